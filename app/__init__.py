@@ -1,0 +1,1 @@
+"""AI Mass: the application without its heavy parts."""

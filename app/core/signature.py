@@ -1,0 +1,89 @@
+"""What a model takes and gives: its tensors, and what they mean to a person.
+
+This is `signature.json` of a model version. Serving builds its decoders from it and training writes it, so both sides
+import these classes and no other description of a model's input exists.
+
+Tabular models take at most two tensors, rows first, whatever the number of columns:
+
+    numeric      FP32   [-1, n_numeric]       numbers, integers and booleans (0/1); NaN = missing
+    categorical  BYTES  [-1, n_categorical]   UTF-8 text; the empty string = missing
+
+Image models take `image` UINT8 [-1, channels, height, width], raw 0-255; scaling is inside the graph.
+Classifiers give `probabilities` FP32 [-1, n_classes] in the order of `classes`; regressors give `value` FP32 [-1].
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Task = Literal["classification", "regression"]
+Datatype = Literal["BOOL", "UINT8", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
+ColumnType = Literal["number", "integer", "boolean", "category", "image"]
+SIGNATURE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A graph input or output in Open Inference Protocol terms; -1 in `shape` is variable, the first is the batch."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One named value of an instance and where it goes: column `index` of the tensor called `tensor`.
+
+    `nullable` says whether null is accepted (the graph then imputes it). An `image` column fills a whole tensor.
+    """
+
+    name: str
+    type: ColumnType
+    tensor: str
+    index: int = 0
+    nullable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFormat:
+    """How pictures become the `image` tensor: mode `L` (1 channel) or `RGB` (3), resized to height x width pixels."""
+
+    mode: Literal["L", "RGB"]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A model's complete contract with its callers."""
+
+    task: Task
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    columns: tuple[Column, ...]
+    classes: tuple[str, ...] = ()
+    target: str = ""
+    image: ImageFormat | None = None
+    version: int = field(default=SIGNATURE_VERSION)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_json` restores an equal object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> "Signature":
+        """Read what `to_json` wrote. A newer `version` than this code knows is a ValueError."""
+        if raw.get("version") != SIGNATURE_VERSION:
+            raise ValueError(f"signature version {raw.get('version')!r} is not {SIGNATURE_VERSION}")
+        tensors = {
+            key: tuple(Tensor(t["name"], t["datatype"], tuple(t["shape"])) for t in raw[key]) for key in ("inputs", "outputs")
+        }
+        return cls(
+            task=raw["task"],
+            inputs=tensors["inputs"],
+            outputs=tensors["outputs"],
+            columns=tuple(Column(**c) for c in raw["columns"]),
+            classes=tuple(raw["classes"]),
+            target=raw["target"],
+            image=ImageFormat(**raw["image"]) if raw.get("image") else None,
+        )

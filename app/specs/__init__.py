@@ -1,0 +1,1 @@
+"""What a request may ask: job specs, family parameters, recipes. JSON schemas come from here."""

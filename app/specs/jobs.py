@@ -1,0 +1,198 @@
+"""Job specs: the body of `POST /api/v1/jobs`, validated whole before anything is queued."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from app.core.errors import InvalidSpec
+from app.core.signature import Task
+from app.specs.base import Name, Spec
+from app.specs.families import family
+
+Priority = Literal[0, 1, 2]
+MetricName = Literal["accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "rmse", "mae", "r2"]
+CLASSIFICATION_METRICS = frozenset({"accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss"})
+_DATASET = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})@(?P<version>[1-9][0-9]{0,8})$")
+
+
+def parse_dataset(ref: str) -> tuple[str, int]:
+    """Split `name@version`; ValueError says the form."""
+    match = _DATASET.match(ref)
+    if not match:
+        raise ValueError(f"'{ref}' is not of the form name@version, such as telco@1")
+    return match["name"], int(match["version"])
+
+
+def _check_dataset(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was sent
+    if isinstance(value, str):
+        parse_dataset(value)
+    return value
+
+
+DatasetRef = Annotated[str, BeforeValidator(_check_dataset), Field(examples=["telco@1"])]
+
+
+class DropDuplicates(Spec):
+    """Drop rows that repeat an earlier row in every used column; counted in the model card."""
+
+    step: Literal["drop_duplicates"]
+
+
+class DropMissing(Spec):
+    """Drop rows in which any of `columns` is missing; counted in the model card."""
+
+    step: Literal["drop_missing"]
+    columns: Annotated[list[str], Field(min_length=1)]
+
+
+class Clip(Spec):
+    """Clip numbers of `column` into [low, high], in the graph as well."""
+
+    step: Literal["clip"]
+    column: str
+    low: float | None = None
+    high: float | None = None
+
+
+CleanStep = Annotated[DropDuplicates | DropMissing, Field(discriminator="step")]
+FeatureType = Literal["number", "category", "boolean"]
+
+
+class FeatureSpec(Spec):
+    """Which columns the model sees and as what."""
+
+    drop: Annotated[list[str], Field(description="columns to leave out")] = []
+    types: Annotated[dict[str, FeatureType], Field(description="read these columns as this type")] = {}
+    steps: Annotated[list[Clip], Field(description="transformations that become part of the model", max_length=100)] = []
+
+
+class SplitSpec(Spec):
+    """How rows are divided; the row ids are saved with the version."""
+
+    method: Literal["auto", "stratified", "random"] = "auto"
+    test: Annotated[float, Field(gt=0, lt=0.9, description="share of rows never seen by training")] = 0.2
+    validation: Annotated[float, Field(gt=0, lt=0.9, description="share of rows for early stopping")] = 0.1
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+
+    @model_validator(mode="after")
+    def _leaves_rows(self) -> Self:
+        if self.test + self.validation >= 1:
+            raise ValueError("test + validation must be below 1, so that rows are left to train on")
+        return self
+
+
+class OptimizerSpec(Spec):
+    """Optimizer of torch families."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Annotated[float, Field(gt=0, le=10, description="peak learning rate")] = 0.001
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1, description="sgd only")] = 0.9
+
+
+class SchedulerSpec(Spec):
+    """Learning-rate schedule of torch families."""
+
+    name: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+
+
+class EarlyStoppingSpec(Spec):
+    """Stop when the validation loss has not improved by `min_delta` for `patience` epochs (or 5x as many trees)."""
+
+    patience: Annotated[int, Field(ge=1, le=10_000)] = 10
+    min_delta: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+
+
+class TrainingSpec(Spec):
+    """The training loop. Families without a loop use `seed` and `early_stopping` alone."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 256
+    optimizer: OptimizerSpec = OptimizerSpec()
+    scheduler: SchedulerSpec = SchedulerSpec()
+    early_stopping: EarlyStoppingSpec | None = EarlyStoppingSpec()
+    gradient_clip: Annotated[float | None, Field(gt=0, le=1e6, description="norm; null: off")] = 1.0
+    accumulate: Annotated[int, Field(ge=1, le=1024, description="batches per optimizer step")] = 1
+    precision: Literal["32", "bf16"] = "32"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    checkpoint_every_s: Annotated[float, Field(ge=0, le=86_400, description="0: after every epoch")] = 30.0
+
+
+class Resources(Spec):
+    """What one job may use."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    memory_mb: Annotated[int, Field(ge=256, le=4_000_000, description="the job is killed above this")] = 8000
+
+
+class CompressBudget(Spec):
+    """What a compressed variant may cost to be accepted."""
+
+    max_metric_drop: Annotated[float, Field(ge=0, le=1, description="largest loss of the version's main metric on test rows; relative for RMSE and MAE")] = 0.01
+
+
+class DeploySpec(Spec):
+    """Route an endpoint to the new version once it is ready; prefers the best accepted variant."""
+
+    endpoint: Name
+
+
+class JobSpec(Spec):
+    """What every kind of job takes."""
+
+    priority: Annotated[Priority, Field(description="0 first, 2 last")] = 1
+    resources: Resources = Resources()
+    timeout_s: Annotated[float, Field(gt=0, le=2_592_000, description="the job fails after this")] = 3600.0
+    after: Annotated[list[str], Field(description="ids of jobs that must succeed first", max_length=100)] = []
+
+
+class TrainSpec(JobSpec):
+    """Train a model of one family on one data set version."""
+
+    kind: Literal["train"]
+    model: Name
+    dataset: DatasetRef
+    task: Task
+    target: Annotated[str, Field(min_length=1)]
+    family: Annotated[str, Field(examples=["gbdt"])]
+    params: Annotated[dict[str, Any], Field(description="of the family; see GET /api/v1/families")] = {}
+    features: FeatureSpec = FeatureSpec()
+    clean: Annotated[list[CleanStep], Field(max_length=100)] = []
+    split: SplitSpec = SplitSpec()
+    metrics: Annotated[list[MetricName], Field(description="first = main metric; default: roc_auc (2 classes), accuracy, rmse")] = []
+    training: TrainingSpec = TrainingSpec()
+    compress: CompressBudget | None = None
+    deploy: DeploySpec | None = None
+
+    def check_family(self) -> Self:
+        """Fill `params` with the family's defaults. InvalidSpec names an unknown family, task or parameter."""
+        chosen = family(self.family)
+        if self.task not in chosen.tasks:
+            raise InvalidSpec.at("task", msg=f"family '{chosen.name}' does {', '.join(chosen.tasks)}, not {self.task}")
+        for name in self.metrics:
+            if (name in CLASSIFICATION_METRICS) != (self.task == "classification"):
+                raise InvalidSpec.at("metrics", msg=f"'{name}' is not a metric of {self.task}")
+        return self.model_copy(update={"params": chosen.validate(self.params).model_dump(mode="json")})
+
+
+class CompressSpec(JobSpec):
+    """Make compressed variants of a model version and measure each on this host."""
+
+    kind: Literal["compress"]
+    model: Name
+    version: Annotated[int, Field(ge=1)]
+    budget: CompressBudget = CompressBudget()
+
+
+class IngestSpec(JobSpec):
+    """Parse and profile an uploaded file; queued by the platform when data is uploaded."""
+
+    kind: Literal["ingest"] = "ingest"
+    dataset: DatasetRef
+    format: Literal["auto", "tabular", "image"] = "auto"
+    filename: str
+
+
+AnyJobSpec = Annotated[TrainSpec | CompressSpec, Field(discriminator="kind")]
+NOT_BUILT_KINDS = frozenset({"tune", "evaluate", "explain", "ensemble", "predict"})
