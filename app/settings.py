@@ -15,24 +15,34 @@ class DatabaseSettings(BaseSettings):
     """The registry."""
 
     model_config = _prefix("AIMASS_DATABASE_")
-    url: Annotated[str, Field(description="`sqlite:///FILE` or `postgresql://…`; empty: SQLite in the data folder")] = ""
+    url: Annotated[str, Field(description="`sqlite:///FILE` or `postgresql://…`; empty: SQLite in the data folder")] = (
+        ""
+    )
     pool_size: Annotated[int, Field(ge=1, le=200, description="connections a process keeps to PostgreSQL")] = 10
-    lock_timeout_s: Annotated[float, Field(gt=0, description="longest wait for a lock before the statement fails")] = 10.0
+    lock_timeout_s: Annotated[float, Field(gt=0, description="longest wait for a lock before the statement fails")] = (
+        10.0
+    )
 
 
 class RedisSettings(BaseSettings):
     """Wake-ups, cancels and live events; losing it loses no job."""
 
     model_config = _prefix("AIMASS_REDIS_")
-    url: Annotated[str, Field(description="`redis://…` or `unix://…`; empty: an embedded server in the data folder")] = ""
-    timeout_s: Annotated[float, Field(gt=0, description="of one command; short, so that a dead server cannot hold up a heartbeat")] = 3.0
+    url: Annotated[
+        str, Field(description="`redis://…` or `unix://…`; empty: an embedded server in the data folder")
+    ] = ""
+    timeout_s: Annotated[
+        float, Field(gt=0, description="of one command; short, so that a dead server cannot hold up a heartbeat")
+    ] = 3.0
 
 
 class StoreSettings(BaseSettings):
     """Files of data sets and models."""
 
     model_config = _prefix("AIMASS_STORE_")
-    url: Annotated[str, Field(description="`file:///FOLDER` or `s3://BUCKET/PREFIX`; empty: a folder in the data folder")] = ""
+    url: Annotated[
+        str, Field(description="`file:///FOLDER` or `s3://BUCKET/PREFIX`; empty: a folder in the data folder")
+    ] = ""
     s3_endpoint: Annotated[str, Field(description="of an S3-compatible server; empty: AWS")] = ""
     s3_region: Annotated[str, Field(description="of the bucket")] = "us-east-1"
 
@@ -54,27 +64,41 @@ class ServingSettings(BaseSettings):
     model_config = _prefix("AIMASS_SERVING_")
     max_body_mb: Annotated[int, Field(ge=1, description="largest prediction request, MiB")] = 64
     max_batch: Annotated[int, Field(ge=1, description="most rows of one run; an endpoint may set its own")] = 64
-    max_queue: Annotated[int, Field(ge=1, description="rows that may wait per endpoint before 429; an endpoint may set its own")] = 2048
-    threads: Annotated[int, Field(ge=0, description="cores for all models together; 0: all that this process may use")] = 0
-    poll_s: Annotated[float, Field(gt=0, description="how often endpoints are compared with the registry, should a notice be lost")] = 2.0
+    max_queue: Annotated[
+        int, Field(ge=1, description="rows that may wait per endpoint before 429; an endpoint may set its own")
+    ] = 2048
+    threads: Annotated[
+        int, Field(ge=0, description="cores for all models together; 0: all that this process may use")
+    ] = 0
+    poll_s: Annotated[
+        float, Field(gt=0, description="how often endpoints are compared with the registry, should a notice be lost")
+    ] = 2.0
 
 
 class QueueSettings(BaseSettings):
     """Leases and retries of jobs."""
 
     model_config = _prefix("AIMASS_QUEUE_")
-    lease_s: Annotated[float, Field(gt=0, description="a worker that is silent for this long loses its job; the heartbeat is a third")] = 30.0
+    lease_s: Annotated[
+        float, Field(gt=0, description="a worker that is silent for this long loses its job; the heartbeat is a third")
+    ] = 30.0
     max_attempts: Annotated[int, Field(ge=1, description="runs of a job whose process crashes")] = 3
     backoff_s: Annotated[float, Field(ge=0, description="wait before the second run; doubles with each")] = 5.0
-    repush_s: Annotated[float, Field(gt=0, description="a queued job that nobody took is announced again after this")] = 30.0
-    reconcile_s: Annotated[float, Field(gt=0, description="how often expired leases and forgotten jobs are looked for")] = 5.0
+    repush_s: Annotated[
+        float, Field(gt=0, description="a queued job that nobody took is announced again after this")
+    ] = 30.0
+    reconcile_s: Annotated[
+        float, Field(gt=0, description="how often expired leases and forgotten jobs are looked for")
+    ] = 5.0
 
 
 class WorkerSettings(BaseSettings):
     """The worker agent."""
 
     model_config = _prefix("AIMASS_WORKER_")
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="`cpu` or `cuda:N`: what this agent's jobs run on")] = "cpu"
+    device: Annotated[
+        str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="`cpu` or `cuda:N`: what this agent's jobs run on")
+    ] = "cpu"
     grace_s: Annotated[float, Field(ge=0, description="time from SIGTERM to SIGKILL, for a checkpoint")] = 30.0
     spare: Annotated[bool, Field(description="keep one child ready that has imported torch")] = True
     threads: Annotated[int, Field(ge=0, description="cores for one job; 0: all that this process may use")] = 0
@@ -91,7 +115,9 @@ class LimitSettings(BaseSettings):
     archive_members: Annotated[int, Field(ge=1, description="files in an archive")] = 2_000_000
     image_megapixels: Annotated[float, Field(gt=0, description="size of one picture")] = 50.0
     line_mb: Annotated[int, Field(ge=1, description="longest line of a text table, MiB")] = 8
-    ingest_memory_mb: Annotated[int, Field(ge=256, description="memory of the process that parses an upload, MiB")] = 4096
+    ingest_memory_mb: Annotated[int, Field(ge=256, description="memory of the process that parses an upload, MiB")] = (
+        4096
+    )
 
 
 class Settings(BaseSettings):
@@ -99,7 +125,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="AIMASS_", extra="ignore", frozen=True, validate_default=True)
     data_dir: Annotated[Path, Field(description="everything that the platform keeps on this machine")] = Path(".data")
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line that is logged")] = "info"
+    log_level: Annotated[
+        str, Field(pattern="^(debug|info|warning|error)$", description="least severe line that is logged")
+    ] = "info"
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
@@ -132,7 +160,10 @@ def describe() -> list[tuple[str, str, str]]:
         group = field.default_factory
         if isinstance(group, type) and issubclass(group, BaseSettings):
             prefix = group.model_config.get("env_prefix", "")
-            rows += [(f"{prefix}{key}".upper(), _text(f.default), f.description or "") for key, f in group.model_fields.items()]
+            rows += [
+                (f"{prefix}{key}".upper(), _text(f.default), f.description or "")
+                for key, f in group.model_fields.items()
+            ]
         else:
             rows.append((f"AIMASS_{name}".upper(), _text(field.default), field.description or ""))
     return rows

@@ -76,7 +76,8 @@ class Signature:
         if raw.get("version") != SIGNATURE_VERSION:
             raise ValueError(f"signature version {raw.get('version')!r} is not {SIGNATURE_VERSION}")
         tensors = {
-            key: tuple(Tensor(t["name"], t["datatype"], tuple(t["shape"])) for t in raw[key]) for key in ("inputs", "outputs")
+            key: tuple(Tensor(t["name"], t["datatype"], tuple(t["shape"])) for t in raw[key])
+            for key in ("inputs", "outputs")
         }
         return cls(
             task=raw["task"],

@@ -1,0 +1,149 @@
+"""Data sets, models and endpoints as the rest of the application sees them. Times are seconds since the epoch."""
+
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+T = TypeVar("T")
+
+DatasetState = Literal["ingesting", "ready", "failed"]
+VariantState = Literal["accepted", "rejected"]
+BASE_VARIANT = "fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a data set or model version: its path there, and the content it stands for."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetVersion:
+    """One immutable upload and what was made of it."""
+
+    id: str
+    name: str
+    version: int
+    kind: str
+    state: DatasetState
+    filename: str
+    bytes: int
+    sha256: str
+    created_at: float
+    rows: int | None = None
+    columns: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+    rejected: dict[str, Any] = field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    job_id: str | None = None
+    files: tuple[StoredFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A named sequence of versions."""
+
+    name: str
+    latest: int
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run a version: `fp32` is the base, others are compressed, measured and accepted or rejected."""
+
+    name: str
+    state: VariantState
+    reason: str | None
+    recipe: dict[str, Any]
+    path: str
+    bytes: int
+    metrics: dict[str, float]
+    latency: dict[str, Any]
+    created_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One trained model: an immutable folder of files, its measurements and its origin."""
+
+    id: str
+    model: str
+    version: int
+    state: str
+    task: str
+    family: str
+    main_metric: str
+    metrics: dict[str, float]
+    signature: dict[str, Any]
+    schema: dict[str, Any]
+    lineage: dict[str, Any]
+    digest: str
+    created_at: float
+    variants: tuple[Variant, ...] = ()
+    files: tuple[StoredFile, ...] = ()
+
+    def variant(self, name: str | None) -> Variant | None:
+        """The variant called `name`; without a name the fastest accepted one."""
+        accepted = [v for v in self.variants if v.state == "accepted"]
+        if name is not None:
+            return next((v for v in accepted if v.name == name), None)
+        return max(accepted, key=lambda v: (float(v.latency.get("items_per_s", 0.0)), -v.bytes), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A named sequence of versions."""
+
+    name: str
+    latest: int
+    created_at: float
+    aliases: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """One entry of an alias's append-only history."""
+
+    alias: str
+    version: int
+    previous: int | None
+    at: float
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A name that callers predict with, and where its traffic goes. `revision` grows with each change."""
+
+    name: str
+    model: str
+    version: int
+    variant: str
+    spec: dict[str, Any]
+    revision: int
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An API key without its secret."""
+
+    id: str
+    name: str
+    prefix: str
+    scopes: tuple[str, ...]
+    created_at: float
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a keyset list."""
+
+    items: tuple[T, ...]
+    next_cursor: str | None

@@ -1,0 +1,92 @@
+"""What the queue needs of the outside. `app.registry.jobs` and `app.queue.memory` fulfil `Ledger`; `redis` and `memory` `Wake`."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from app.core.jobs import DeviceClass, Job, JobFailure, Lease, MetricPoint, NewJob, Progress
+
+HeartbeatAnswer = Literal["held", "cancel", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A queued job that an agent should be told of."""
+
+    job_id: str
+    device: DeviceClass
+    priority: int
+
+
+class Ledger(Protocol):
+    """The job table. Every write for a running job names its attempt and returns False when that lease is lost."""
+
+    async def enqueue(self, job: NewJob) -> Job:
+        """Add a job, waiting for those in `after`. InvalidSpec when one of them does not exist or has not succeeded."""
+
+    async def get(self, job_id: str) -> Job:
+        """The job. NotFound otherwise."""
+
+    async def claim(self, job_id: str, worker: str, lease_s: float) -> Lease | None:
+        """Take a queued, due job: compare-and-set to running with the next attempt. None when somebody else has it."""
+
+    async def next_ready(self, device: DeviceClass) -> str | None:
+        """The id of the due job to run next on this device class: lowest priority number first, then oldest."""
+
+    async def heartbeat(self, job_id: str, attempt: int, lease_s: float) -> HeartbeatAnswer:
+        """Renew the lease."""
+
+    async def progress(
+        self,
+        job_id: str,
+        attempt: int,
+        progress: Progress | None,
+        points: Sequence[MetricPoint],
+        log: Sequence[dict[str, Any]],
+    ) -> bool:
+        """Record what the child told."""
+
+    async def succeed(self, job_id: str, attempt: int, result: dict[str, Any]) -> bool:
+        """Running → succeeded; jobs that waited for this one become ready."""
+
+    async def fail(self, job_id: str, attempt: int, failure: JobFailure, backoff_s: float) -> bool:
+        """Running → queued after a back-off if the failure is retryable and attempts are left, otherwise → failed."""
+
+    async def release(self, job_id: str, attempt: int) -> bool:
+        """Running → queued at once, without using up an attempt: the agent is shutting down."""
+
+    async def cancelled(self, job_id: str, attempt: int) -> bool:
+        """Running → cancelled: the child has stopped."""
+
+    async def cancel(self, job_id: str) -> Job:
+        """Queued → cancelled at once; running → marked, its agent stops it. A terminal job stays as it is."""
+
+    async def expire(self, backoff_s: float) -> int:
+        """Expired leases → queued or failed; how many there were."""
+
+    async def unannounced(self, repush_s: float) -> Sequence[Ready]:
+        """Due queued jobs that were not announced for `repush_s`; marks them announced now."""
+
+
+class Wake(Protocol):
+    """Wake-ups and cancels. Losing any of them costs time, never a job."""
+
+    async def announce(self, ready: Ready) -> None:
+        """Tell one idle agent of the device class. Unavailable when the server is away."""
+
+    async def next(self, device: DeviceClass, timeout_s: float) -> str | None:
+        """The next announced job id, by priority; None after `timeout_s`. Unavailable when the server is away."""
+
+    async def publish(self, channel: str, message: str) -> None:
+        """Tell whoever listens now. Unavailable when the server is away."""
+
+    def listen(self, *channels: str) -> AsyncIterator[tuple[str, str]]:
+        """(channel, message) as they come; ("", "") after every (re)connection, since messages may have been missed."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+
+
+CANCEL_CHANNEL = "cancel"  # message: a job id
+JOB_CHANNEL = "job:{job_id}"  # message: "" - the job's events have grown
+ENDPOINT_CHANNEL = "endpoints"  # message: an endpoint's name - its row has changed

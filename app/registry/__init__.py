@@ -1,0 +1,1 @@
+"""The registry: tables never leave this room; repositories take a session and return core objects."""

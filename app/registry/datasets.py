@@ -1,0 +1,167 @@
+"""Data sets and their versions."""
+
+from typing import Any
+
+from sqlalchemy import delete, select, update
+
+from app.core.errors import Conflict, NotFound
+from app.core.ids import new_id
+from app.core.resources import Dataset, DatasetVersion, Page, StoredFile
+from app.registry.files import add_files, files_of, remove_files
+from app.registry.numbering import next_version
+from app.registry.session import ReadSession, WriteSession, now
+from app.registry.tables import DatasetRow, DatasetVersionRow, ModelRow, ModelVersionRow
+
+
+def _version(name: str, row: DatasetVersionRow, files: tuple[StoredFile, ...] = ()) -> DatasetVersion:
+    return DatasetVersion(
+        id=row.id,
+        name=name,
+        version=row.version,
+        kind=row.kind,
+        state=row.state,  # type: ignore[arg-type]
+        filename=row.filename,
+        bytes=row.bytes,
+        sha256=row.sha256,
+        created_at=row.created_at,
+        rows=row.rows,
+        columns=tuple(row.columns),
+        warnings=tuple(row.warnings),
+        rejected=row.rejected,
+        error=row.error,
+        job_id=row.job_id,
+        files=files,
+    )
+
+
+class DatasetReader:
+    """What anyone may ask of data sets."""
+
+    def __init__(self, session: ReadSession | WriteSession) -> None:
+        self._session = session
+
+    async def page(self, limit: int, cursor: str | None) -> Page[Dataset]:
+        """By name."""
+        query = select(DatasetRow).where(DatasetRow.latest > 0).order_by(DatasetRow.name).limit(limit + 1)
+        if cursor:
+            query = query.where(DatasetRow.name > cursor)
+        rows = list(await self._session.scalars(query))
+        items = tuple(Dataset(row.name, row.latest, row.created_at) for row in rows[:limit])
+        return Page(items, rows[limit - 1].name if len(rows) > limit else None)
+
+    async def get(self, name: str) -> Dataset:
+        """The data set. NotFound otherwise."""
+        row = await self._session.scalar(select(DatasetRow).where(DatasetRow.name == name))
+        if row is None:
+            raise NotFound(f"there is no data set '{name}'")
+        return Dataset(row.name, row.latest, row.created_at)
+
+    async def versions(self, name: str, limit: int, cursor: str | None) -> Page[DatasetVersion]:
+        """Newest first; the cursor is the last version number of the page before."""
+        await self.get(name)
+        query = (
+            select(DatasetVersionRow)
+            .join(DatasetRow)
+            .where(DatasetRow.name == name)
+            .order_by(DatasetVersionRow.version.desc())
+            .limit(limit + 1)
+        )
+        if cursor:
+            query = query.where(DatasetVersionRow.version < int(cursor))
+        rows = list(await self._session.scalars(query))
+        return Page(
+            tuple(_version(name, row) for row in rows[:limit]),
+            str(rows[limit - 1].version) if len(rows) > limit else None,
+        )
+
+    async def version(self, name: str, version: int) -> DatasetVersion:
+        """One version with its files. NotFound otherwise."""
+        row = await self._session.scalar(
+            select(DatasetVersionRow)
+            .join(DatasetRow)
+            .where(DatasetRow.name == name, DatasetVersionRow.version == version)
+            .execution_options(populate_existing=True)
+        )
+        if row is None:
+            raise NotFound(f"there is no data set '{name}@{version}'")
+        return _version(name, row, await files_of(self._session, row.id))
+
+
+class DatasetWriter(DatasetReader):
+    """Changes of data sets, within the caller's transaction."""
+
+    def __init__(self, session: WriteSession) -> None:
+        super().__init__(session)
+        self._write = session
+
+    async def create(self, name: str, kind: str, original: StoredFile, filename: str) -> DatasetVersion:
+        """The next version of `name`, being ingested. `original.path` is where the upload is kept in the version."""
+        dataset_id, number = await next_version(self._write, DatasetRow, name)
+        row = DatasetVersionRow(
+            id=new_id(),
+            dataset_id=dataset_id,
+            version=number,
+            kind=kind,
+            state="ingesting",
+            filename=filename,
+            bytes=original.bytes,
+            sha256=original.sha256,
+            rows=None,
+            columns=[],
+            warnings=[],
+            rejected={"count": 0, "first": []},
+            error=None,
+            created_at=now(),
+        )
+        self._write.add(row)
+        await self._write.flush()
+        await self._write.refresh(row)
+        await add_files(self._write, row.id, [original])
+        return _version(name, row, (original,))
+
+    async def attach_job(self, version_id: str, job_id: str) -> None:
+        """Note which job ingests the version."""
+        await self._write.execute(
+            update(DatasetVersionRow).where(DatasetVersionRow.id == version_id).values(job_id=job_id)
+        )
+
+    async def ready(self, job_id: str, result: dict[str, Any], files: list[StoredFile]) -> None:
+        """The ingest job has succeeded: its result and derived files become part of the version."""
+        version_id = await self._write.scalar(
+            update(DatasetVersionRow)
+            .where(DatasetVersionRow.job_id == job_id)
+            .values(
+                state="ready",
+                kind=result["kind"],
+                rows=result["rows"],
+                columns=result["columns"],
+                warnings=result["warnings"],
+                rejected={"count": result["rejected_count"], "first": result["rejected_first"]},
+                error=None,
+            )
+            .returning(DatasetVersionRow.id)
+        )
+        if version_id is not None:  # else: deleted while it was being ingested
+            await add_files(self._write, version_id, files)
+
+    async def delete(self, name: str, version: int, *, detach: bool) -> None:
+        """Remove a version. Conflict while a model version was trained on it, unless `detach`."""
+        found = await self.version(name, version)
+        users = list(
+            await self._write.execute(
+                select(ModelRow.name, ModelVersionRow.version)
+                .join(ModelRow)
+                .where(ModelVersionRow.dataset_version_id == found.id)
+                .limit(5)
+            )
+        )
+        if users and not detach:
+            names = ", ".join(f"{model}@{number}" for model, number in users)
+            raise Conflict(f"'{name}@{version}' trained {names}; add ?detach=true to delete it all the same")
+        await self._write.execute(
+            update(ModelVersionRow)
+            .where(ModelVersionRow.dataset_version_id == found.id)
+            .values(dataset_version_id=None)
+        )
+        await remove_files(self._write, found.id)
+        await self._write.execute(delete(DatasetVersionRow).where(DatasetVersionRow.id == found.id))

@@ -1,0 +1,85 @@
+"""Endpoints."""
+
+from typing import Any
+
+from sqlalchemy import delete, select
+
+from app.core.errors import NotFound
+from app.core.resources import Endpoint, Page
+from app.registry.session import ReadSession, WriteSession, now
+from app.registry.tables import EndpointRow
+
+
+def _endpoint(row: EndpointRow) -> Endpoint:
+    return Endpoint(
+        row.name, row.model, row.version, row.variant, row.spec, row.revision, row.created_at, row.updated_at
+    )
+
+
+class EndpointReader:
+    """What anyone may ask of endpoints."""
+
+    def __init__(self, session: ReadSession | WriteSession) -> None:
+        self._session = session
+
+    async def get(self, name: str) -> Endpoint:
+        """The endpoint. NotFound otherwise."""
+        row = await self._session.get(EndpointRow, name, populate_existing=True)
+        if row is None:
+            raise NotFound(f"there is no endpoint '{name}'")
+        return _endpoint(row)
+
+    async def page(self, limit: int, cursor: str | None) -> Page[Endpoint]:
+        """By name."""
+        query = select(EndpointRow).order_by(EndpointRow.name).limit(limit + 1)
+        if cursor:
+            query = query.where(EndpointRow.name > cursor)
+        rows = list(await self._session.scalars(query))
+        return Page(tuple(_endpoint(row) for row in rows[:limit]), rows[limit - 1].name if len(rows) > limit else None)
+
+    async def all(self) -> list[Endpoint]:
+        """Every endpoint, for a gateway that keeps its host in step."""
+        return [_endpoint(row) for row in await self._session.scalars(select(EndpointRow).order_by(EndpointRow.name))]
+
+
+class EndpointWriter(EndpointReader):
+    """Changes of endpoints, within the caller's transaction."""
+
+    def __init__(self, session: WriteSession) -> None:
+        super().__init__(session)
+        self._write = session
+
+    async def put(
+        self, name: str, model: str, version: int, variant: str, spec: dict[str, Any]
+    ) -> tuple[Endpoint, bool]:
+        """Create or change; (the endpoint, whether it is new)."""
+        row = await self._write.get(EndpointRow, name, with_for_update=True, populate_existing=True)
+        if row is None:
+            row = EndpointRow(
+                name=name,
+                model=model,
+                version=version,
+                variant=variant,
+                spec=spec,
+                revision=1,
+                created_at=now(),
+                updated_at=now(),
+            )
+            self._write.add(row)
+        else:
+            row.model, row.version, row.variant, row.spec, row.revision = (
+                model,
+                version,
+                variant,
+                spec,
+                row.revision + 1,
+            )
+            row.updated_at = now()
+        await self._write.flush()
+        await self._write.refresh(row)
+        return _endpoint(row), row.revision == 1
+
+    async def delete(self, name: str) -> None:
+        """Remove the endpoint. NotFound otherwise."""
+        await self.get(name)
+        await self._write.execute(delete(EndpointRow).where(EndpointRow.name == name))

@@ -1,0 +1,235 @@
+"""Models, their versions, variants and aliases."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+
+from app.core.errors import Conflict, NotFound
+from app.core.ids import new_id
+from app.core.resources import AliasMove, Model, ModelVersion, Page, StoredFile, Variant
+from app.registry.files import add_files, files_of, remove_files
+from app.registry.numbering import next_version
+from app.registry.session import ReadSession, WriteSession, now
+from app.registry.tables import AliasMoveRow, AliasRow, EndpointRow, ModelRow, ModelVersionRow, VariantRow
+
+
+def _variant(row: VariantRow) -> Variant:
+    return Variant(
+        name=row.name,
+        state=row.state,  # type: ignore[arg-type]
+        reason=row.reason,
+        recipe=row.recipe,
+        path=row.path,
+        bytes=row.bytes,
+        metrics=row.metrics,
+        latency=row.latency,
+        created_at=row.created_at,
+    )
+
+
+def _version(
+    model: str, row: ModelVersionRow, variants: tuple[Variant, ...], files: tuple[StoredFile, ...] = ()
+) -> ModelVersion:
+    return ModelVersion(
+        id=row.id,
+        model=model,
+        version=row.version,
+        state=row.state,
+        task=row.task,
+        family=row.family,
+        main_metric=row.main_metric,
+        metrics=row.metrics,
+        signature=row.signature,
+        schema=row.schema,
+        lineage=row.lineage,
+        digest=row.digest,
+        created_at=row.created_at,
+        variants=variants,
+        files=files,
+    )
+
+
+class ModelReader:
+    """What anyone may ask of models."""
+
+    def __init__(self, session: ReadSession | WriteSession) -> None:
+        self._session = session
+
+    async def page(self, limit: int, cursor: str | None) -> Page[Model]:
+        """By name."""
+        query = select(ModelRow).where(ModelRow.latest > 0).order_by(ModelRow.name).limit(limit + 1)
+        if cursor:
+            query = query.where(ModelRow.name > cursor)
+        rows = list(await self._session.scalars(query))
+        items = tuple([await self._model(row) for row in rows[:limit]])
+        return Page(items, rows[limit - 1].name if len(rows) > limit else None)
+
+    async def _model(self, row: ModelRow) -> Model:
+        aliases = await self._session.execute(
+            select(AliasRow.alias, AliasRow.version).where(AliasRow.model_id == row.id).order_by(AliasRow.alias)
+        )
+        return Model(row.name, row.latest, row.created_at, {alias: version for alias, version in aliases})  # noqa: C416 - rows are not pairs to the type checker
+
+    async def _row(self, name: str) -> ModelRow:
+        row = await self._session.scalar(select(ModelRow).where(ModelRow.name == name))
+        if row is None:
+            raise NotFound(f"there is no model '{name}'")
+        return row
+
+    async def get(self, name: str) -> Model:
+        """The model. NotFound otherwise."""
+        return await self._model(await self._row(name))
+
+    async def versions(self, name: str, limit: int, cursor: str | None) -> Page[ModelVersion]:
+        """Newest first; the cursor is the last version number of the page before."""
+        model = await self._row(name)
+        query = (
+            select(ModelVersionRow)
+            .where(ModelVersionRow.model_id == model.id)
+            .order_by(ModelVersionRow.version.desc())
+            .limit(limit + 1)
+        )
+        if cursor:
+            query = query.where(ModelVersionRow.version < int(cursor))
+        rows = list(await self._session.scalars(query))
+        items = [_version(name, row, await self._variants(row.id)) for row in rows[:limit]]
+        return Page(tuple(items), str(rows[limit - 1].version) if len(rows) > limit else None)
+
+    async def _variants(self, version_id: str) -> tuple[Variant, ...]:
+        rows = await self._session.scalars(
+            select(VariantRow)
+            .where(VariantRow.version_id == version_id)
+            .order_by(VariantRow.created_at, VariantRow.name)
+        )
+        return tuple(_variant(row) for row in rows)
+
+    async def version(self, name: str, version: int) -> ModelVersion:
+        """One version with its variants and files. NotFound otherwise."""
+        row = await self._session.scalar(
+            select(ModelVersionRow).join(ModelRow).where(ModelRow.name == name, ModelVersionRow.version == version)
+        )
+        if row is None:
+            raise NotFound(f"there is no model version '{name}@{version}'")
+        return _version(name, row, await self._variants(row.id), await files_of(self._session, row.id))
+
+    async def resolve_alias(self, name: str, alias: str) -> int:
+        """The version that the alias points to. NotFound otherwise."""
+        model = await self._row(name)
+        version = await self._session.scalar(
+            select(AliasRow.version).where(AliasRow.model_id == model.id, AliasRow.alias == alias)
+        )
+        if version is None:
+            raise NotFound(f"model '{name}' has no alias '{alias}'")
+        return version
+
+    async def alias_history(self, name: str, alias: str) -> list[AliasMove]:
+        """Every move of the alias, newest first."""
+        model = await self._row(name)
+        rows = await self._session.scalars(
+            select(AliasMoveRow)
+            .where(AliasMoveRow.model_id == model.id, AliasMoveRow.alias == alias)
+            .order_by(AliasMoveRow.id.desc())
+        )
+        return [AliasMove(row.alias, row.version, row.previous, row.at, row.by, row.reason) for row in rows]
+
+
+class ModelWriter(ModelReader):
+    """Changes of models, within the caller's transaction."""
+
+    def __init__(self, session: WriteSession) -> None:
+        super().__init__(session)
+        self._write = session
+
+    async def create_version(
+        self,
+        name: str,
+        result: dict[str, Any],
+        *,
+        lineage: dict[str, Any],
+        digest: str,
+        files: Sequence[StoredFile],
+        dataset_version_id: str | None,
+        job_id: str | None,
+    ) -> ModelVersion:
+        """The next version of `name`, ready, with the measurements of a train job's `result`."""
+        model_id, number = await next_version(self._write, ModelRow, name)
+        row = ModelVersionRow(
+            id=new_id(),
+            model_id=model_id,
+            version=number,
+            state="ready",
+            task=result["task"],
+            family=result["family"],
+            main_metric=result["main_metric"],
+            metrics=result["metrics"],
+            signature=result["signature"],
+            schema=result["schema"],
+            lineage=lineage,
+            digest=digest,
+            dataset_version_id=dataset_version_id,
+            job_id=job_id,
+            created_at=now(),
+        )
+        self._write.add(row)
+        await self._write.flush()
+        await add_files(self._write, row.id, files)
+        await self._put_variants(row.id, result["variants"])
+        return await self.version(name, number)
+
+    async def add_variants(
+        self, name: str, version: int, variants: Sequence[dict[str, Any]], files: Sequence[StoredFile]
+    ) -> ModelVersion:
+        """Add or replace variants of an existing version, with their files."""
+        found = await self.version(name, version)
+        await add_files(self._write, found.id, files)
+        await self._put_variants(found.id, variants)
+        return await self.version(name, version)
+
+    async def _put_variants(self, version_id: str, variants: Sequence[dict[str, Any]]) -> None:
+        for raw in variants:
+            await self._write.execute(
+                delete(VariantRow).where(VariantRow.version_id == version_id, VariantRow.name == raw["name"])
+            )
+            known = {
+                key: raw[key] for key in ("name", "state", "reason", "recipe", "path", "bytes", "metrics", "latency")
+            }
+            await self._write.execute(insert(VariantRow).values(version_id=version_id, created_at=now(), **known))
+
+    async def move_alias(self, name: str, alias: str, version: int, *, by: str, reason: str) -> AliasMove:
+        """Point the alias at a version, atomically, and remember who did it and why. NotFound if there is no such version."""
+        await self.version(name, version)
+        model = await self._row(name)
+        await self._write.execute(
+            update(ModelRow).where(ModelRow.id == model.id).values(latest=ModelRow.latest)
+        )  # lock the model's row
+        current = await self._write.get(AliasRow, (model.id, alias))
+        previous = current.version if current else None
+        if current:
+            current.version = version
+        else:
+            self._write.add(AliasRow(model_id=model.id, alias=alias, version=version))
+        row = AliasMoveRow(
+            model_id=model.id, alias=alias, version=version, previous=previous, at=now(), by=by, reason=reason
+        )
+        self._write.add(row)
+        await self._write.flush()
+        await self._write.refresh(row)
+        return AliasMove(alias, version, previous, row.at, by, reason)
+
+    async def delete(self, name: str, version: int) -> None:
+        """Remove a version. Conflict while an endpoint routes to it or an alias points at it."""
+        found = await self.version(name, version)
+        endpoint = await self._write.scalar(
+            select(EndpointRow.name).where(EndpointRow.model == name, EndpointRow.version == version)
+        )
+        if endpoint is not None:
+            raise Conflict(f"endpoint '{endpoint}' routes to '{name}@{version}'; route it elsewhere or delete it first")
+        alias = await self._write.scalar(
+            select(AliasRow.alias).join(ModelRow).where(ModelRow.name == name, AliasRow.version == version)
+        )
+        if alias is not None:
+            raise Conflict(f"alias '{alias}' points at '{name}@{version}'; move it first")
+        await remove_files(self._write, found.id)
+        await self._write.execute(delete(VariantRow).where(VariantRow.version_id == found.id))
+        await self._write.execute(delete(ModelVersionRow).where(ModelVersionRow.id == found.id))

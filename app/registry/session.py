@@ -1,0 +1,147 @@
+"""Engines and sessions.
+
+A read session and a write session are different types, so that a repository says which it needs. On SQLite a write
+session begins IMMEDIATE: it takes the write lock at once and can never be refused it half way through.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import ColumnElement, Float, event
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from app.core.errors import Misconfigured, Unavailable
+from app.settings import DatabaseSettings
+
+
+class ReadSession(AsyncSession):
+    """Reads one consistent state; never commits."""
+
+
+class WriteSession(AsyncSession):
+    """One transaction, committed by `Database.write` when its block ends well."""
+
+
+class now(ColumnElement[float]):  # noqa: N801 - reads as SQL
+    """The database's clock, seconds since the epoch, moving within a transaction."""
+
+    inherit_cache = True
+    type = Float(53)
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(_element: now, _compiler: SQLCompiler, **_: Any) -> str:  # noqa: ANN401 - compiler options
+    return "((julianday('now') - 2440587.5) * 86400.0)"  # unixepoch('subsec') needs SQLite 3.42; Debian 12 has 3.40
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(_element: now, _compiler: SQLCompiler, **_: Any) -> str:  # noqa: ANN401 - compiler options
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+
+
+def async_url(url: str) -> str:
+    """The address with its asyncio driver. Misconfigured names the setting when it is of no supported kind."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise Misconfigured(
+            f"AIMASS_DATABASE_URL is not an address: {url!r}; use sqlite:///FILE or postgresql://…"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend not in DRIVERS:
+        raise Misconfigured(f"AIMASS_DATABASE_URL names '{backend}'; use sqlite:///FILE or postgresql://USER@HOST/NAME")
+    return parsed.set(drivername=DRIVERS[backend]).render_as_string(hide_password=False)
+
+
+class Database:
+    """The two engines of one process and one event loop. Close it in the loop that used it."""
+
+    def __init__(self, url: str, settings: DatabaseSettings | None = None) -> None:
+        settings = settings or DatabaseSettings()
+        address = async_url(url)
+        self.is_sqlite = address.startswith("sqlite")
+        if self.is_sqlite:
+            self._read = _sqlite_engine(address, "DEFERRED", settings)
+            self._write = _sqlite_engine(address, "IMMEDIATE", settings)
+        else:
+            self._read = self._write = _postgresql_engine(address, settings)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[ReadSession]:
+        """A session for reading. Unavailable when the database does not answer."""
+        with _translated():
+            async with ReadSession(self._read, expire_on_commit=False) as session:
+                yield session
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[WriteSession]:
+        """A transaction: commits when the block ends, rolls back when it raises."""
+        with _translated():
+            async with WriteSession(self._write, expire_on_commit=False) as session, session.begin():
+                yield session
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._read.dispose()
+        if self._write is not self._read:
+            await self._write.dispose()
+
+
+class _translated:  # noqa: N801 - a context manager that reads as a phrase
+    """Turn a lost connection or a lock time-out into Unavailable; leave every other error as it is."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (OperationalError, InterfaceError)) or (
+            isinstance(error, DBAPIError) and error.connection_invalidated
+        ):
+            raise Unavailable(f"the registry does not answer: {error.orig}", retry_after_s=2.0) from error
+        if isinstance(error, (ConnectionError, TimeoutError)) and not isinstance(error, Unavailable):
+            raise Unavailable(f"the registry does not answer: {error}", retry_after_s=2.0) from error
+
+
+def _sqlite_engine(address: str, begin: str, settings: DatabaseSettings) -> AsyncEngine:
+    engine = create_async_engine(
+        address, pool_size=5, max_overflow=5, connect_args={"timeout": settings.lock_timeout_s}
+    )
+    _prepare_sqlite(engine.sync_engine, begin)
+    return engine
+
+
+def _prepare_sqlite(engine: Engine, begin: str) -> None:
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's own class
+        connection.isolation_level = None  # transactions are begun below, not guessed by the driver
+        cursor = connection.cursor()
+        # WAL lets readers go on while one writes; NORMAL may lose the last commits at power loss, never consistency.
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql(f"BEGIN {begin}")
+
+
+def _postgresql_engine(address: str, settings: DatabaseSettings) -> AsyncEngine:
+    timeout_ms = str(int(settings.lock_timeout_s * 1000))
+    return create_async_engine(
+        address,
+        pool_size=settings.pool_size,
+        max_overflow=settings.pool_size,
+        pool_pre_ping=True,
+        connect_args={
+            "timeout": settings.lock_timeout_s,
+            "server_settings": {"lock_timeout": timeout_ms, "application_name": "aimass", "jit": "off"},
+        },
+    )

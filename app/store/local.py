@@ -1,0 +1,157 @@
+"""The store in a local folder: `ab/cd/abcd…` by digest, `tmp/` for files being written.
+
+A file is written aside, fsynced, renamed into place, and its folder fsynced: after a crash it is there whole or not at all.
+"""
+
+import asyncio
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import BinaryIO
+
+from app.core.errors import Corrupt, NotFound
+from app.store.ports import CHUNK_BYTES
+
+_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+ABANDONED_S = 86_400.0
+
+
+class LocalWriter:
+    """A file being written in `tmp/`."""
+
+    def __init__(self, store: "LocalStore") -> None:
+        self.size = 0
+        self._store = store
+        self._path = store.temporary()
+        self._file: BinaryIO | None = self._path.open("xb")
+        self._hash = hashlib.sha256()
+
+    async def write(self, chunk: bytes) -> None:
+        """Append; hashing and writing happen off the event loop."""
+        await asyncio.to_thread(self._append, chunk)
+
+    def _append(self, chunk: bytes) -> None:
+        if self._file is None:
+            raise ValueError("the file is closed")
+        self._file.write(chunk)
+        self._hash.update(chunk)
+        self.size += len(chunk)
+
+    async def commit(self) -> str:
+        """fsync, rename, fsync the folder."""
+        return await asyncio.to_thread(self._commit)
+
+    def _commit(self) -> str:
+        if self._file is None:
+            raise ValueError("the file is closed")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        digest = self._hash.hexdigest()
+        target = self._store.path(digest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._path.chmod(0o444)
+        self._path.replace(target)
+        _fsync_folder(target.parent)
+        return digest
+
+    async def abort(self) -> None:
+        """Close and remove the temporary file, if it is still there."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._path.unlink(missing_ok=True)
+
+
+class LocalStore:
+    """Files under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        (root / "tmp").mkdir(parents=True, exist_ok=True)
+        self._sweep_abandoned()
+
+    def _sweep_abandoned(self) -> None:
+        """Remove what writers that were killed left in `tmp/`."""
+        for path in (self._root / "tmp").iterdir():
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink(missing_ok=True)
+
+    def temporary(self) -> Path:
+        """A new name on the same file system."""
+        return self._root / "tmp" / secrets.token_hex(16)
+
+    def path(self, sha256: str) -> Path:
+        """Where the content is kept. NotFound if this is no digest, so that no other path can be named."""
+        if not _DIGEST.match(sha256):
+            raise NotFound(f"'{sha256}' is not a SHA-256 digest")
+        return self._root / sha256[:2] / sha256[2:4] / sha256
+
+    async def writer(self) -> LocalWriter:
+        """Start a file."""
+        return LocalWriter(self)
+
+    async def exists(self, sha256: str) -> bool:
+        """True if the content is there."""
+        return self.path(sha256).is_file()
+
+    async def size(self, sha256: str) -> int:
+        """Length in bytes. NotFound otherwise."""
+        try:
+            return self.path(sha256).stat().st_size
+        except FileNotFoundError:
+            raise NotFound(f"the store has no content {sha256}") from None
+
+    async def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes [start, end) in chunks. NotFound otherwise."""
+        left = (end if end is not None else await self.size(sha256)) - start
+        try:
+            file = self.path(sha256).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"the store has no content {sha256}") from None
+        try:
+            file.seek(start)
+            while left > 0 and (chunk := await asyncio.to_thread(file.read, min(CHUNK_BYTES, left))):
+                left -= len(chunk)
+                yield chunk
+        finally:
+            file.close()
+
+    async def fetch(self, sha256: str, target: Path) -> None:
+        """Copy to `target`, hashing on the way."""
+        await asyncio.to_thread(self._fetch, sha256, target)
+
+    def _fetch(self, sha256: str, target: Path) -> None:
+        digest = hashlib.sha256()
+        try:
+            source = self.path(sha256).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"the store has no content {sha256}") from None
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with source, target.open("wb") as copy:
+            while chunk := source.read(CHUNK_BYTES):
+                digest.update(chunk)
+                copy.write(chunk)
+        if digest.hexdigest() != sha256:
+            target.unlink()
+            raise Corrupt(f"the stored content {sha256} has changed on disk")
+
+    async def delete(self, sha256: str) -> None:
+        """Remove the content."""
+        self.path(sha256).unlink(missing_ok=True)
+
+    async def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def _fsync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

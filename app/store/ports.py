@@ -1,0 +1,59 @@
+"""What the application asks of a store."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+CHUNK_BYTES = 1 << 20
+
+
+class Writer(Protocol):
+    """A file being written. Nothing of it can be read before `commit`; `abort` (or a crash) leaves nothing behind."""
+
+    size: int
+
+    async def write(self, chunk: bytes) -> None:
+        """Append."""
+
+    async def commit(self) -> str:
+        """Make the content readable, durably; its SHA-256 in hex. Committing what is there already changes nothing."""
+
+    async def abort(self) -> None:
+        """Forget what was written; harmless after `commit`."""
+
+
+class Store(Protocol):
+    """Content-addressed files."""
+
+    async def writer(self) -> Writer:
+        """Start a file."""
+
+    async def exists(self, sha256: str) -> bool:
+        """True if the content can be read."""
+
+    async def size(self, sha256: str) -> int:
+        """Length in bytes. NotFound otherwise."""
+
+    def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes [start, end) in chunks. NotFound otherwise."""
+
+    async def fetch(self, sha256: str, target: Path) -> None:
+        """Put the content at `target` on this machine, verified against its digest: NotFound, or Corrupt and no file."""
+
+    async def delete(self, sha256: str) -> None:
+        """Remove the content; removing what is not there is no error."""
+
+    async def close(self) -> None:
+        """Let go of connections and half-written files."""
+
+
+async def put_file(store: Store, path: Path) -> tuple[str, int]:
+    """(digest, size) of a local file, copied into the store chunk by chunk."""
+    writer = await store.writer()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                await writer.write(chunk)
+        return await writer.commit(), writer.size
+    finally:
+        await writer.abort()
