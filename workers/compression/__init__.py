@@ -1,0 +1,1 @@
+"""Smaller and faster variants of a model, each measured on this host before it is accepted."""

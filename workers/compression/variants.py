@@ -1,0 +1,80 @@
+"""Make the variants that suit a graph, measure each on this host, and keep those that are worth it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from app.specs.jobs import CompressBudget
+from workers.compression.int8 import CALIBRATION_ROWS, quantize_convolutions, quantize_weights
+from workers.compression.trees import NOTE, truncate_trees
+from workers.evaluation.metrics import metric_drop
+from workers.evaluation.variant import Judge, Variant
+from workers.export.runtime import take
+from workers.training.prepare import Prepared
+
+_GAIN = 1.05  # smaller or faster by this factor, or it is not worth a file
+_TREE_SHARE = 0.5  # of the budget that truncation may use up on validation rows, since test rows will differ
+_Made = tuple[bytes, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Compressor:
+    """A model, the rows it is judged by, and what a variant of it may cost."""
+
+    model: bytes
+    prepared: Prepared
+    judge: Judge
+    main_metric: str
+    budget: CompressBudget
+
+    def run(self, output: Path) -> list[Variant]:
+        """Try the recipe that suits the graph; an accepted variant is written to `output/variants/<name>/model.onnx`."""
+        graph = onnx.load_from_string(self.model)
+        operators = {node.op_type for node in graph.graph.node}
+        if "TreeEnsembleRegressor" in operators:
+            name, made = "optimized", self._truncate(graph)
+        elif "Conv" in operators:
+            rows = np.random.default_rng(0).permutation(self.prepared.split.train)[:CALIBRATION_ROWS]
+            name, made = "int8", quantize_convolutions(graph, take(self.prepared.inputs, rows))
+        elif operators & {"MatMul", "Gemm"}:
+            name, made = "int8", quantize_weights(graph)
+        else:
+            return []
+        if made is None:
+            reason = "no smaller ensemble was within the budget on validation rows"
+            return [Variant(name, "rejected", {"method": "truncate_trees", "note": NOTE}, None, 0, reason=reason)]
+        variant = self._decide(name, *made)
+        if variant.path:
+            path = output / variant.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(made[0])
+        return [variant]
+
+    def _truncate(self, graph: onnx.ModelProto) -> _Made | None:
+        inputs, y = self.prepared.part("validation")
+        watch = Judge(self.judge.task, inputs, y, self.judge.positive, self.judge.threads)
+        full = watch.metrics(self.model)
+        metric = self.main_metric if self.main_metric in full else next(iter(full))
+        budget = self.budget.max_metric_drop * _TREE_SHARE
+        return truncate_trees(graph, lambda raw: metric_drop(metric, full[metric], watch.metrics(raw)[metric]), budget)
+
+    def _decide(self, name: str, raw: bytes, recipe: dict[str, Any]) -> Variant:
+        """Accept when the main metric on test rows is within the budget and size or speed is better by _GAIN."""
+        metrics, full = self.judge.metrics(raw), self.judge.metrics(self.model)
+        # Both are timed now: a host's speed drifts, and only neighbours in time compare.
+        before, after = self.judge.latency(self.model), self.judge.latency(raw)
+        drop = metric_drop(self.main_metric, full[self.main_metric], metrics[self.main_metric])
+        smaller = len(self.model) / len(raw)
+        faster = max(after.items_per_s / before.items_per_s, before.p50_ms / after.p50_ms)
+        reason = None
+        if drop > self.budget.max_metric_drop:
+            reason = f"{self.main_metric} is worse by {drop:.4g}, over the budget of {self.budget.max_metric_drop:g}"
+        elif max(smaller, faster) < _GAIN:
+            reason = f"{smaller:.2f} times smaller and {faster:.2f} times faster: at least one must be {_GAIN:g}"
+        path = None if reason else f"variants/{name}/model.onnx"
+        recipe = {**recipe, "speed_up": round(after.items_per_s / before.items_per_s, 3), "metric_drop": round(drop, 6)}
+        state = "rejected" if reason else "accepted"
+        return Variant(name, state, recipe, path, len(raw), metrics, after.to_json(), reason)  # type: ignore[arg-type]  # a literal

@@ -1,0 +1,1 @@
+"""Metrics, latency, reference histograms and warnings about the data."""

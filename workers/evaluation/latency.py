@@ -1,0 +1,78 @@
+"""How fast a model is on this host."""
+
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workers.export.runtime import Inputs, open_session, rows_of, take
+
+_BATCHES = {"tabular": 256, "image": 32}
+_ISA = ("avx512_vnni", "avx_vnni", "avx512_bf16", "avx512f", "avx2", "asimddp", "asimd")  # what kernels are chosen by
+_MIN_RUNS, _MAX_RUNS = 20, 1000
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds for one row, rows a second at `batch` rows, the processor, and the session's threads."""
+
+    p50_ms: float
+    p95_ms: float
+    items_per_s: float
+    batch: int
+    host: str
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def measure_latency(model: bytes, inputs: Inputs, threads: int, budget_s: float = 0.3) -> Latency:
+    """Time a warm session in-process, without a batcher or a network.
+
+    Args:
+        model: serialised ONNX.
+        inputs: real rows; repeated when there are fewer than a batch.
+        threads: of the session.
+        budget_s: seconds for each of the two measurements.
+    """
+    session = open_session(model, threads)
+    batch = _BATCHES["image" if "image" in inputs else "tabular"]
+    rows = np.arange(batch) % rows_of(inputs)
+    many = take(inputs, rows)
+    ones = [take(inputs, slice(i, i + 1)) for i in range(min(32, rows_of(inputs)))]
+    single = _times(lambda i: session.run(None, ones[i % len(ones)]), budget_s)
+    bulk = _times(lambda _: session.run(None, many), budget_s)
+    p50, p95 = np.percentile(single, [50, 95]) * 1e3
+    # The median resists other processes on a shared host.
+    return Latency(float(p50), float(p95), float(batch / np.median(bulk)), batch, host_name(), threads)
+
+
+def _times(run: Any, budget_s: float) -> list[float]:  # noqa: ANN401 - any callable of an index
+    for i in range(5):
+        run(i)
+    taken: list[float] = []
+    begun = time.perf_counter()
+    while len(taken) < _MAX_RUNS and (len(taken) < _MIN_RUNS or time.perf_counter() - begun < budget_s):
+        start = time.perf_counter()
+        run(len(taken))
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+@cache
+def host_name() -> str:
+    """The processor's name and the widest instruction sets that kernels are chosen by."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown processor"
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    found = "+".join(name for name in _ISA if name in flags)
+    return f"{facts.get('model name', 'processor')} ({found or 'baseline'})"

@@ -1,0 +1,43 @@
+"""Hints that a column knows the answer."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import balanced_accuracy_score, r2_score
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from workers.export.runtime import Inputs, take
+from workers.families.base import Array, LearningData
+from workers.families.encoding import TreeEncoder
+
+_ROWS = 5000
+_SUSPICIOUS = 0.985  # balanced accuracy or R2 of one column alone
+_DEPTH = 5
+
+
+def leak_hints(data: LearningData, test: Inputs, y_test: Array) -> list[str]:
+    """Warn of each column that alone predicts the target of unseen rows almost perfectly."""
+    encoder = TreeEncoder.fit(data, keep_missing=False)
+    some = slice(0, _ROWS)
+    x, y = encoder.transform(take(data.train.inputs, some)), data.train.y[some]
+    x_test, y_test = encoder.transform(take(test, some)), y_test[some]
+    numbers = [c.name for c in data.signature.columns if c.tensor == "numeric"]
+    texts = [c.name for c in data.signature.columns if c.tensor == "categorical"]
+    hints = []
+    for j, name in enumerate(numbers + texts):
+        score = _alone(x[:, [j]], y, x_test[:, [j]], y_test, data.task)
+        if score >= _SUSPICIOUS:
+            hints.append(
+                f"column '{name}' alone predicts the target almost perfectly (score {score:.3f}): it may be known only "
+                "after the target is; if so, name it in features.drop"
+            )
+    return hints
+
+
+def _alone(x: Array, y: Array, x_test: Array, y_test: Array, task: str) -> float:
+    if task == "regression":
+        regressor: Any = DecisionTreeRegressor(max_depth=8, random_state=0).fit(x, y)
+        return float(r2_score(y_test, regressor.predict(x_test))) if len(y_test) > 1 else 0.0
+    tree = DecisionTreeClassifier(max_depth=_DEPTH, class_weight="balanced", random_state=0).fit(x, y)
+    known = np.isin(y_test, tree.classes_)
+    return float(balanced_accuracy_score(y_test[known], tree.predict(x_test[known]))) if known.any() else 0.0

@@ -1,0 +1,47 @@
+"""One file of a model version with what was measured of it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from workers.evaluation.latency import Latency, measure_latency
+from workers.evaluation.metrics import evaluate
+from workers.export.runtime import Inputs, open_session, predict
+from workers.families.base import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Held-out rows and how to judge a model by them."""
+
+    task: Literal["classification", "regression"]
+    inputs: Inputs
+    y: Array
+    positive: int
+    threads: int
+
+    def metrics(self, model: bytes) -> dict[str, float]:
+        """Every metric of a serialised model on these rows."""
+        answers = predict(open_session(model, self.threads), self.inputs)
+        return evaluate(self.task, self.y, answers, positive=self.positive)
+
+    def latency(self, model: bytes) -> Latency:
+        """How fast it is here."""
+        return measure_latency(model, self.inputs, self.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """As the API shows it. `path` is inside the version's folder, None when the file was not kept."""
+
+    name: str
+    state: Literal["accepted", "rejected"]
+    recipe: dict[str, Any]
+    path: str | None
+    bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    latency: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)

@@ -1,0 +1,75 @@
+"""A small builder of ONNX graphs, for models whose every node is known."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from app.core.signature import Datatype, Tensor
+
+OPSET = 21
+ML_OPSET = 3
+IR_VERSION = 10
+ML = "ai.onnx.ml"
+_ELEMENT_TYPES: dict[Datatype, int] = {
+    "BOOL": TensorProto.BOOL,
+    "UINT8": TensorProto.UINT8,
+    "INT32": TensorProto.INT32,
+    "INT64": TensorProto.INT64,
+    "FP16": TensorProto.FLOAT16,
+    "FP32": TensorProto.FLOAT,
+    "FP64": TensorProto.DOUBLE,
+    "BYTES": TensorProto.STRING,
+}
+
+
+class Graph:
+    """Collects nodes and constants; every value is known by its name."""
+
+    def __init__(self) -> None:
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
+        """Add a constant tensor and return its name."""
+        name = f"c{len(self._constants)}"
+        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(np.asarray(value, dtype)), name))
+        return name
+
+    def add(self, op: str, *inputs: str, domain: str = "", output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401 - any ONNX attribute
+        """Add a node with one output and return the output's name."""
+        name = output or f"v{len(self._nodes)}"
+        self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain, **attributes))
+        return name
+
+    def model(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> onnx.ModelProto:
+        """The checked model. Variable axes are named, the first one `batch`."""
+        graph = helper.make_graph(
+            self._nodes, "model", [_value_info(t) for t in inputs], [_value_info(t) for t in outputs], self._constants
+        )
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="aimass")
+        onnx.checker.check_model(model)
+        return model
+
+
+def binary_probabilities(graph: Graph, score: str, *, is_probability: bool) -> str:
+    """From the second class's logit or probability [N, 1] to the output `probabilities` [N, 2]."""
+    second = score if is_probability else graph.add("Sigmoid", score)
+    first = graph.add("Sub", graph.constant([1.0], np.float32), second)
+    return graph.add("Concat", first, second, axis=1, output="probabilities")
+
+
+def value_output(graph: Graph, score: str, mean: float, scale: float) -> str:
+    """From a standardised prediction [N, 1] to the output `value` [N] in the target's own unit."""
+    scaled = graph.add("Mul", score, graph.constant([scale], np.float32))
+    shifted = graph.add("Add", scaled, graph.constant([mean], np.float32))
+    return graph.add("Reshape", shifted, graph.constant([-1], np.int64), output="value")
+
+
+def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:
+    shape = [size if size >= 0 else ("batch" if axis == 0 else f"axis{axis}") for axis, size in enumerate(tensor.shape)]
+    return helper.make_tensor_value_info(tensor.name, _ELEMENT_TYPES[tensor.datatype], shape)

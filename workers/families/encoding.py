@@ -1,0 +1,244 @@
+"""Raw table tensors to numbers, twice: in numpy for training and as ONNX nodes for serving."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from workers.export.graph import ML, Graph
+from workers.export.runtime import Inputs, rows_of
+from workers.families.base import Array, LearningData
+
+MAX_CATEGORIES = 1000  # a column's rarer values count as unseen
+SMOOTHING = 20.0  # rows' worth of the overall mean in each category's mean (Micci-Barreca 2001)
+
+
+@dataclass(frozen=True, slots=True)
+class NumericEncoder:
+    """Clips, then fills missing numbers. A NaN in `fill` leaves that column's gaps to the model."""
+
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+    fill: npt.NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, data: LearningData, *, keep_missing: bool) -> "NumericEncoder":
+        """Medians of training rows; with `keep_missing` only for columns that have no gap in training."""
+        x = data.train.inputs["numeric"]
+        n = x.shape[1]
+        low, high = data.bounds or (np.full(n, -np.inf), np.full(n, np.inf))
+        low, high = low.astype(np.float32), high.astype(np.float32)
+        x = _clip(x, low, high)
+        gaps = np.isnan(x)
+        fill = np.zeros(n, np.float32)
+        for column in np.flatnonzero(~gaps.all(axis=0)):
+            fill[column] = np.median(x[~gaps[:, column], column])
+        if keep_missing:
+            fill[gaps.any(axis=0)] = np.nan
+        return cls(low, high, fill)
+
+    def transform(self, x: Array) -> npt.NDArray[np.float32]:
+        """FP32 [N, n] to FP32 [N, n]."""
+        x = _clip(x, self.low, self.high)
+        return np.where(np.isnan(x), self.fill, x)
+
+    def to_nodes(self, graph: Graph, name: str) -> str:
+        """The same as nodes."""
+        for op, bound in (("Less", self.low), ("Greater", self.high)):
+            if np.isfinite(bound).any():
+                limit = graph.constant(bound, np.float32)
+                name = graph.add("Where", graph.add(op, name, limit), limit, name)
+        if np.isnan(self.fill).all():
+            return name
+        return graph.add("Where", graph.add("IsNaN", name), graph.constant(self.fill, np.float32), name)
+
+
+def _clip(x: Array, low: Array, high: Array) -> npt.NDArray[np.float32]:
+    x = np.where(x < low, low, x)
+    return np.where(x > high, high, x)
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryEncoder:
+    """Text to codes per column: 0 … c-1 for the categories of training, c for all others. Missing is the empty text."""
+
+    categories: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def fit(cls, x: Array) -> "CategoryEncoder":
+        """The most frequent values of each column of `x`, str [N, m]."""
+        columns = []
+        for column in x.T:
+            counts = Counter(column.tolist())
+            ranked = sorted(counts, key=lambda value: (-counts[value], value))
+            columns.append(tuple(ranked[:MAX_CATEGORIES]))
+        return cls(tuple(columns))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Codes per column, the one for unseen values included."""
+        return tuple(len(known) + 1 for known in self.categories)
+
+    def codes(self, x: Array) -> npt.NDArray[np.int64]:
+        """Str [N, m] to codes [N, m]."""
+        result = np.empty(x.shape, np.int64)
+        for j, known in enumerate(self.categories):
+            code = {value: index for index, value in enumerate(known)}
+            result[:, j] = [code.get(value, len(known)) for value in x[:, j].tolist()]
+        return result
+
+    def to_nodes(self, graph: Graph, name: str, tables: list[Array]) -> str:
+        """Nodes that replace each text by `tables[column][code]`: [N, m] of the tables' dtype.
+
+        All columns share one dictionary, so that three nodes serve any number of columns.
+        """
+        words = sorted({value for known in self.categories for value in known})
+        index = {word: i for i, word in enumerate(words)}
+        width = len(words) + 1
+        flat = np.empty((len(tables), width), tables[0].dtype)
+        for row, known, table in zip(flat, self.categories, tables, strict=True):
+            row[:] = table[-1]
+            row[[index[value] for value in known]] = table[:-1]
+        word = graph.add(
+            "LabelEncoder", name, domain=ML, keys_strings=words, values_int64s=list(range(len(words))),
+            default_int64=len(words),
+        )  # fmt: skip
+        cell = graph.add("Add", word, graph.constant(np.arange(len(tables)) * width, np.int64))
+        return graph.add("Gather", graph.constant(flat.ravel(), flat.dtype), cell, axis=0)
+
+
+@dataclass(frozen=True, slots=True)
+class TreeEncoder:
+    """One column a feature: numbers as they are, categories by how the target goes with them."""
+
+    numeric: NumericEncoder | None
+    categories: CategoryEncoder | None
+    tables: tuple[npt.NDArray[np.float32], ...] = ()
+
+    @classmethod
+    def fit(cls, data: LearningData, *, keep_missing: bool) -> "TreeEncoder":
+        """Learn fills and category values from training rows."""
+        inputs = data.train.inputs
+        numeric = NumericEncoder.fit(data, keep_missing=keep_missing) if "numeric" in inputs else None
+        if "categorical" not in inputs:
+            return cls(numeric, None)
+        categories = CategoryEncoder.fit(inputs["categorical"])
+        codes = categories.codes(inputs["categorical"])
+        y = data.train.y if data.task == "regression" or data.n_classes == 2 else np.eye(data.n_classes)[data.train.y]  # noqa: PLR2004 - two classes need one column
+        targets = np.asarray(y, np.float64).reshape(len(codes), -1)
+        tables = tuple(_category_values(codes[:, j], size, targets) for j, size in enumerate(categories.sizes))
+        return cls(numeric, categories, tables)
+
+    def transform(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """FP32 [N, n + m]."""
+        parts = []
+        if self.numeric is not None:
+            parts.append(self.numeric.transform(inputs["numeric"]))
+        if self.categories is not None:
+            codes = self.categories.codes(inputs["categorical"])
+            parts.append(np.stack([table[codes[:, j]] for j, table in enumerate(self.tables)], axis=1))
+        return np.concatenate(parts, axis=1)
+
+    def to_nodes(self, graph: Graph) -> str:
+        """The same as nodes over the inputs `numeric` and `categorical`."""
+        parts = []
+        if self.numeric is not None:
+            parts.append(self.numeric.to_nodes(graph, "numeric"))
+        if self.categories is not None:
+            parts.append(self.categories.to_nodes(graph, "categorical", list(self.tables)))
+        return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+
+
+def _category_values(codes: Array, size: int, targets: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Each category's smoothed target mean minus the overall mean; unseen is 0.
+
+    With several target columns (one per class), their first principal direction over the categories, which orders
+    categories for trees as the mean does for two classes (Coppersmith, Hong and Hosking 1999).
+    """
+    counts = np.bincount(codes, minlength=size).astype(np.float64)
+    centred = targets - targets.mean(axis=0)
+    sums = np.stack([np.bincount(codes, weights=column, minlength=size) for column in centred.T], axis=1)
+    means = sums / (counts + SMOOTHING)[:, None]
+    if means.shape[1] > 1:
+        direction = np.linalg.svd(means * np.sqrt(counts)[:, None], full_matrices=False)[2][0]
+        means = means @ direction[:, None]
+    return means[:, 0].astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseEncoder:
+    """For linear models and networks: standardised numbers with missing flags, and row indices of one category table."""
+
+    numeric: NumericEncoder | None
+    mean: npt.NDArray[np.float32]
+    inverse_scale: npt.NDArray[np.float32]
+    flagged: npt.NDArray[np.int64]  # numeric columns that have gaps in training
+    categories: CategoryEncoder | None
+
+    @classmethod
+    def fit(cls, data: LearningData) -> "DenseEncoder":
+        """Learn fills, means, spreads and categories from training rows."""
+        inputs = data.train.inputs
+        categories = CategoryEncoder.fit(inputs["categorical"]) if "categorical" in inputs else None
+        if "numeric" not in inputs:
+            return cls(None, np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), categories)
+        numeric = NumericEncoder.fit(data, keep_missing=False)
+        x = numeric.transform(inputs["numeric"]).astype(np.float64)
+        spread = x.std(axis=0)
+        spread[spread < 1e-12] = 1.0  # noqa: PLR2004 - a constant column
+        flagged = np.flatnonzero(np.isnan(inputs["numeric"]).any(axis=0))
+        mean = x.mean(axis=0).astype(np.float32)
+        return cls(numeric, mean, (1 / spread).astype(np.float32), flagged.astype(np.int64), categories)
+
+    @property
+    def width(self) -> int:
+        """Columns of the dense part."""
+        return len(self.mean) + len(self.flagged)
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the category table, one per column and code."""
+        return sum(self.categories.sizes) if self.categories else 0
+
+    @property
+    def columns(self) -> int:
+        """Category columns."""
+        return len(self.categories.categories) if self.categories else 0
+
+    def unseen_rows(self) -> npt.NDArray[np.int64]:
+        """The table row that stands for unseen values, per category column."""
+        sizes = self.categories.sizes if self.categories else ()
+        return np.cumsum(np.asarray(sizes, np.int64)) - 1
+
+    def transform(self, inputs: Inputs) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Dense FP32 [N, width] and table rows int64 [N, columns]; either may have no columns."""
+        count = rows_of(inputs)
+        dense, rows = np.zeros((count, 0), np.float32), np.zeros((count, 0), np.int64)
+        if self.numeric is not None:
+            x = inputs["numeric"]
+            scaled = (self.numeric.transform(x) - self.mean) * self.inverse_scale
+            dense = np.concatenate([scaled, np.isnan(x[:, self.flagged]).astype(np.float32)], axis=1)
+        if self.categories is not None:
+            rows = self.categories.codes(inputs["categorical"]) + self._offsets()
+        return dense, rows
+
+    def to_nodes(self, graph: Graph) -> tuple[str | None, str | None]:
+        """Names of the dense part and of the table rows; None where there is none."""
+        dense = rows = None
+        if self.numeric is not None:
+            filled = self.numeric.to_nodes(graph, "numeric")
+            centred = graph.add("Sub", filled, graph.constant(self.mean, np.float32))
+            dense = graph.add("Mul", centred, graph.constant(self.inverse_scale, np.float32))
+            if len(self.flagged):
+                checked = graph.add("Gather", "numeric", graph.constant(self.flagged, np.int64), axis=1)
+                flags = graph.add("Cast", graph.add("IsNaN", checked), to=1)
+                dense = graph.add("Concat", dense, flags, axis=1)
+        if self.categories is not None:
+            tables = [np.arange(size) + start for size, start in zip(self.categories.sizes, self._offsets(), strict=True)]
+            rows = self.categories.to_nodes(graph, "categorical", [table.astype(np.int64) for table in tables])
+        return dense, rows
+
+    def _offsets(self) -> npt.NDArray[np.int64]:
+        sizes = self.categories.sizes if self.categories else ()
+        return np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)

@@ -1,0 +1,177 @@
+"""Gradient-boosted trees (LightGBM)."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightgbm as lgb
+import numpy as np
+import onnx
+
+from workers.context import JobContext, Stopped
+from workers.export.graph import Graph, binary_probabilities, value_output
+from workers.export.runtime import Inputs
+from workers.export.trees import Ensemble
+from workers.families.base import Array, LearningData
+from workers.families.encoding import TreeEncoder
+from workers.training.files import write_atomically
+
+_CHECKPOINT = "gbdt.txt"  # LightGBM's own text format
+_PATIENCE_FACTOR = 5  # a tree is a smaller step than an epoch; stated in EarlyStoppingSpec
+_METRIC_EVERY = 5
+
+
+class Gbdt:
+    """The family."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params = params
+
+    def fit(self, data: LearningData, job: JobContext) -> "FittedGbdt":
+        """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
+        encoder = TreeEncoder.fit(data, keep_missing=True)
+        train = lgb.Dataset(encoder.transform(data.train.inputs), label=data.train.y, free_raw_data=False)
+        watched = train.create_valid(encoder.transform(data.validation.inputs), label=data.validation.y)
+        total = self.params["n_estimators"]
+        before = _resume(job)
+        done = before.current_iteration() if before else 0
+        callbacks: list[Callable[..., Any]] = [_Watch(job, total, data.training.checkpoint_every_s)]
+        stopping = data.training.early_stopping
+        if stopping is not None:
+            callbacks.append(
+                lgb.early_stopping(stopping.patience * _PATIENCE_FACTOR, min_delta=stopping.min_delta, verbose=False)
+            )
+        booster = before
+        if done < total:
+            booster = lgb.train(
+                self._settings(data), train, total - done, valid_sets=[watched], valid_names=["validation"],
+                init_model=before, callbacks=callbacks,
+            )  # fmt: skip
+        kept = booster.best_iteration if booster.best_iteration > 0 else booster.current_iteration()
+        return FittedGbdt(data, encoder, booster, kept)
+
+    def _settings(self, data: LearningData) -> dict[str, Any]:
+        p = self.params
+        objective = "regression" if data.task == "regression" else "multiclass" if data.n_classes > 2 else "binary"  # noqa: PLR2004 - two classes need one tree a round
+        settings = {
+            "objective": objective, "learning_rate": p["learning_rate"], "num_leaves": p["num_leaves"],
+            "max_depth": p["max_depth"], "min_child_samples": p["min_child_samples"], "bagging_fraction": p["subsample"],
+            "bagging_freq": 1, "feature_fraction": p["colsample"], "reg_lambda": p["reg_lambda"],
+            "seed": data.training.seed, "num_threads": data.threads, "deterministic": True, "force_row_wise": True,
+            "verbosity": -1, "feature_pre_filter": False,
+        }  # fmt: skip
+        if objective == "multiclass":
+            settings["num_class"] = data.n_classes
+        return settings
+
+
+@dataclass(frozen=True, slots=True)
+class FittedGbdt:
+    """A booster and how many of its rounds count."""
+
+    data: LearningData
+    encoder: TreeEncoder
+    booster: lgb.Booster
+    rounds: int
+
+    def predict(self, inputs: Inputs) -> Array:
+        """Probabilities [N, K] or values [N]."""
+        answer = np.asarray(self.booster.predict(self.encoder.transform(inputs), num_iteration=self.rounds))
+        if self.data.task == "regression":
+            return self.data.standard.restore(answer)
+        return np.stack([1 - answer, answer], axis=1) if answer.ndim == 1 else answer
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """One tree ensemble and a link function."""
+        graph = Graph()
+        dump = self.booster.dump_model(num_iteration=self.rounds)
+        outputs = dump["num_tree_per_iteration"]
+        ensemble = Ensemble(outputs)
+        for index, tree in enumerate(dump["tree_info"]):
+            ensemble.add_tree(**_table(tree["tree_structure"]), first_target=index % outputs)
+        score = ensemble.to_node(graph, self.encoder.to_nodes(graph))
+        if self.data.task == "regression":
+            value_output(graph, score, self.data.standard.mean, self.data.standard.scale)
+        elif outputs == 1:
+            binary_probabilities(graph, score, is_probability=False)
+        else:
+            graph.add("Softmax", score, axis=1, output="probabilities")
+        signature = self.data.signature
+        model = graph.model(signature.inputs, signature.outputs)
+        onnx.helper.set_model_props(model, {"trees": "boosted"})
+        return model
+
+    def facts(self) -> dict[str, Any]:
+        """Rounds kept and grown."""
+        return {"rounds": self.rounds, "rounds_grown": self.booster.current_iteration()}
+
+
+def _table(root: dict[str, Any]) -> dict[str, Array]:
+    """A LightGBM tree of nested nodes as arrays over its nodes, the root first."""
+    nodes, children = [root], []
+    for node in nodes:  # grows while it is walked
+        if "split_feature" in node:
+            children.append((len(nodes), len(nodes) + 1))
+            nodes += [node["left_child"], node["right_child"]]
+        else:
+            children.append((0, 0))
+    left, right = np.asarray(children, np.int64).T
+    return {
+        "feature": np.asarray([node.get("split_feature", 0) for node in nodes], np.int64),
+        "threshold": np.asarray([node.get("threshold", 0.0) for node in nodes], np.float64),
+        "left": left,
+        "right": right,
+        "missing_left": np.asarray([_missing_left(node) for node in nodes], bool),
+        "leaf": np.asarray(["split_feature" not in node for node in nodes], bool),
+        "weights": np.asarray([[node.get("leaf_value", 0.0)] for node in nodes], np.float64),
+    }
+
+
+def _missing_left(node: dict[str, Any]) -> bool:
+    """Where a node sends NaN; one that saw none while it was grown reads it as zero."""
+    if node.get("missing_type") == "NaN":
+        return bool(node["default_left"])
+    return float(node.get("threshold", 0.0)) >= 0
+
+
+class _Watch:
+    """A LightGBM callback: live metrics, progress, checkpoints, and a way to stop."""
+
+    order = 20  # after the evaluation, before early stopping (30)
+
+    def __init__(self, job: JobContext, total: int, every_s: float) -> None:
+        self.job, self.total, self.every_s = job, total, every_s
+        self.started = self.saved = time.monotonic()
+        self.first: int | None = None
+
+    def __call__(self, env: lgb.callback.CallbackEnv) -> None:
+        done = env.iteration + 1
+        self.first = env.iteration if self.first is None else self.first
+        if done % _METRIC_EVERY == 0 or done == self.total:
+            for dataset, name, value, _ in env.evaluation_result_list:
+                self.job.metric(f"{dataset}_{name}", done, value)
+            per_round = (time.monotonic() - self.started) / (done - self.first)
+            left = per_round * (self.total - done)
+            self.job.progress(0.1 + 0.7 * done / self.total, f"boosting round {done} of at most {self.total}", left)
+        stop = self.job.should_stop()
+        if stop or (self.every_s and time.monotonic() - self.saved >= self.every_s):
+            self.saved = time.monotonic()
+            _save(env.model, self.job)
+        if stop:
+            raise Stopped
+
+
+def _save(booster: lgb.Booster, job: JobContext) -> None:
+    job.checkpoint.mkdir(parents=True, exist_ok=True)
+    write_atomically(job.checkpoint / _CHECKPOINT, booster.model_to_string(num_iteration=-1).encode())
+    job.checkpointed()
+
+
+def _resume(job: JobContext) -> lgb.Booster | None:
+    path = job.checkpoint / _CHECKPOINT
+    if not path.exists():
+        return None
+    booster = lgb.Booster(model_str=path.read_text())
+    job.log(f"resumed from round {booster.current_iteration()}")
+    return booster

@@ -1,0 +1,105 @@
+"""Logistic regression and ridge on standardised numbers and one-hot categories (scikit-learn)."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import scipy.sparse as sp
+from scipy.special import expit, softmax
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from workers.context import JobContext
+from workers.export.graph import Graph, binary_probabilities, value_output
+from workers.export.runtime import Inputs
+from workers.families.base import Array, LearningData
+from workers.families.encoding import DenseEncoder
+
+
+class Linear:
+    """The family."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params = params
+
+    def fit(self, data: LearningData, job: JobContext) -> "FittedLinear":
+        """Solve on training rows; validation rows are not used."""
+        encoder = DenseEncoder.fit(data)
+        x = _design(encoder, data.train.inputs)
+        strength, iterations = self.params["regularization"], self.params["max_iter"]
+        if data.task == "regression":
+            estimator = Ridge(alpha=strength)
+        else:
+            estimator = LogisticRegression(C=1 / strength, max_iter=iterations)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ConvergenceWarning)
+            estimator.fit(x, data.train.y)
+        for warning in caught:
+            job.log(f"linear: {str(warning.message).splitlines()[0]}", level="warning")
+        weights = np.atleast_2d(estimator.coef_).T.astype(np.float32)
+        bias = np.atleast_1d(estimator.intercept_).astype(np.float32)
+        solved = int(np.max(estimator.n_iter_)) if estimator.n_iter_ is not None else 1
+        return FittedLinear(data, encoder, weights, bias, solved)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedLinear:
+    """Weights over the dense columns, then over the rows of the category table: FP32 [columns, outputs]."""
+
+    data: LearningData
+    encoder: DenseEncoder
+    weights: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    iterations: int
+
+    def predict(self, inputs: Inputs) -> Array:
+        """Probabilities [N, K] or values [N]."""
+        scores = _design(self.encoder, inputs) @ self.weights.astype(np.float64) + self.bias
+        if self.data.task == "regression":
+            return self.data.standard.restore(scores[:, 0])
+        if scores.shape[1] == 1:
+            second = expit(scores)
+            return np.concatenate([1 - second, second], axis=1)
+        return np.asarray(softmax(scores, axis=1))
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """A matrix product for numbers and a sum of table rows for categories."""
+        graph = Graph()
+        dense, rows = self.encoder.to_nodes(graph)
+        score = graph.constant(self.bias, np.float32)
+        if dense is not None:
+            product = graph.add("MatMul", dense, graph.constant(self.weights[: self.encoder.width], np.float32))
+            score = graph.add("Add", product, score)
+        if rows is not None:
+            table = self.weights[self.encoder.width :].copy()
+            picked = graph.add("Gather", graph.constant(table, np.float32), rows, axis=0)
+            total = graph.add("ReduceSum", picked, graph.constant([1], np.int64), keepdims=0)
+            score = graph.add("Add", total, score)
+        signature = self.data.signature
+        if self.data.task == "regression":
+            value_output(graph, score, self.data.standard.mean, self.data.standard.scale)
+        elif self.weights.shape[1] == 1:
+            binary_probabilities(graph, score, is_probability=False)
+        else:
+            graph.add("Softmax", score, axis=1, output="probabilities")
+        return graph.model(signature.inputs, signature.outputs)
+
+    def facts(self) -> dict[str, Any]:
+        """Solver iterations and number of weights."""
+        return {"iterations": self.iterations, "weights": int(self.weights.size)}
+
+
+def _design(encoder: DenseEncoder, inputs: Inputs) -> sp.csr_matrix:
+    """The sparse design matrix; unseen categories are all zeros."""
+    dense, rows = encoder.transform(inputs)
+    if not rows.shape[1]:
+        return sp.csr_matrix(dense.astype(np.float64))
+    n, m = rows.shape
+    seen = ~np.isin(rows, encoder.unseen_rows())
+    where = (np.repeat(np.arange(n), m)[seen.ravel()], rows.ravel()[seen.ravel()])
+    one_hot = sp.csr_matrix((np.ones(int(seen.sum())), where), shape=(n, encoder.table_rows))
+    return sp.csr_matrix(sp.hstack([sp.csr_matrix(dense.astype(np.float64)), one_hot]))

@@ -1,0 +1,100 @@
+"""Random forest (scikit-learn) on numbers with imputed gaps and target-ordered categories."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+
+from workers.context import JobContext, Stopped
+from workers.export.graph import Graph, binary_probabilities, value_output
+from workers.export.runtime import Inputs
+from workers.export.trees import Ensemble
+from workers.families.base import Array, LearningData
+from workers.families.encoding import TreeEncoder
+
+_STEPS = 10  # how often progress is told and a request to stop is seen
+
+
+class RandomForest:
+    """The family."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params = params
+
+    def fit(self, data: LearningData, job: JobContext) -> "FittedForest":
+        """Grow the trees in a few steps; validation rows are not used."""
+        encoder = TreeEncoder.fit(data, keep_missing=False)
+        x = encoder.transform(data.train.inputs)
+        make = RandomForestRegressor if data.task == "regression" else RandomForestClassifier
+        estimator = make(
+            n_estimators=1, max_depth=self.params["max_depth"], min_samples_leaf=self.params["min_samples_leaf"],
+            max_features=self.params["max_features"], n_jobs=data.threads, random_state=data.training.seed,
+            warm_start=True,
+        )  # fmt: skip
+        total = self.params["n_estimators"]
+        for done in sorted({max(1, total * step // _STEPS) for step in range(1, _STEPS + 1)}):
+            if job.should_stop():
+                raise Stopped
+            estimator.set_params(n_estimators=done)
+            estimator.fit(x, data.train.y)
+            job.progress(0.1 + 0.7 * done / total, f"grown {done} of {total} trees")
+        estimator.set_params(n_jobs=1)
+        return FittedForest(data, encoder, estimator)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedForest:
+    """The grown forest."""
+
+    data: LearningData
+    encoder: TreeEncoder
+    estimator: Any
+
+    def predict(self, inputs: Inputs) -> Array:
+        """Probabilities [N, K] or values [N]."""
+        x = self.encoder.transform(inputs)
+        if self.data.task == "regression":
+            return self.data.standard.restore(self.estimator.predict(x))
+        return _all_classes(self.estimator.predict_proba(x), self.estimator.classes_, self.data.n_classes)
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """One tree ensemble; each leaf holds its share of the mean."""
+        graph, trees = Graph(), self.estimator.estimators_
+        regression, binary = self.data.task == "regression", self.data.n_classes == 2  # noqa: PLR2004 - one output
+        ensemble = Ensemble(1 if regression or binary else self.data.n_classes)
+        for estimator in trees:
+            tree = estimator.tree_
+            leaf_values = tree.value[:, 0, :]
+            if not regression:
+                leaf_values = _all_classes(leaf_values, self.estimator.classes_, self.data.n_classes)
+                leaf_values = leaf_values[:, 1:] if binary else leaf_values
+            ensemble.add_tree(
+                feature=tree.feature, threshold=tree.threshold, left=tree.children_left, right=tree.children_right,
+                missing_left=np.zeros(tree.node_count, bool), leaf=tree.children_left < 0, weights=leaf_values / len(trees),
+            )  # fmt: skip
+        score = ensemble.to_node(graph, self.encoder.to_nodes(graph))
+        if regression:
+            value_output(graph, score, self.data.standard.mean, self.data.standard.scale)
+        elif binary:
+            binary_probabilities(graph, score, is_probability=True)
+        else:
+            graph.add("Identity", score, output="probabilities")
+        signature = self.data.signature
+        model = graph.model(signature.inputs, signature.outputs)
+        onnx.helper.set_model_props(model, {"trees": "averaged"})
+        return model
+
+    def facts(self) -> dict[str, Any]:
+        """Size of the forest."""
+        trees = self.estimator.estimators_
+        return {"trees": len(trees), "nodes": int(sum(tree.tree_.node_count for tree in trees))}
+
+
+def _all_classes(probabilities: Array, known: Array, n_classes: int) -> Array:
+    """Widen [N, known classes] to [N, n_classes]: a class without a training row has probability 0."""
+    full = np.zeros((len(probabilities), n_classes))
+    full[:, known] = probabilities
+    return full

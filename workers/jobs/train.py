@@ -1,0 +1,189 @@
+"""Train: a data set version and a spec to the files of a model version."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.specs.families import family
+from app.specs.jobs import TrainSpec
+from workers.compression.variants import Compressor
+from workers.context import JobContext
+from workers.evaluation.leaks import leak_hints
+from workers.evaluation.metrics import baseline, default_metric, evaluate, order, positive_class
+from workers.evaluation.sketch import make_sketch
+from workers.evaluation.variant import Judge, Variant
+from workers.export.parity import MIN_ROWS, Parity, check_parity
+from workers.export.runtime import open_session, predict, take
+from workers.families.base import Fitted, LearningData, load_family
+from workers.training.host import choose_device, environment, job_threads
+from workers.training.prepare import Prepared, prepare
+from workers.training.splits import SPLIT_FILE
+from workers.training.tables import instance_schema
+
+MODEL_FILE, SIGNATURE_FILE, CARD_FILE = "model.onnx", "signature.json", "card.json"
+SKETCH_FILE, GOLDEN_FILE = "sketch.json", "golden.json"
+_GOLDEN_ROWS = 4
+_SKETCH_ROWS = 20_000
+_CARD_VERSION = 1
+
+
+def run(job: JobContext) -> dict[str, Any]:
+    """Prepare, fit, export, prove, measure, and optionally compress.
+
+    Raises:
+        InvalidSpec, InvalidData: the spec does not fit the data; the field is named.
+        ParityFailed: the exported model does not answer as the trained one.
+        Stopped: the job was asked to stop; a later attempt resumes from the checkpoint.
+    """
+    started = time.monotonic()
+    spec = TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"}).check_family()
+    job.output.mkdir(parents=True, exist_ok=True)
+    job.progress(0.0, "reading the data set")
+    threads = job_threads(job)
+    prepared = prepare(job, spec)
+    device = choose_device(spec.resources.device, torch_family=spec.family in {"mlp", "cnn"})
+    data = prepared.learning(spec, threads, device)
+    job.log(f"learning from {prepared.split.sizes()} rows, {len(prepared.signature.columns)} columns")
+    job.progress(0.1, "training")
+    fitted = load_family(family(spec.family), spec.params).fit(data, job)
+    job.progress(0.82, "exporting")
+    model = fitted.to_onnx().SerializeToString()
+    parity = _prove(model, fitted, prepared, threads)
+    job.progress(0.87, "evaluating")
+    (job.output / MODEL_FILE).write_bytes(model)
+    report = _Report(job, spec, prepared, data, model)
+    main, metrics, base = report.evaluate()
+    variants = [base]
+    if spec.compress is not None:
+        job.progress(0.92, "compressing")
+        variants += Compressor(model, prepared, report.judge, main, spec.compress).run(job.output)
+    report.write_files()
+    card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started)
+    _write_json(job.output / CARD_FILE, card)
+    job.progress(1.0, "done")
+    return {
+        "task": spec.task,
+        "family": spec.family,
+        "metrics": metrics["test"],
+        "main_metric": main,
+        "signature": prepared.signature.to_json(),
+        "schema": instance_schema(prepared.signature.columns),
+        "environment": environment(threads, device),
+        "seed": spec.training.seed,
+        "variants": [variant.to_json() for variant in variants],
+    }
+
+
+def _prove(model: bytes, fitted: Fitted, prepared: Prepared, threads: int) -> Parity:
+    """The parity gate on test rows first, then others, at least MIN_ROWS if there are as many."""
+    rows = np.concatenate([prepared.split.test, prepared.split.validation, prepared.split.train])
+    sample = take(prepared.inputs, rows[:MIN_ROWS])
+    return check_parity(model, fitted.predict, sample, prepared.signature.task, threads)
+
+
+class _Report:
+    """Everything that is said of a freshly trained model."""
+
+    def __init__(self, job: JobContext, spec: TrainSpec, prepared: Prepared, data: LearningData, model: bytes) -> None:
+        self.job, self.spec, self.prepared, self.data, self.model = job, spec, prepared, data, model
+        inputs, y = prepared.part("test")
+        positive = positive_class(prepared.y) if data.n_classes == 2 else 1  # noqa: PLR2004 - binary
+        self.judge = Judge(spec.task, inputs, y, positive, data.threads)
+        self.session = open_session(model, data.threads)
+
+    def evaluate(self) -> tuple[str, dict[str, dict[str, float]], Variant]:
+        """The main metric's name, the metrics of each part and of the baseline, and the base variant."""
+        found = {}
+        for part in ("train", "validation", "test"):
+            inputs, y = self.prepared.part(part)
+            found[part] = evaluate(self.spec.task, y, predict(self.session, inputs), positive=self.judge.positive)
+        y_train = self.prepared.y[self.prepared.split.train]
+        guess = baseline(self.spec.task, y_train, len(self.judge.y), self.data.n_classes)
+        found["baseline"] = evaluate(self.spec.task, self.judge.y, guess, positive=self.judge.positive)
+        main = next(iter(self.spec.metrics), default_metric(self.spec.task, self.data.n_classes))
+        if main not in found["test"]:
+            self.prepared.notes.warnings.append(f"{main} is undefined on the test rows; accuracy is the main metric")
+            main = "accuracy"
+        found = {part: order(values, [main, *self.spec.metrics]) for part, values in found.items()}
+        base = Variant(
+            "fp32", "accepted", {"method": "none", "precision": "fp32"}, MODEL_FILE, len(self.model), found["test"],
+            self.judge.latency(self.model).to_json(),
+        )  # fmt: skip
+        return main, found, base
+
+    def write_files(self) -> None:
+        """Signature, split, reference histograms and golden rows."""
+        output, prepared = self.job.output, self.prepared
+        _write_json(output / SIGNATURE_FILE, prepared.signature.to_json())
+        prepared.split.save(prepared.row_ids, output / SPLIT_FILE)
+        rows = take(prepared.inputs, prepared.split.train[:_SKETCH_ROWS])
+        _write_json(output / SKETCH_FILE, make_sketch(prepared.signature, rows, predict(self.session, rows)))
+        golden = take(self.judge.inputs, slice(0, _GOLDEN_ROWS))
+        answers = dict(zip([t.name for t in prepared.signature.outputs], self.session.run(None, golden), strict=True))
+        kinds = {t.name: t.datatype for t in (*prepared.signature.inputs, *prepared.signature.outputs)}
+        body = {
+            side: {name: _tensor_json(value, kinds[name]) for name, value in tensors.items()}
+            for side, tensors in (("inputs", golden), ("outputs", answers))
+        }
+        _write_json(output / GOLDEN_FILE, body)
+
+    def card(  # noqa: PLR0913, PLR0917 - what the job has learnt, in order
+        self, fitted: Fitted, parity: Parity, metrics: Mapping[str, Any], main: str, variants: list[Variant], seconds: float
+    ) -> dict[str, Any]:
+        """The model card, JSON-ready."""
+        spec, notes, signature = self.spec, self.prepared.notes, self.prepared.signature
+        if signature.image is None:
+            notes.warnings += leak_hints(self.data, self.judge.inputs, self._test_target())
+        for warning in notes.warnings:
+            self.job.log(warning, level="warning")
+        positive = signature.classes[self.judge.positive] if self.data.n_classes == 2 else None  # noqa: PLR2004 - binary
+        return {
+            "version": _CARD_VERSION,
+            "model": spec.model,
+            "task": spec.task,
+            "family": spec.family,
+            "params": spec.params,
+            "training": spec.training.model_dump(mode="json"),
+            "features": spec.features.model_dump(mode="json"),
+            "data": {
+                "dataset": spec.dataset,
+                "target": spec.target,
+                "classes": list(signature.classes),
+                "positive_class": positive,
+                "dropped_rows": notes.counts,
+                "clean": [step.model_dump(mode="json") for step in spec.clean],
+            },
+            "split": {
+                "method": self.prepared.split.method,
+                "seed": spec.split.seed,
+                "rows": self.prepared.split.sizes(),
+                "file": SPLIT_FILE,
+            },
+            "fit": fitted.facts(),
+            "main_metric": main,
+            "metrics": dict(metrics),
+            "parity": parity.to_json(),
+            "variants": [variant.to_json() for variant in variants],
+            "warnings": notes.warnings,
+            "environment": environment(self.data.threads, self.data.device),
+            "seed": spec.training.seed,
+            "duration_s": round(seconds, 3),
+        }
+
+    def _test_target(self) -> npt.NDArray[Any]:
+        return self.data.standard.shrink(self.judge.y) if self.spec.task == "regression" else self.judge.y
+
+
+def _tensor_json(value: npt.NDArray[Any], datatype: str) -> dict[str, Any]:
+    """An Open Inference Protocol tensor; NaN becomes null."""
+    data = [None if isinstance(x, float) and x != x else x for x in value.ravel().tolist()]  # noqa: PLR0124 - NaN test
+    return {"datatype": datatype, "shape": list(value.shape), "data": data}
+
+
+def _write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    path.write_text(json.dumps(value, allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""From a data set version to learnable arrays, and the loop of torch families."""

@@ -1,0 +1,46 @@
+"""What this process may use of the host."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from app.core.errors import InvalidSpec
+from workers.context import JobContext
+from workers.evaluation.latency import host_name
+
+_LIBRARIES = ("aimass", "lightgbm", "lightning", "numpy", "onnx", "onnxruntime", "polars", "scikit-learn", "torch")
+
+
+def job_threads(job: JobContext) -> int:
+    """Threads of the job's limits, else the processors that this process may run on."""
+    limits = job.spec.get("limits") or {}
+    return int(limits.get("threads") or len(os.sched_getaffinity(0)))
+
+
+def choose_device(asked: str, *, torch_family: bool) -> str:
+    """`cpu` or `cuda`. InvalidSpec when CUDA is asked for and there is none; families without torch use the CPU."""
+    if asked == "cpu" or not torch_family:
+        return "cpu"
+    import torch  # noqa: PLC0415 - loaded for torch families alone
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise InvalidSpec.at("resources", "device", msg="this worker has no CUDA device; use auto or cpu")
+    return "cpu"
+
+
+def environment(threads: int, device: str) -> dict[str, Any]:
+    """Versions, host and threads, for lineage."""
+    return {
+        "python": platform.python_version(), "platform": platform.platform(), "host": host_name(), "threads": threads,
+        "device": device, "libraries": {name: found for name in _LIBRARIES if (found := _version(name))},
+    }  # fmt: skip
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,143 @@
+"""A data set folder and a spec to everything that a family learns from and is judged by."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from app.core.errors import InvalidData, InvalidSpec
+from app.core.signature import Column, Signature, Tensor
+from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
+from app.specs.families import family
+from app.specs.jobs import TrainSpec
+from workers.context import JobContext
+from workers.export.runtime import Inputs, take
+from workers.families.base import Array, LearningData, Part, Standard
+from workers.training.images import choose_format, decode_all
+from workers.training.splits import Split, load_split, split_rows
+from workers.training.tables import (
+    Notes,
+    Target,
+    check_columns,
+    choose_columns,
+    clean_rows,
+    clip_bounds,
+    read_target,
+    table_inputs,
+)
+
+IMAGE_COLUMN = "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All rows as tensors, the target in its own unit, and the split over them."""
+
+    signature: Signature
+    inputs: Inputs
+    y: Array
+    row_ids: Array
+    split: Split
+    notes: Notes
+    bounds: tuple[Array, Array] | None = None
+
+    def part(self, name: str) -> tuple[dict[str, Array], Array]:
+        """Inputs and target of `train`, `validation` or `test`."""
+        rows = getattr(self.split, name)
+        return take(self.inputs, rows), self.y[rows]
+
+    def learning(self, spec: TrainSpec, threads: int, device: str) -> LearningData:
+        """What a family may see: training and validation rows."""
+        train, y_train = self.part("train")
+        validation, y_validation = self.part("validation")
+        standard = Standard()
+        if spec.task == "regression":
+            standard = Standard.of(y_train)
+            y_train, y_validation = standard.shrink(y_train), standard.shrink(y_validation)
+        return LearningData(
+            self.signature, Part(train, y_train), Part(validation, y_validation), standard, self.bounds, spec.training,
+            threads, device,
+        )  # fmt: skip
+
+
+def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
+    """Read, check, clean, encode the target and split."""
+    folder = job.input / "dataset"
+    profile = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
+    wanted = family(spec.family).data
+    if profile["kind"] != wanted:
+        raise InvalidSpec.at("family", msg=f"'{spec.family}' learns from {wanted} data; {spec.dataset} is {profile['kind']}")
+    notes = Notes()
+    if wanted == "image":
+        return _prepare_images(job, spec, folder, notes)
+    frame = pl.read_parquet(folder / DATA_FILE)
+    check_columns(frame, spec)
+    frame = clean_rows(frame, spec, notes)
+    types = {c["name"]: c["type"] for c in profile["columns"]}
+    target = read_target(frame[spec.target], spec.task)
+    columns, inputs = choose_columns(frame, types, spec, notes)
+    signature = _signature(spec, columns, inputs, target)
+    split = split_rows(target.y, spec.task, spec.split, notes)
+    row_ids = frame[ROW_ID].to_numpy()
+    bounds = clip_bounds(columns, spec.features)
+    return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, bounds)
+
+
+def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes) -> Prepared:
+    path = folder / DATA_FILE
+    table = _read_image_table(path)
+    check_columns(table, spec)
+    if spec.target != "label":
+        raise InvalidSpec.at("target", msg="picture data sets have the target 'label'")
+    if spec.features != type(spec.features)() or spec.clean:
+        raise InvalidSpec.at("features", msg="picture data sets take no features and no clean steps")
+    table = table.with_row_index("__position")
+    kept = clean_rows(table, spec, notes)
+    target = read_target(kept["label"], spec.task)
+    fmt = choose_format(path, kept, spec.params.get("image_size"))
+    pixels: Any = decode_all(path, fmt, len(table), job)
+    if len(kept) < len(table):
+        pixels = pixels[kept["__position"].to_numpy()]
+    image = Tensor("image", "UINT8", (-1, *pixels.shape[1:]))
+    column = Column(IMAGE_COLUMN, "image", "image")
+    signature = _signature(spec, (column,), (image,), target, fmt)
+    given = kept["split"].cast(pl.String).to_list() if "split" in kept.columns else None
+    split = split_rows(target.y, spec.task, spec.split, notes, given)
+    return Prepared(signature, {"image": pixels}, target.y, kept[ROW_ID].to_numpy(), split, notes)
+
+
+def _read_image_table(path: Path) -> pl.DataFrame:
+    names = [name for name in pl.read_parquet_schema(path) if name != IMAGE_COLUMN]
+    return pl.read_parquet(path, columns=names)
+
+
+def _signature(
+    spec: TrainSpec, columns: tuple[Column, ...], inputs: tuple[Tensor, ...], target: Target, image: Any = None  # noqa: ANN401 - ImageFormat or None
+) -> Signature:
+    output = Tensor("value", "FP32", (-1,))
+    if spec.task == "classification":
+        output = Tensor("probabilities", "FP32", (-1, len(target.classes)))
+    return Signature(spec.task, inputs, (output,), columns, target.classes, spec.target, image)
+
+
+def reload(job: JobContext, signature: Signature, split_file: Path) -> Prepared:
+    """The rows of an existing version again, from its signature, its saved split and its data set."""
+    path = job.input / "dataset" / DATA_FILE
+    fmt = signature.image
+    table = pl.read_parquet(path) if fmt is None else _read_image_table(path)
+    missing = [c.name for c in signature.columns if fmt is None and c.name not in table.columns]
+    missing += [name for name in (signature.target, ROW_ID) if name not in table.columns]
+    if missing:
+        raise InvalidData.at("dataset", msg=f"columns of the model are not in the data set: {', '.join(missing)}")
+    inputs: dict[str, Any]
+    inputs = table_inputs(table, signature) if fmt is None else {"image": decode_all(path, fmt, len(table), job)}
+    row_ids = table[ROW_ID].to_numpy()
+    split = load_split(split_file, row_ids)
+    used = np.concatenate([split.train, split.validation, split.test])
+    target = read_target(table[signature.target][used], signature.task, signature.classes)
+    y = np.zeros(len(table), target.y.dtype)
+    y[used] = target.y
+    return Prepared(signature, inputs, y, row_ids, split, Notes())
