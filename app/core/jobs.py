@@ -13,6 +13,7 @@ from typing import Any, Literal
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 DeviceClass = Literal["cpu", "cuda"]
+HeartbeatAnswer = Literal["held", "cancel", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +124,12 @@ class WorkerInfo:
     started_at: float
     seen_at: float
     job_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A queued job that an agent should be told of."""
+
+    job_id: str
+    device: DeviceClass
+    priority: int

@@ -8,8 +8,18 @@ from typing import Any
 
 from app.core.errors import InvalidSpec, NotFound
 from app.core.ids import new_id
-from app.core.jobs import TERMINAL, DeviceClass, Job, JobFailure, Lease, MetricPoint, NewJob, Progress
-from app.queue.ports import HeartbeatAnswer, Ready
+from app.core.jobs import (
+    TERMINAL,
+    DeviceClass,
+    HeartbeatAnswer,
+    Job,
+    JobFailure,
+    Lease,
+    MetricPoint,
+    NewJob,
+    Progress,
+    Ready,
+)
 
 
 @dataclass(slots=True)
@@ -83,9 +93,9 @@ class MemoryLedger:
         entry.lease_until = self._clock() + lease_s
         return Lease(job_id, entry.job.attempt, entry.job.kind, entry.job.spec, entry.timeout_s, entry.memory_mb)
 
-    async def next_ready(self, device: DeviceClass) -> str | None:
+    async def next_ready(self, devices: Sequence[DeviceClass]) -> str | None:
         """The due job to run next."""
-        due = [entry.job for entry in self._entries.values() if entry.job.device == device and self._due(entry)]
+        due = [entry.job for entry in self._entries.values() if entry.job.device in devices and self._due(entry)]
         return min(due, key=lambda job: (job.priority, job.id)).id if due else None
 
     def _held(self, job_id: str, attempt: int) -> _Entry | None:
@@ -210,12 +220,13 @@ class MemoryWake:
             self._ready[ready.device, ready.priority].append(ready.job_id)
             self._arrived.notify_all()
 
-    async def next(self, device: DeviceClass, timeout_s: float) -> str | None:
+    async def next(self, devices: Sequence[DeviceClass], timeout_s: float) -> str | None:
         """The next announced id, by priority."""
+        keys = [(device, priority) for priority in (0, 1, 2) for device in devices]
         try:
             async with asyncio.timeout(timeout_s), self._arrived:
-                await self._arrived.wait_for(lambda: any(self._ready[device, priority] for priority in (0, 1, 2)))
-                return next(queue.popleft() for priority in (0, 1, 2) if (queue := self._ready[device, priority]))
+                await self._arrived.wait_for(lambda: any(self._ready[key] for key in keys))
+                return next(queue.popleft() for key in keys if (queue := self._ready[key]))
         except TimeoutError:
             return None
 

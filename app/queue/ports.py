@@ -1,21 +1,19 @@
 """What the queue needs of the outside. `app.registry.jobs` and `app.queue.memory` fulfil `Ledger`; `redis` and `memory` `Wake`."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from app.core.jobs import DeviceClass, Job, JobFailure, Lease, MetricPoint, NewJob, Progress
-
-HeartbeatAnswer = Literal["held", "cancel", "lost"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """A queued job that an agent should be told of."""
-
-    job_id: str
-    device: DeviceClass
-    priority: int
+from app.core.jobs import (
+    DeviceClass,
+    HeartbeatAnswer,
+    Job,
+    JobFailure,
+    Lease,
+    MetricPoint,
+    NewJob,
+    Progress,
+    Ready,
+)
 
 
 class Ledger(Protocol):
@@ -30,8 +28,8 @@ class Ledger(Protocol):
     async def claim(self, job_id: str, worker: str, lease_s: float) -> Lease | None:
         """Take a queued, due job: compare-and-set to running with the next attempt. None when somebody else has it."""
 
-    async def next_ready(self, device: DeviceClass) -> str | None:
-        """The id of the due job to run next on this device class: lowest priority number first, then oldest."""
+    async def next_ready(self, devices: Sequence[DeviceClass]) -> str | None:
+        """The id of the due job to run next on these device classes: lowest priority number first, then oldest."""
 
     async def heartbeat(self, job_id: str, attempt: int, lease_s: float) -> HeartbeatAnswer:
         """Renew the lease."""
@@ -74,7 +72,7 @@ class Wake(Protocol):
     async def announce(self, ready: Ready) -> None:
         """Tell one idle agent of the device class. Unavailable when the server is away."""
 
-    async def next(self, device: DeviceClass, timeout_s: float) -> str | None:
+    async def next(self, devices: Sequence[DeviceClass], timeout_s: float) -> str | None:
         """The next announced job id, by priority; None after `timeout_s`. Unavailable when the server is away."""
 
     async def publish(self, channel: str, message: str) -> None:

@@ -5,7 +5,7 @@ The client never retries by itself: its default retries can block for so long th
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar, cast
 
 import redis.asyncio as aioredis
@@ -15,8 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from app.core.errors import Misconfigured, Unavailable
-from app.core.jobs import DeviceClass
-from app.queue.ports import Ready
+from app.core.jobs import DeviceClass, Ready
 
 PREFIX = "aimass:"
 PRIORITIES = (0, 1, 2)
@@ -53,9 +52,9 @@ class RedisWake:
         """Push the job's id for one idle agent."""
         await self._do(self._client.lpush(_list(ready.device, ready.priority), ready.job_id))
 
-    async def next(self, device: DeviceClass, timeout_s: float) -> str | None:
+    async def next(self, devices: Sequence[DeviceClass], timeout_s: float) -> str | None:
         """The next announced id; lists are asked in the order of priority."""
-        keys = [_list(device, priority) for priority in PRIORITIES]
+        keys = [_list(device, priority) for priority in PRIORITIES for device in devices]
         popped = await self._do(
             asyncio.wait_for(self._waiting.brpop(keys, timeout=timeout_s), timeout_s + self._timeout_s)
         )
@@ -93,4 +92,4 @@ class RedisWake:
 
 async def _quietly_close(subscription: PubSub) -> None:
     with contextlib.suppress(RedisError, OSError):
-        await subscription.aclose()
+        await subscription.aclose()  # type: ignore[no-untyped-call] # redis-py leaves it so

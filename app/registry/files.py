@@ -58,3 +58,15 @@ async def unused_blobs(session: WriteSession, grace_s: float, limit: int = 100) 
 async def forget_blob(session: WriteSession, sha256: str) -> None:
     """Delete the row of a blob whose content is being removed in this transaction."""
     await session.execute(delete(BlobRow).where(BlobRow.sha256 == sha256, BlobRow.refs <= 0))
+
+
+async def expect_blob(session: WriteSession, sha256: str, size: int) -> None:
+    """Note a content before it is written, so that it is swept should nothing come to name it."""
+    upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    await session.execute(
+        upsert(BlobRow)
+        .values(sha256=sha256, bytes=size, refs=0, unused_since=now())
+        .on_conflict_do_update(
+            index_elements=["sha256"], set_={"unused_since": case((BlobRow.refs <= 0, now()), else_=None)}
+        )
+    )

@@ -10,7 +10,19 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from app.core.errors import InvalidSpec, NotFound
 from app.core.ids import new_id
-from app.core.jobs import TERMINAL, DeviceClass, Job, JobEvent, JobFailure, Lease, MetricPoint, NewJob, Progress
+from app.core.jobs import (
+    TERMINAL,
+    DeviceClass,
+    HeartbeatAnswer,
+    Job,
+    JobEvent,
+    JobFailure,
+    Lease,
+    MetricPoint,
+    NewJob,
+    Progress,
+    Ready,
+)
 from app.core.resources import Page
 from app.registry.session import ReadSession, WriteSession, now
 from app.registry.tables import DatasetVersionRow, FileRow, JobAfterRow, JobEventRow, JobRow, MetricPointRow
@@ -104,10 +116,10 @@ class JobReader:
         )
         return [JobEvent(row.id, row.type, row.at, row.data) for row in reversed(list(rows))]
 
-    async def next_ready(self, device: DeviceClass) -> str | None:
-        """The due job to run next on this device class."""
+    async def next_ready(self, devices: Sequence[DeviceClass]) -> str | None:
+        """The due job to run next on these device classes."""
         return await self._session.scalar(
-            select(JobRow.id).where(_due(), JobRow.device == device).order_by(JobRow.priority, JobRow.id).limit(1)
+            select(JobRow.id).where(_due(), JobRow.device.in_(devices)).order_by(JobRow.priority, JobRow.id).limit(1)
         )
 
     async def counts(self) -> dict[tuple[str, str], int]:
@@ -196,7 +208,7 @@ class JobLedger(JobReader):
         checkpoint = {file.path: file.sha256 for file in files}
         return Lease(row.id, row.attempt, row.kind, row.spec, row.timeout_s, row.memory_mb, checkpoint)
 
-    async def heartbeat(self, job_id: str, attempt: int, lease_s: float) -> str:
+    async def heartbeat(self, job_id: str, attempt: int, lease_s: float) -> HeartbeatAnswer:
         """Renew the lease: `held`, `cancel` (held, but the child must stop) or `lost`."""
         cancel = await self._session.scalar(
             update(JobRow)
@@ -364,8 +376,8 @@ class JobLedger(JobReader):
             await self.fail(job_id, attempt, failure, backoff_s)
         return len(expired)
 
-    async def unannounced(self, repush_s: float, limit: int = 1000) -> list[tuple[str, DeviceClass, int]]:
-        """(id, device, priority) of due jobs not announced for `repush_s`; marks them announced."""
+    async def unannounced(self, repush_s: float, limit: int = 1000) -> list[Ready]:
+        """Due jobs not announced for `repush_s`; marks them announced."""
         forgotten = or_(JobRow.pushed_at.is_(None), JobRow.pushed_at < now() - repush_s)
         rows = list(
             await self._session.scalars(
@@ -377,7 +389,7 @@ class JobLedger(JobReader):
             )
         )
         await self.announced([row.id for row in rows])
-        return [(row.id, cast("DeviceClass", row.device), row.priority) for row in rows]
+        return [Ready(row.id, cast("DeviceClass", row.device), row.priority) for row in rows]
 
     async def announced(self, job_ids: Sequence[str]) -> None:
         """Note that agents have been told of these jobs."""

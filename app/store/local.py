@@ -41,6 +41,11 @@ class LocalWriter:
         self._hash.update(chunk)
         self.size += len(chunk)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was written so far, in hex."""
+        return self._hash.hexdigest()
+
     async def commit(self) -> str:
         """fsync, rename, fsync the folder."""
         return await asyncio.to_thread(self._commit)
@@ -52,7 +57,7 @@ class LocalWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
-        digest = self._hash.hexdigest()
+        digest = self.digest
         target = self._store.path(digest)
         target.parent.mkdir(parents=True, exist_ok=True)
         self._path.chmod(0o444)

@@ -12,6 +12,10 @@ class Writer(Protocol):
 
     size: int
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was written so far, in hex."""
+
     async def write(self, chunk: bytes) -> None:
         """Append."""
 
@@ -45,15 +49,3 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Let go of connections and half-written files."""
-
-
-async def put_file(store: Store, path: Path) -> tuple[str, int]:
-    """(digest, size) of a local file, copied into the store chunk by chunk."""
-    writer = await store.writer()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                await writer.write(chunk)
-        return await writer.commit(), writer.size
-    finally:
-        await writer.abort()

@@ -9,6 +9,7 @@ import hashlib
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import BaseError
@@ -16,6 +17,9 @@ from obstore.store import S3Store as Bucket
 
 from app.core.errors import Corrupt, NotFound, Unavailable
 from app.store.ports import CHUNK_BYTES
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
 
 
 class S3Writer:
@@ -37,9 +41,14 @@ class S3Writer:
         self._hash.update(chunk)
         self.size += len(chunk)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what was written so far, in hex."""
+        return self._hash.hexdigest()
+
     async def commit(self) -> str:
         """Send the content, unless the bucket has it."""
-        digest = self._hash.hexdigest()
+        digest = self.digest
         if not await self._store.exists(digest):
             await asyncio.to_thread(self._file.seek, 0)
             await self._store.put(digest, self._file)
@@ -55,10 +64,10 @@ class S3Store:
     """Files in a bucket. Credentials come from the environment, as with every AWS tool."""
 
     def __init__(self, bucket: str, prefix: str = "", *, endpoint: str = "", region: str = "us-east-1") -> None:
-        options = {"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}
+        config: S3Config = {"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}
         self._prefix = prefix.strip("/")
         self._bucket = Bucket(
-            bucket, region=region, client_options={"allow_http": endpoint.startswith("http://")}, **options
+            bucket, region=region, config=config, client_options={"allow_http": endpoint.startswith("http://")}
         )
 
     def _key(self, sha256: str) -> str:

@@ -1,0 +1,87 @@
+"""The queue's ledger with one transaction per call; fulfils `app.queue.ports.Ledger`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from app.core.jobs import DeviceClass, HeartbeatAnswer, Job, JobFailure, Lease, MetricPoint, NewJob, Progress, Ready
+from app.registry.jobs import JobLedger, JobReader
+from app.registry.session import Database
+
+
+class SqlLedger:
+    """See `app.registry.jobs.JobLedger` for what each call does."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def enqueue(self, job: NewJob) -> Job:
+        """Add a job."""
+        async with self._database.write() as session:
+            return await JobLedger(session).enqueue(job)
+
+    async def get(self, job_id: str) -> Job:
+        """The job."""
+        async with self._database.read() as session:
+            return await JobReader(session).get(job_id)
+
+    async def next_ready(self, devices: Sequence[DeviceClass]) -> str | None:
+        """The due job to run next."""
+        async with self._database.read() as session:
+            return await JobReader(session).next_ready(devices)
+
+    async def claim(self, job_id: str, worker: str, lease_s: float) -> Lease | None:
+        """Take a queued, due job."""
+        async with self._database.write() as session:
+            return await JobLedger(session).claim(job_id, worker, lease_s)
+
+    async def heartbeat(self, job_id: str, attempt: int, lease_s: float) -> HeartbeatAnswer:
+        """Renew the lease."""
+        async with self._database.write() as session:
+            return await JobLedger(session).heartbeat(job_id, attempt, lease_s)
+
+    async def progress(
+        self,
+        job_id: str,
+        attempt: int,
+        progress: Progress | None,
+        points: Sequence[MetricPoint],
+        log: Sequence[dict[str, Any]],
+    ) -> bool:
+        """Record what the child told."""
+        async with self._database.write() as session:
+            return await JobLedger(session).progress(job_id, attempt, progress, points, log)
+
+    async def succeed(self, job_id: str, attempt: int, result: dict[str, Any]) -> bool:
+        """Running → succeeded."""
+        async with self._database.write() as session:
+            return await JobLedger(session).succeed(job_id, attempt, result)
+
+    async def fail(self, job_id: str, attempt: int, failure: JobFailure, backoff_s: float) -> bool:
+        """Running → queued or failed."""
+        async with self._database.write() as session:
+            return await JobLedger(session).fail(job_id, attempt, failure, backoff_s)
+
+    async def release(self, job_id: str, attempt: int) -> bool:
+        """Running → queued at once."""
+        async with self._database.write() as session:
+            return await JobLedger(session).release(job_id, attempt)
+
+    async def cancelled(self, job_id: str, attempt: int) -> bool:
+        """Running → cancelled."""
+        async with self._database.write() as session:
+            return await JobLedger(session).cancelled(job_id, attempt)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Queued → cancelled; running → marked."""
+        async with self._database.write() as session:
+            return await JobLedger(session).cancel(job_id)
+
+    async def expire(self, backoff_s: float) -> int:
+        """Expired leases → queued or failed."""
+        async with self._database.write() as session:
+            return await JobLedger(session).expire(backoff_s)
+
+    async def unannounced(self, repush_s: float) -> Sequence[Ready]:
+        """Due jobs that agents should be told of."""
+        async with self._database.write() as session:
+            return await JobLedger(session).unannounced(repush_s)

@@ -1,0 +1,36 @@
+"""Tell agents of jobs that are due. Losing an announcement costs time, never the job."""
+
+import contextlib
+
+from app.core.errors import Unavailable
+from app.core.jobs import Job, Ready
+from app.queue.ports import JOB_CHANNEL
+from app.registry.jobs import JobLedger
+from app.services.platform import Platform
+
+
+async def announce_due(platform: Platform) -> int:
+    """Announce every due job that agents have not been told of lately; how many. Without Redis the reconciler does it later."""
+    async with platform.database.write() as session:
+        ready = await JobLedger(session).unannounced(platform.settings.queue.repush_s)
+    for job in ready:
+        await announce(platform, job)
+    return len(ready)
+
+
+async def announce(platform: Platform, ready: Ready) -> None:
+    """Announce one job."""
+    with contextlib.suppress(Unavailable):
+        await platform.wake.announce(ready)
+
+
+async def announce_job(platform: Platform, job: Job) -> None:
+    """Announce a job that was just committed, unless it waits for others."""
+    if job.state == "queued":
+        await announce(platform, Ready(job.id, job.device, job.priority))
+
+
+async def tell_watchers(platform: Platform, job_id: str) -> None:
+    """Wake up whoever follows the job's events."""
+    with contextlib.suppress(Unavailable):
+        await platform.wake.publish(JOB_CHANNEL.format(job_id=job_id), "")

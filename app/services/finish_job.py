@@ -1,0 +1,103 @@
+"""End a job whose child has returned: its outputs become real in the transaction that finishes it, or not at all."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.core.errors import NotFound, Unavailable
+from app.core.jobs import Lease
+from app.core.resources import StoredFile
+from app.queue.ports import ENDPOINT_CHANNEL
+from app.registry.datasets import DatasetReader, DatasetWriter
+from app.registry.endpoints import EndpointWriter
+from app.registry.files import remove_files
+from app.registry.jobs import JobLedger
+from app.registry.models import ModelWriter
+from app.registry.session import WriteSession
+from app.services.announce import announce_due, tell_watchers
+from app.services.keep_files import keep_folder
+from app.services.platform import Platform
+from app.specs.jobs import parse_dataset
+
+
+async def finish_job(platform: Platform, lease: Lease, result: dict[str, Any], output: Path) -> bool:
+    """Store the outputs and finish the job. False, and nothing becomes real, when the attempt's lease was lost."""
+    files = await keep_folder(platform, output)
+    async with platform.database.write() as session:
+        ledger = JobLedger(session)
+        if not await ledger.holds(lease.job_id, lease.attempt):
+            return False
+        shown = await _FINISHERS[lease.kind](session, lease, result, files)
+        await remove_files(session, lease.job_id)  # the checkpoint has served its purpose
+        if not await ledger.succeed(lease.job_id, lease.attempt, shown):
+            raise RuntimeError(f"job '{lease.job_id}' left its state while its row was locked")
+    if "endpoint" in shown:
+        with contextlib.suppress(Unavailable):  # gateways look at the registry every few seconds all the same
+            await platform.wake.publish(ENDPOINT_CHANNEL, shown["endpoint"])
+    await tell_watchers(platform, lease.job_id)
+    await announce_due(platform)
+    return True
+
+
+async def _finish_ingest(
+    session: WriteSession, lease: Lease, result: dict[str, Any], files: Sequence[StoredFile]
+) -> dict[str, Any]:
+    await DatasetWriter(session).ready(lease.job_id, result, list(files))
+    return {"dataset": lease.spec["dataset"], "rows": result["rows"], "rejected_rows": result["rejected_count"]}
+
+
+async def _finish_train(
+    session: WriteSession, lease: Lease, result: dict[str, Any], files: Sequence[StoredFile]
+) -> dict[str, Any]:
+    spec = lease.spec
+    name, number = parse_dataset(spec["dataset"])
+    try:
+        dataset_id: str | None = (await DatasetReader(session).version(name, number)).id
+    except NotFound:  # deleted while it was being trained on; the model stands on its own
+        dataset_id = None
+    lineage = {
+        "dataset": spec["dataset"],
+        "job": lease.job_id,
+        "parent": None,
+        "seed": result["seed"],
+        "environment": result["environment"],
+    }
+    version = await ModelWriter(session).create_version(
+        spec["model"],
+        result,
+        lineage=lineage,
+        digest=digest_of(files),
+        files=files,
+        dataset_version_id=dataset_id,
+        job_id=lease.job_id,
+    )
+    shown: dict[str, Any] = {"model": version.model, "version": version.version, "metrics": version.metrics}
+    if spec.get("deploy"):
+        variant = version.variant(None)
+        endpoint = spec["deploy"]["endpoint"]
+        asked = {"model": version.model, "routes": [{"version": version.version, "weight": 100}]}
+        await EndpointWriter(session).put(
+            endpoint, version.model, version.version, variant.name if variant else "fp32", asked
+        )
+        shown["endpoint"] = endpoint
+    return shown
+
+
+async def _finish_compress(
+    session: WriteSession, lease: Lease, result: dict[str, Any], files: Sequence[StoredFile]
+) -> dict[str, Any]:
+    model, number = lease.spec["model"], lease.spec["version"]
+    await ModelWriter(session).add_variants(model, number, result["variants"], files)
+    return {"model": model, "version": number, "variants": result["variants"]}
+
+
+_FINISHERS = {"ingest": _finish_ingest, "train": _finish_train, "compress": _finish_compress}
+
+
+def digest_of(files: Sequence[StoredFile]) -> str:
+    """One SHA-256 for a folder: of the sorted (path, content digest) pairs."""
+    pairs = sorted((file.path, file.sha256) for file in files)
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()

@@ -1,0 +1,48 @@
+"""Put local files into the store, and version files onto this machine."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from app.core.resources import StoredFile
+from app.registry.files import expect_blob
+from app.services.platform import Platform
+from app.store.ports import CHUNK_BYTES, Writer
+
+
+async def commit(platform: Platform, writer: Writer, path: str) -> StoredFile:
+    """Make a written file readable as `path`. It is noted first, so that it is swept if nothing comes to name it."""
+    async with platform.database.write() as session:
+        await expect_blob(session, writer.digest, writer.size)
+    return StoredFile(path, await writer.commit(), writer.size)
+
+
+async def keep_file(platform: Platform, source: Path, path: str) -> StoredFile:
+    """Copy one local file into the store."""
+    writer = await platform.store.writer()
+    try:
+        file = await asyncio.to_thread(source.open, "rb")
+        with file:
+            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                await writer.write(chunk)
+        return await commit(platform, writer, path)
+    finally:
+        await writer.abort()
+
+
+async def keep_folder(platform: Platform, folder: Path) -> list[StoredFile]:
+    """Copy every regular file under `folder`; paths are relative to it. Links are not followed."""
+    sources = await asyncio.to_thread(
+        lambda: sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+    )
+    return [await keep_file(platform, source, source.relative_to(folder).as_posix()) for source in sources]
+
+
+async def lay_out(platform: Platform, files: Sequence[StoredFile] | Mapping[str, str], folder: Path) -> None:
+    """Fetch files to `folder/path`, each verified against its digest."""
+    pairs = files.items() if isinstance(files, Mapping) else [(file.path, file.sha256) for file in files]
+    for path, sha256 in pairs:
+        target = folder / path
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"'{path}' leaves its folder")
+        await platform.store.fetch(sha256, target)

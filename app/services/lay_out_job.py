@@ -1,0 +1,61 @@
+"""Make the folder that a job child works in: its spec, its inputs, its last checkpoint."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from app.core.errors import InvalidData, NotFound
+from app.core.jobs import Lease
+from app.core.resources import StoredFile
+from app.registry.datasets import DatasetReader
+from app.registry.models import ModelReader
+from app.registry.session import ReadSession
+from app.services.keep_files import lay_out
+from app.services.platform import Platform
+from app.services.upload_dataset import ORIGINAL
+from app.specs.data import DATA_FILE, PROFILE_FILE
+from app.specs.jobs import parse_dataset
+
+FOLDER_VERSION = 1
+
+
+async def lay_out_job(platform: Platform, lease: Lease, folder: Path, threads: int) -> None:
+    """Fill `folder` with job.json, input/, output/ and checkpoint/. InvalidData when an input has gone meanwhile."""
+    try:
+        async with platform.database.read() as session:
+            files = await _inputs(session, lease)
+    except NotFound as error:
+        raise InvalidData(f"an input of this job was deleted: {error.detail}") from error
+    for name in ("input", "output", "checkpoint"):
+        await asyncio.to_thread((folder / name).mkdir, parents=True)
+    await lay_out(platform, files, folder / "input")
+    await lay_out(platform, lease.checkpoint, folder / "checkpoint")
+    limits = {**platform.settings.limit.model_dump(), "threads": threads, "memory_mb": lease.memory_mb}
+    job: dict[str, Any] = {
+        "version": FOLDER_VERSION,
+        "id": lease.job_id,
+        "kind": lease.kind,
+        "attempt": lease.attempt,
+        "spec": {**lease.spec, "limits": limits},
+    }
+    await asyncio.to_thread((folder / "job.json").write_text, json.dumps(job))
+
+
+async def _inputs(session: ReadSession, lease: Lease) -> list[StoredFile]:
+    if lease.kind == "ingest":
+        return await _dataset(session, lease.spec["dataset"], (ORIGINAL,), "")
+    if lease.kind == "train":
+        return await _dataset(session, lease.spec["dataset"], (DATA_FILE, PROFILE_FILE), "dataset/")
+    version = await ModelReader(session).version(lease.spec["model"], lease.spec["version"])
+    model = [StoredFile(f"model/{file.path}", file.sha256, file.bytes) for file in version.files]
+    return model + await _dataset(session, version.lineage["dataset"], (DATA_FILE, PROFILE_FILE), "dataset/")
+
+
+async def _dataset(session: ReadSession, ref: str, wanted: tuple[str, ...], prefix: str) -> list[StoredFile]:
+    name, number = parse_dataset(ref)
+    version = await DatasetReader(session).version(name, number)
+    found = [StoredFile(prefix + file.path, file.sha256, file.bytes) for file in version.files if file.path in wanted]
+    if len(found) != len(wanted):
+        raise InvalidData(f"data set '{ref}' is {version.state}; it has no parsed data")
+    return found

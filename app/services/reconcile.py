@@ -1,0 +1,32 @@
+"""Put right what crashes and lost messages have left; idempotent, run by every agent and gateway."""
+
+from app.registry.files import forget_blob, unused_blobs
+from app.registry.idempotency import forget_old
+from app.registry.jobs import JobLedger
+from app.registry.workers import forget_dead
+from app.services.announce import announce_due
+from app.services.platform import Platform
+
+BLOB_GRACE_S = 3600.0  # longer than any upload or job output takes between being stored and being named
+DEAD_WORKER_S = 3600.0
+
+
+async def reconcile_queue(platform: Platform) -> int:
+    """Expired leases → queued or failed; forgotten jobs → announced. How many leases had expired."""
+    async with platform.database.write() as session:
+        expired = await JobLedger(session).expire(platform.settings.queue.backoff_s)
+    await announce_due(platform)
+    return expired
+
+
+async def sweep(platform: Platform, grace_s: float = BLOB_GRACE_S) -> int:
+    """Remove contents that no file has named for `grace_s`, and old bookkeeping. How many contents were removed."""
+    async with platform.database.write() as session:
+        unused = await unused_blobs(session, grace_s)
+        for sha256 in unused:
+            # Within the transaction: whoever wants to name this content again waits for the row, and then stores it anew.
+            await forget_blob(session, sha256)
+            await platform.store.delete(sha256)
+        await forget_old(session)
+        await forget_dead(session, DEAD_WORKER_S)
+    return len(unused)

@@ -1,0 +1,20 @@
+"""Keep a job's checkpoint where another worker can find it."""
+
+from pathlib import Path
+
+from app.core.jobs import Lease
+from app.registry.files import add_files, remove_files
+from app.registry.jobs import JobLedger
+from app.services.keep_files import keep_folder
+from app.services.platform import Platform
+
+
+async def save_checkpoint(platform: Platform, lease: Lease, folder: Path) -> bool:
+    """Replace the job's checkpoint by the files in `folder`. False when the attempt's lease was lost."""
+    files = await keep_folder(platform, folder)
+    async with platform.database.write() as session:
+        if not await JobLedger(session).holds(lease.job_id, lease.attempt):
+            return False
+        await remove_files(session, lease.job_id)
+        await add_files(session, lease.job_id, files)
+    return True

@@ -1,0 +1,220 @@
+"""Runs one leased job from start to end: folder, child, events, outcome."""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.core.errors import AimassError, Unavailable
+from app.core.jobs import JobFailure, Lease, MetricPoint, Progress
+from app.registry.ledger import SqlLedger
+from app.services.announce import announce_due, tell_watchers
+from app.services.finish_job import finish_job
+from app.services.lay_out_job import lay_out_job
+from app.services.platform import Platform
+from app.services.save_checkpoint import save_checkpoint
+from workers.lease import Heartbeat
+from workers.protocol import ChildEvent
+from workers.supervisor import Child, Supervisor
+
+log = logging.getLogger("aimass.job")
+FLUSH_S = 0.25
+WATCH_MEMORY_S = 0.25
+CANCEL_GRACE_S = 0.3  # a cancelled job's checkpoint is of no use to anyone
+
+Interruption = Literal["lost", "cancel", "drain", "timeout", "memory"]
+
+
+@dataclass(slots=True)
+class _Told:
+    """What the child has told and the registry does not know yet."""
+
+    progress: Progress | None = None
+    points: list[MetricPoint] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint: bool = False
+
+
+class JobRun:
+    """One attempt. `interrupt` may be called from any thread, and the first reason given counts."""
+
+    def __init__(self, platform: Platform, supervisor: Supervisor, lease: Lease, *, worker: str, threads: int) -> None:
+        self._platform = platform
+        self._supervisor = supervisor
+        self._lease = lease
+        self._threads = threads
+        self._worker = worker
+        self._ledger = SqlLedger(platform.database)
+        self._loop = asyncio.get_running_loop()
+        self._interrupted: asyncio.Future[Interruption] = self._loop.create_future()
+        self._told = _Told()
+        self._outcome: ChildEvent | None = None
+        self._folder = platform.scratch / "jobs" / f"{lease.job_id}-{lease.attempt}"
+
+    @property
+    def job_id(self) -> str:
+        """Which job this is."""
+        return self._lease.job_id
+
+    def interrupt(self, why: Interruption) -> None:
+        """Stop the job."""
+        self._loop.call_soon_threadsafe(self._set_interrupted, why)
+
+    def _set_interrupted(self, why: Interruption) -> None:
+        if not self._interrupted.done():
+            self._interrupted.set_result(why)
+
+    async def run(self) -> None:
+        """To the end, whatever it is; raises only what the registry itself cannot take."""
+        child = await self._supervisor.take()
+        heartbeat = Heartbeat(
+            self._platform.settings,
+            self._worker,
+            on_lost=lambda: self.interrupt("lost"),
+            on_cancel=lambda: self.interrupt("cancel"),
+            on_beat=child.sign_of_life,
+        )
+        heartbeat.start(self._lease.job_id, self._lease.attempt)
+        try:
+            await lay_out_job(self._platform, self._lease, self._folder, self._threads)
+            await self._supervise(child)
+        except AimassError as error:
+            await self._fail(JobFailure(error.code, error.detail, error.retryable))
+        finally:
+            await child.end(0)
+            heartbeat.close()
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            await tell_watchers(self._platform, self._lease.job_id)
+            await self._supervisor.replenish()
+
+    async def _supervise(self, child: Child) -> None:
+        child.start(self._folder)
+        tasks = [
+            asyncio.create_task(self._listen(child), name="listen"),
+            asyncio.create_task(self._flush_often(), name="flush"),
+            asyncio.create_task(self._watch_limits(child), name="limits"),
+        ]
+        try:
+            ends: set[asyncio.Future[Any]] = {tasks[0], self._interrupted}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            why = self._interrupted.result() if self._interrupted.done() else None
+            await child.end(self._grace_s(why))
+            await tasks[0]  # what it told before it went
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self._settle(why, child)
+
+    def _grace_s(self, why: Interruption | None) -> float:
+        if why == "drain" or why is None:
+            return self._platform.settings.worker.grace_s
+        return CANCEL_GRACE_S if why == "cancel" else 0.0
+
+    async def _listen(self, child: Child) -> None:
+        """Until the child closes its pipe; its last word is the outcome."""
+        async for event in child.read_events():
+            match event.event:
+                case "progress":
+                    self._told.progress = Progress(
+                        float(event.data["fraction"]), str(event.data["step"]), event.data.get("eta_s")
+                    )
+                case "metric":
+                    point = MetricPoint(
+                        str(event.data["name"])[:100], int(event.data["step"]), float(event.data["value"]), event.at
+                    )
+                    self._told.points.append(point)
+                case "log":
+                    self._told.log.append(
+                        {"level": str(event.data.get("level")), "message": str(event.data.get("message"))[:10_000]}
+                    )
+                case "checkpoint":
+                    self._told.checkpoint = True
+                case "result" | "error" | "stopped":
+                    self._outcome = event
+                    if event.event != "stopped":
+                        return
+                case _:
+                    log.debug("job=%s %s", self._lease.job_id, event.event)
+
+    async def _flush_often(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            with contextlib.suppress(Unavailable):  # told again when the registry is back
+                await self._flush()
+
+    async def _flush(self) -> None:
+        told, self._told = self._told, _Told()
+        if told == _Told():
+            return
+        lease = self._lease
+        try:
+            held = True
+            if told.progress or told.points or told.log:
+                held = await self._ledger.progress(lease.job_id, lease.attempt, told.progress, told.points, told.log)
+            if held and told.checkpoint:
+                held = await save_checkpoint(self._platform, lease, self._folder / "checkpoint")
+        except Unavailable:
+            newer, self._told = self._told, told
+            self._told.progress = newer.progress or told.progress
+            self._told.points += newer.points
+            self._told.log += newer.log
+            self._told.checkpoint |= newer.checkpoint
+            raise
+        if not held:
+            self.interrupt("lost")
+        await tell_watchers(self._platform, lease.job_id)
+
+    async def _watch_limits(self, child: Child) -> None:
+        deadline = time.monotonic() + self._lease.timeout_s
+        limit = self._lease.memory_mb << 20
+        while True:
+            await asyncio.sleep(WATCH_MEMORY_S)
+            if time.monotonic() > deadline:
+                self.interrupt("timeout")
+            elif await asyncio.to_thread(child.memory_bytes) > limit:
+                self.interrupt("memory")
+
+    async def _settle(self, why: Interruption | None, child: Child) -> None:
+        """Write the outcome; every write is fenced, so a lost lease writes nothing."""
+        lease = self._lease
+        if why == "lost":
+            log.warning("job=%s attempt=%d lost its lease; nothing is written", lease.job_id, lease.attempt)
+            return
+        await self._flush()
+        if self._outcome is not None and self._outcome.event == "result":
+            if not await finish_job(self._platform, lease, self._outcome.data["result"], self._folder / "output"):
+                log.warning("job=%s attempt=%d lost its lease; its result was dropped", lease.job_id, lease.attempt)
+        elif why == "cancel":
+            await self._ledger.cancelled(lease.job_id, lease.attempt)
+        elif self._outcome is not None and self._outcome.event == "error":
+            error = self._outcome.data
+            await self._fail(
+                JobFailure(error["code"], error["detail"], bool(error["retryable"]), tuple(error["errors"]))
+            )
+        elif why == "timeout":
+            await self._fail(JobFailure("job_timed_out", f"the job ran longer than timeout_s = {lease.timeout_s:g}"))
+        elif why == "memory":
+            detail = f"the job needs more than resources.memory_mb = {lease.memory_mb}; raise it or use less data"
+            await self._fail(JobFailure("job_memory_exceeded", detail))
+        elif why == "drain":
+            await self._ledger.release(lease.job_id, lease.attempt)
+            await announce_due(self._platform)
+        else:
+            await self._crashed(child)
+
+    async def _crashed(self, child: Child) -> None:
+        code = child.process.returncode
+        lines = [{"level": "error", "message": line} for line in child.last_errors()]
+        if lines:
+            await self._ledger.progress(self._lease.job_id, self._lease.attempt, None, [], lines)
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
+        await self._fail(JobFailure("job_crashed", f"the job's process ended with {how}", retryable=True))
+
+    async def _fail(self, failure: JobFailure) -> None:
+        await self._ledger.fail(
+            self._lease.job_id, self._lease.attempt, failure, self._platform.settings.queue.backoff_s
+        )
