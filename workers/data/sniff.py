@@ -1,0 +1,129 @@
+"""What the bytes are. The file's name is a hint for messages only."""
+
+from pathlib import Path
+from typing import Literal
+
+from workers.data.findings import unreadable
+
+Format = Literal["delimited", "jsonl", "parquet", "zip", "tar", "gzip", "idx", "picture"]
+HEAD_BYTES = 64 << 10
+TAKEN = (
+    "CSV/TSV, JSON Lines or Parquet tables (also gzipped or alone in a zip), "
+    "and zip or tar archives of pictures in class folders"
+)
+
+_READABLE: tuple[tuple[int, bytes, Format], ...] = (
+    (0, b"PAR1", "parquet"),
+    (0, b"PK\x03\x04", "zip"),
+    (0, b"PK\x05\x06", "zip"),
+    (0, b"\x1f\x8b", "gzip"),
+    (257, b"ustar", "tar"),
+    (0, b"\x00\x00\x08\x01", "idx"),
+    (0, b"\x00\x00\x08\x03", "idx"),
+    (0, b"\x89PNG\r\n\x1a\n", "picture"),
+    (0, b"\xff\xd8\xff", "picture"),
+    (0, b"GIF8", "picture"),
+    (0, b"II*\x00", "picture"),
+    (0, b"MM\x00*", "picture"),
+    (8, b"WEBP", "picture"),
+)
+_REFUSED: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\x80\x02", "a Python pickle, which is never opened"),
+    (0, b"\x80\x03", "a Python pickle, which is never opened"),
+    (0, b"\x80\x04", "a Python pickle, which is never opened"),
+    (0, b"\x80\x05", "a Python pickle, which is never opened"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (8, b"WAVE", "a WAV sound"),
+    (0, b"ID3", "an MP3 sound"),
+    (0, b"OggS", "an Ogg sound"),
+    (0, b"fLaC", "a FLAC sound"),
+    (0, b"%PDF-", "a PDF document"),
+    (0, b"\xd0\xcf\x11\xe0", "an old Excel or Word file; export the sheet as CSV"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"SQLite format 3", "an SQLite database"),
+    (0, b"ARROW1", "an Arrow IPC file; write it as Parquet"),
+    (0, b"Obj\x01", "an Avro file; write it as Parquet"),
+    (0, b"BZh", "a bzip2 file; use gzip or no compression"),
+    (0, b"\xfd7zXZ", "an xz file; use gzip or no compression"),
+    (0, b"(\xb5/\xfd", "a zstd file; use gzip or no compression"),
+    (0, b"7z\xbc\xaf", "a 7z archive; use zip or tar"),
+    (0, b"Rar!", "a RAR archive; use zip or tar"),
+    (0, b"\x7fELF", "a program"),
+    (0, b"\xff\xfe\x00\x00", "UTF-32 text; save it as UTF-8"),
+    (0, b"\x00\x00\xfe\xff", "UTF-32 text; save it as UTF-8"),
+    (8, b'{"', "a safetensors file"),
+    (8, b"{}", "a safetensors file"),
+)
+_MARKUP = (
+    (b"<html", "an HTML page"),
+    (b"<!doctype", "an HTML page"),
+    (b"<script", "an HTML page"),
+    (b"<svg", "an SVG drawing"),
+    (b"<?xml", "an XML document"),
+)
+_MAX_CONTROL_SHARE = 0.02  # text holds tabs, line ends and the odd escape; binary formats hold far more
+
+
+def sniff(path: Path, name: str) -> Format:
+    """The format of a file by its first bytes. InvalidData says what it looks like if it is none that is taken."""
+    head = read_head(path)
+    if not head:
+        raise unreadable("the file is empty (0 bytes); upload one with a header line and data")
+    for offset, magic, found in _READABLE:
+        if head.startswith(magic, offset):
+            return found
+    if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
+        return "picture"
+    for offset, magic, word in _REFUSED:
+        if head.startswith(magic, offset) and (not word.endswith("safetensors file") or head[7] <= 0x40):  # noqa: PLR2004 - length
+            raise refused(word)
+    return _sniff_text(head, name)
+
+
+def refused(word: str) -> Exception:
+    """InvalidData for a format that is not taken."""
+    return unreadable(f"it looks like {word}; data sets are {TAKEN}")
+
+
+def read_head(path: Path) -> bytes:
+    """The first HEAD_BYTES bytes."""
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def utf16_without_bom(head: bytes) -> Literal["utf-16-le", "utf-16-be"] | None:
+    """UTF-16 that lacks its mark: half of the bytes, the high or the low ones, hold all the zeros."""
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    half = max(len(head) // 2, 1)
+    if max(even, odd) < 0.05 * half or min(even, odd) > 0.005 * half:
+        return None
+    return "utf-16-be" if even > odd else "utf-16-le"
+
+
+def _sniff_text(head: bytes, name: str) -> Format:
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "delimited"
+    if encoding := utf16_without_bom(head):
+        head = head[: len(head) // 2 * 2].decode(encoding, "replace").encode()
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text:
+        raise unreadable("the file holds blanks only; upload one with a header line and data")
+    for mark, word in _MARKUP:
+        if text[:16].lower().startswith(mark):
+            raise refused(word)
+    if _looks_binary(head):
+        if name.lower().endswith(".onnx"):
+            raise refused("an ONNX model, which is imported as a model version, not as a data set")
+        raise refused("binary data of no known kind")
+    if text.startswith(b"{"):
+        return "jsonl"
+    if text.startswith(b"[") and (name.lower().endswith(".json") or text[1:].lstrip()[:1] in {b"[", b"{"}):
+        raise refused("a JSON document; write JSON Lines, one object a line")
+    return "delimited"
+
+
+def _looks_binary(head: bytes) -> bool:
+    if head[0] < 0x20 and head[:1] not in {b"\t", b"\n", b"\r", b"\f"}:  # noqa: PLR2004 - below the first printable character
+        return True
+    controls = sum(head.count(bytes([code])) for code in range(32) if code not in {9, 10, 12, 13, 27})
+    return controls > max(3, _MAX_CONTROL_SHARE * len(head))

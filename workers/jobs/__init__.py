@@ -1,0 +1,1 @@
+"""One file a job kind; each has `run(job: JobContext) -> dict`."""
