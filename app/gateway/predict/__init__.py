@@ -1,0 +1,1 @@
+"""The prediction paths, as a bare ASGI application in front of FastAPI."""

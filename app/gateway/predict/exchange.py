@@ -1,0 +1,207 @@
+"""One HTTP request and its answer on bare ASGI: bounded body, request id, compression, error bodies."""
+
+import asyncio
+import itertools
+import math
+import os
+import re
+import time
+import zlib
+from collections.abc import Callable
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+
+from app.core.errors import AimassError, InvalidInput, PayloadTooLarge
+from app.gateway.predict.ports import Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from app.telemetry.metrics import ModelMetrics
+
+STATUS: dict[str, int] = {
+    "invalid_input": 400,
+    "invalid_spec": 422,
+    "invalid_data": 422,
+    "invalid_tensor": 422,
+    "payload_too_large": 413,
+    "not_found": 404,
+    "conflict": 409,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "not_built": 501,
+    "overloaded": 429,
+    "unavailable": 503,
+    "deadline_exceeded": 504,
+}
+# Clients of the Open Inference Protocol expect 400 for any bad tensor.
+OIP_STATUS = STATUS | {"invalid_tensor": 400}
+Headers = list[tuple[bytes, bytes]]
+JSON = (b"content-type", b"application/json")
+_PROBLEM = (b"content-type", b"application/problem+json")
+_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_SMALLEST_COMPRESSED = 1024  # bytes; below, the work is worth more than the bytes
+_LEVEL = 1
+_WBITS = {b"gzip": 31, b"deflate": 15}  # deflate is the zlib format
+_LARGE = 64 * 1024  # bytes; decoding this much takes about as long as a thread switch costs the others
+Result = TypeVar("Result")
+_prefix = os.urandom(8).hex()
+_counter = itertools.count()
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was whole, or before the answer."""
+
+
+class Exchange:
+    """A request being answered."""
+
+    __slots__ = ("headers", "method", "metrics", "path", "receive", "request_id", "send", "started", "status")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.started = time.perf_counter()
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.receive = receive
+        self.send = send
+        given = self.headers.get(b"x-request-id")
+        # Unique per process start and request; a UUID would cost as much as decoding the body.
+        self.request_id = given.decode() if given and _ID.fullmatch(given) else f"{_prefix}{next(_counter):08x}"
+        self.status = 0
+        self.metrics: ModelMetrics | None = None  # of the model that the request is for, once it is found
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body, decompressed; PayloadTooLarge above `limit` bytes, before or after decompression."""
+        announced = self.headers.get(b"content-length")
+        if announced is not None and int(announced) > limit:
+            raise _too_large(limit)
+        message = await self.receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            body = await self._rest(body, limit)
+        elif message["type"] == "http.disconnect":
+            raise ClientGone
+        if encoding := self.headers.get(b"content-encoding"):
+            return _decompress(body, encoding.strip().lower(), limit)
+        return body
+
+    def deadline(self, timeout_s: float | None = None) -> float:
+        """When the caller stops waiting, on `perf_counter`'s clock: `timeout_s` or header X-Request-Timeout-Ms."""
+        header = self.headers.get(b"x-request-timeout-ms")
+        if header is not None:
+            if not header.isdigit() or not int(header):
+                raise InvalidInput.at("X-Request-Timeout-Ms", msg="must be a whole number of milliseconds, at least 1")
+            timeout_s = min(int(header) / 1e3, timeout_s or math.inf)
+        return self.started + timeout_s if timeout_s else math.inf
+
+    async def until_gone(self) -> None:
+        """Return when the client has closed the connection."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def answer(self, status: int, body: bytes, headers: Headers) -> None:
+        """Send the whole answer."""
+        self.status = status
+        headers += ((b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id.encode()))
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def compressed(self, status: int, body: bytes, headers: Headers) -> None:
+        """As `answer`, compressed if the caller accepts it and it is worth it."""
+        accepted = self.headers.get(b"accept-encoding")
+        if accepted and len(body) >= _SMALLEST_COMPRESSED and (encoding := _negotiate(accepted)):
+            body = await spread(len(body), partial(zlib.compress, body, _LEVEL, _WBITS[encoding]))
+            headers += ((b"content-encoding", encoding), (b"vary", b"accept-encoding"))
+        await self.answer(status, body, headers)
+
+    async def problem(self, error: AimassError, status: int) -> None:
+        """The error as RFC 9457 problem details."""
+        problem: dict[str, Any] = {
+            "type": f"urn:aimass:error:{error.code}",
+            "title": HTTPStatus(status).phrase,
+            "status": status,
+            "detail": error.detail,
+            "code": error.code,
+            "request_id": self.request_id,
+        }
+        if error.errors:
+            problem["errors"] = [{"loc": e.loc, "msg": e.msg, "type": e.type} for e in error.errors]
+        await self.answer(status, orjson.dumps(problem), [_PROBLEM, *_extra(error, status)])
+
+    async def oip_error(self, detail: str, status: int, headers: Headers) -> None:
+        """The error as Open Inference Protocol clients read it."""
+        await self.answer(status, orjson.dumps({"error": detail}), [JSON, *headers])
+
+    async def refuse(self, error: AimassError, *, oip: bool) -> None:
+        """Answer with an error of the tree, in the form of the path's protocol."""
+        if oip:
+            status = OIP_STATUS.get(error.code, 500)
+            await self.oip_error(error.detail, status, _extra(error, status))
+        else:
+            await self.problem(error, STATUS.get(error.code, 500))
+
+    async def _rest(self, first: bytes, limit: int) -> bytes:
+        parts, size, more = [first], len(first), True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise _too_large(limit)
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+
+async def spread(size: int, work: Callable[[], Result]) -> Result:
+    """Do `work` on `size` bytes: at once if that is quick, in a thread if it would hold up everybody else."""
+    return work() if size < _LARGE else await asyncio.to_thread(work)
+
+
+def _extra(error: AimassError, status: int) -> Headers:
+    """Headers that belong to an error's status."""
+    if status == HTTPStatus.UNAUTHORIZED:
+        return [(b"www-authenticate", b"Bearer")]
+    if error.retry_after_s is not None:
+        return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s)))]
+    return []
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is larger than {limit >> 20} MiB (AIMASS_SERVING_MAX_BODY_MB)")
+
+
+def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
+    """Undo gzip or deflate (zlib format), never beyond `limit` bytes."""
+    if encoding == b"identity":
+        return body
+    if encoding not in _WBITS:
+        raise InvalidInput.at("Content-Encoding", msg="must be gzip, deflate or identity")
+    inflater = zlib.decompressobj(_WBITS[encoding])
+    try:
+        plain = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise InvalidInput(f"the body is not {encoding.decode()}: {error}") from None
+    if len(plain) > limit:
+        raise _too_large(limit)
+    if not inflater.eof or inflater.unused_data:
+        raise InvalidInput(f"the body is not one whole {encoding.decode()} stream")
+    return plain
+
+
+def _negotiate(accepted: bytes) -> bytes | None:
+    """The best of gzip and deflate that an Accept-Encoding header allows; None for neither."""
+    best, best_weight = None, 0.0
+    for choice in accepted.lower().split(b","):
+        name, _, weight = choice.partition(b";q=")
+        try:
+            value = float(weight) if weight else 1.0
+        except ValueError:
+            continue
+        if name.strip() in _WBITS and value > best_weight:
+            best, best_weight = name.strip(), value
+    return best

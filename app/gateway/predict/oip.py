@@ -1,0 +1,116 @@
+"""Open Inference Protocol v2 over REST, under /v2."""
+
+import time
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+
+from app.core.errors import InvalidInput, NotBuilt, NotFound, Unavailable
+from app.core.principal import Scope
+from app.gateway.predict.exchange import JSON, Exchange, spread
+from app.gateway.predict.running import record, run
+from app.serving.host import Host, ServedModel
+from app.serving.oip import EXTENSIONS
+
+_BINARY = (b"content-type", b"application/octet-stream")
+_LENGTH = b"inference-header-content-length"
+# Parts of the protocol's extensions that this release does not have: the answer says so.
+_NOT_BUILT_MODEL = {"config", "stats", "generate", "generate_stream", "trace"}
+_NOT_BUILT_SERVER = {"repository", "logging", "trace", "systemsharedmemory", "cudasharedmemory"}
+
+
+class MethodNotAllowed(Exception):
+    """The path exists for the other verb."""
+
+
+class OipApi:
+    """Routes and answers everything under /v2."""
+
+    def __init__(self, host: Host, max_body: int) -> None:
+        self._host = host
+        self._max_body = max_body
+        self._server = {"name": "aimass", "version": version("aimass"), "extensions": list(EXTENSIONS)}
+
+    @staticmethod
+    def scope(path: str) -> Scope | None:
+        """What a key must be allowed to do for this path; None if the path is open."""
+        if path.startswith("/v2/health/"):
+            return None
+        return "predict" if path.endswith("/infer") else "read"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer one request; errors of the tree are the dispatcher's to answer."""
+        match exchange.path.split("/")[2:]:
+            case []:
+                await self._get(exchange, self._server)
+            case ["health", "live"]:
+                await self._get(exchange, {"live": True})
+            case ["health", "ready"]:
+                if not self._host.ready():
+                    raise Unavailable("no model is loaded", retry_after_s=1.0)
+                await self._get(exchange, {"ready": True})
+            case ["models", "stats"]:
+                raise NotBuilt("the statistics extension is not in this release")
+            case ["models", name, "versions", wanted, *rest] if name:
+                await self._model(exchange, name, wanted, rest)
+            case ["models", name, *rest] if name:
+                await self._model(exchange, name, None, rest)
+            case [part, *_] if part in _NOT_BUILT_SERVER:
+                raise NotBuilt(f"/v2/{part} is not in this release")
+            case _:
+                raise NotFound("Not Found")
+
+    async def _model(self, exchange: Exchange, name: str, wanted: str | None, rest: list[str]) -> None:
+        match rest:
+            case ["infer"]:
+                if exchange.method != "POST":
+                    raise MethodNotAllowed("POST")
+                await self._infer(exchange, self._served(name, wanted))
+            case []:
+                served = self._served(name, wanted)
+                await self._get(exchange, served.oip.metadata([str(served.source.version)]))
+            case ["ready"]:
+                self._served(name, wanted)
+                await self._get(exchange, {"name": name, "ready": True})
+            case [part, *_] if part in _NOT_BUILT_MODEL:
+                raise NotBuilt(f"'{part}' of a model is not in this release")
+            case _:
+                raise NotFound("Not Found")
+
+    def _served(self, name: str, wanted: str | None) -> ServedModel:
+        served = self._host.lookup(name)
+        if wanted is not None and wanted != str(served.source.version):
+            raise NotFound(f"Request for unknown model: '{name}' version {wanted} is not found")
+        return served
+
+    async def _infer(self, exchange: Exchange, served: ServedModel) -> None:
+        with served:
+            exchange.metrics = served.metrics
+            body = await exchange.body(self._max_body)
+            length = _header_length(exchange.headers.get(_LENGTH))
+            request = await spread(len(body) if length is None else length, partial(served.oip.decode, body, length))
+            parsed = time.perf_counter()
+            answer = await run(exchange, served, request.inputs, request.rows, request.timeout_s)
+            computed = time.perf_counter()
+            encoded = served.oip.encode(answer.outputs, request.outputs, served.version, request.id)
+            headers = [JSON]
+            if encoded.header_length is not None:
+                headers = [_BINARY, (_LENGTH, b"%d" % encoded.header_length)]
+            headers += record(exchange, served, answer, parsed, computed)
+            await exchange.compressed(200, encoded.body, headers)
+
+    @staticmethod
+    async def _get(exchange: Exchange, document: dict[str, Any]) -> None:
+        if exchange.method != "GET":
+            raise MethodNotAllowed("GET")
+        await exchange.answer(200, orjson.dumps(document), [JSON])
+
+
+def _header_length(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdigit():
+        raise InvalidInput.at("Inference-Header-Content-Length", msg="must be a whole number of bytes")
+    return int(value)

@@ -1,0 +1,34 @@
+"""POST /api/v1/endpoints/{name}/predict: named values in, labels or numbers out."""
+
+import time
+from functools import partial
+
+from app.gateway.predict.exchange import JSON, Exchange, spread
+from app.gateway.predict.running import record, run
+from app.serving.host import Host
+
+
+class PredictApi:
+    """The platform's own prediction form."""
+
+    def __init__(self, host: Host, max_body: int) -> None:
+        self._host = host
+        self._max_body = max_body
+
+    async def predict(self, exchange: Exchange, endpoint: str) -> None:
+        """Answer one request; errors of the tree are the dispatcher's to answer."""
+        with self._host.lookup(endpoint) as served:
+            exchange.metrics = served.metrics
+            body = await exchange.body(self._max_body)
+            inputs, rows = await spread(len(body), partial(served.instances, body))
+            parsed = time.perf_counter()
+            answer = await run(exchange, served, inputs, rows)
+            computed = time.perf_counter()
+            predictions = served.predictions(answer.outputs)
+            content = b'{"predictions":%b,%b,"request_id":"%b"}' % (
+                predictions,
+                served.identity,
+                exchange.request_id.encode(),
+            )
+            timing = record(exchange, served, answer, parsed, computed)
+            await exchange.compressed(200, content, [JSON, *timing])

@@ -1,0 +1,49 @@
+"""What both prediction protocols do with tensors: run them, watch for a caller who leaves, count the phases."""
+
+import asyncio
+import math
+import time
+
+from app.core.errors import DeadlineExceeded
+from app.gateway.predict.exchange import ClientGone, Exchange, Headers
+from app.serving.host import ServedModel
+from app.serving.types import Answer, Tensors
+
+PHASES = ("parse", "queue", "batch", "compute", "encode")
+
+
+async def run(
+    exchange: Exchange, served: ServedModel, inputs: Tensors, rows: int, timeout_s: float | None = None
+) -> Answer:
+    """The model's answer; DeadlineExceeded at the caller's deadline, ClientGone if the caller has left before.
+
+    A model that runs on the event loop answers before a disconnect could be seen, so nobody is watched.
+    """
+    deadline = exchange.deadline(timeout_s)
+    if served.plan.inline:
+        return await served.infer(inputs, rows, deadline)
+    loop = asyncio.get_running_loop()
+    answer = loop.create_task(served.infer(inputs, rows, deadline))
+    gone = loop.create_task(exchange.until_gone())
+    left_s = None if deadline == math.inf else max(0.0, deadline - time.perf_counter())
+    try:
+        await asyncio.wait({answer, gone}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        if gone.done():
+            raise ClientGone
+        raise DeadlineExceeded("the model did not answer within the request's time")
+    finally:
+        gone.cancel()
+        answer.cancel()
+
+
+def record(exchange: Exchange, served: ServedModel, answer: Answer, parsed: float, computed: float) -> Headers:
+    """Count the phases of a request that is about to be answered; the Server-Timing header if it was asked for."""
+    encoded = time.perf_counter()
+    spans = (parsed - exchange.started, answer.queue_s, answer.batch_s, answer.compute_s, encoded - computed)
+    served.metrics.answered(*spans)
+    if exchange.headers.get(b"x-server-timing") != b"1":
+        return []
+    text = ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in zip(PHASES, spans, strict=True))
+    return [(b"server-timing", text.encode())]

@@ -1,0 +1,217 @@
+"""The batcher: a batch is what arrived while the last one ran.
+
+It waits for nothing (unless an endpoint asks for `max_delay_ms`), counts cost in rows, and keeps callers apart: who is
+gone or late is dropped before the run, and when a run fails each request is run again by itself.
+Everything but the run itself happens on the event loop, so there is no lock.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from app.core.errors import DeadlineExceeded, Overloaded, PayloadTooLarge
+from app.serving.types import Answer, Batching, Plan, Run, Tensors
+from app.telemetry.metrics import ModelMetrics
+
+_SMOOTHING = 0.1  # weight of the newest batch in the service rate
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """One request in the queue. `deadline` and `arrived` are on the batcher's clock, in seconds."""
+
+    inputs: Tensors
+    rows: int
+    future: "asyncio.Future[Answer]"
+    arrived: float
+    deadline: float = math.inf
+
+
+def take(waiting: deque[Pending], budget: int, now: float) -> tuple[list[Pending], list[Pending], int]:
+    """Remove the next batch from the front: (batch, late, rows removed).
+
+    In order of arrival, at most `budget` rows but at least one request. Requests whose caller has gone are dropped,
+    those past their deadline are returned as `late`.
+    """
+    batch: list[Pending] = []
+    late: list[Pending] = []
+    removed = 0
+    while waiting:
+        pending = waiting[0]
+        if pending.future.done():
+            pass
+        elif pending.deadline <= now:
+            late.append(pending)
+        elif not batch or pending.rows <= budget:
+            batch.append(pending)
+            budget -= pending.rows
+        else:
+            break
+        waiting.popleft()
+        removed += pending.rows
+    return batch, late, removed
+
+
+class Batcher:
+    """The queue and the lanes of one model."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        limits: Batching,
+        metrics: ModelMetrics,
+        executor: Executor,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._plan = plan
+        self._limits = limits
+        self._metrics = metrics
+        self._executor = executor
+        self._clock = clock
+        self._waiting: deque[Pending] = deque()
+        self._rows = 0  # that wait
+        self._busy = 0  # lanes in use
+        self._armed = False
+        self._rate = 0.0  # rows per second of one lane
+
+    async def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf) -> Answer:
+        """Answer `rows` rows. Overloaded when they do not fit the queue now, PayloadTooLarge when they never can."""
+        limit = self._limits.max_batch
+        if rows <= limit:
+            return await self._submit(inputs, rows, deadline)
+        self._admit(rows)
+        parts = [
+            self._submit(
+                tuple(tensor[at : at + limit] for tensor in inputs), min(limit, rows - at), deadline, admitted=True
+            )
+            for at in range(0, rows, limit)
+        ]
+        try:
+            answers = await asyncio.gather(*parts)
+        finally:
+            for part in parts:
+                part.cancel()
+        return Answer(
+            tuple(np.concatenate(tensors) for tensors in zip(*(answer.outputs for answer in answers), strict=True)),
+            answers[0].queue_s,
+            sum(answer.batch_s for answer in answers),
+            sum(answer.compute_s for answer in answers),
+        )
+
+    def _submit(
+        self, inputs: Tensors, rows: int, deadline: float, *, admitted: bool = False
+    ) -> "asyncio.Future[Answer]":
+        if not admitted:
+            self._admit(rows)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._waiting.append(Pending(inputs, rows, future, self._clock(), deadline))
+        self._rows += rows
+        self._metrics.queue_rows += rows
+        if not self._armed:
+            self._arm(loop)
+        return future
+
+    def _admit(self, rows: int) -> None:
+        limits, waiting = self._limits, self._rows
+        if waiting + rows <= limits.max_queue:
+            return
+        if rows > limits.max_queue:
+            raise PayloadTooLarge(
+                f"{rows} rows are more than the endpoint queues ({limits.max_queue}): send fewer rows per request, "
+                "raise the endpoint's batching.max_queue, or use a batch prediction job"
+            )
+        wait_s = waiting / (self._rate * self._plan.lanes) if self._rate else 1.0
+        raise Overloaded(f"{waiting} rows wait already, of {limits.max_queue} allowed", retry_after_s=wait_s)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._armed = True
+        delay_s = self._limits.max_delay_ms / 1e3
+        if delay_s and self._rows < self._limits.max_batch:
+            loop.call_later(delay_s, self._pump)
+        else:
+            loop.call_soon(self._pump)  # after the requests that this turn of the loop has still to read
+
+    def _pump(self) -> None:
+        self._armed = False
+        loop = asyncio.get_running_loop()
+        if self._plan.inline:
+            if batch := self._next(self._limits.max_batch):
+                started = self._clock()
+                self._finish(batch, started, self._execute(self._plan.run, batch))
+            if self._waiting:  # the next batch after whatever else the loop has to do
+                self._armed = True
+                loop.call_soon(self._pump)
+            return
+        while self._waiting and self._busy < self._plan.lanes:
+            run, lanes, budget = self._plan.run, 1, self._limits.max_batch
+            if self._plan.alone and not self._busy and len(self._waiting) == 1:
+                run, lanes = self._plan.alone, self._plan.lanes
+            else:  # share what waits among the free lanes, so that all cores work
+                budget = min(budget, math.ceil(self._rows / (self._plan.lanes - self._busy)))
+            if not (batch := self._next(budget)):
+                break
+            self._busy += lanes
+            job = loop.run_in_executor(self._executor, self._execute, run, batch)
+            job.add_done_callback(partial(self._done, batch, self._clock(), lanes))
+
+    def _next(self, budget: int) -> list[Pending]:
+        batch, late, removed = take(self._waiting, budget, self._clock())
+        self._rows -= removed
+        self._metrics.queue_rows -= removed
+        for pending in late:
+            pending.future.set_exception(DeadlineExceeded("the request's time ran out while it waited"))
+        return batch
+
+    def _done(self, batch: list[Pending], started: float, lanes: int, job: "asyncio.Future[_Results]") -> None:
+        self._busy -= lanes
+        self._finish(batch, started, job.result())
+        self._pump()
+
+    def _finish(self, batch: list[Pending], started: float, results: "_Results") -> None:
+        rows = 0
+        for pending, result in zip(batch, results, strict=True):
+            rows += pending.rows
+            if pending.future.done():
+                continue
+            if isinstance(result, Exception):
+                pending.future.set_exception(result)
+            else:
+                result.queue_s = started - pending.arrived
+                pending.future.set_result(result)
+        self._metrics.batch_rows.observe(rows)
+        rate = rows / max(self._clock() - started, 1e-6)
+        self._rate += (rate - self._rate) * _SMOOTHING if self._rate else rate
+
+    def _execute(self, run: Run, batch: list[Pending]) -> "_Results":
+        """Run one batch, in a lane or inline: one result per request, an error only for those that cause it."""
+        try:
+            begun = self._clock()
+            inputs = batch[0].inputs
+            if len(batch) > 1:
+                inputs = tuple(np.concatenate(parts) for parts in zip(*(p.inputs for p in batch), strict=True))
+            stacked = self._clock()
+            outputs = run(inputs)
+            batch_s, compute_s = stacked - begun, self._clock() - stacked
+            answers: list[Answer | Exception] = []
+            at = 0
+            for pending in batch:
+                end = at + pending.rows
+                answers.append(Answer(tuple(out[at:end] for out in outputs), 0.0, batch_s, compute_s))
+                at = end
+        except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the caller whose rows cause it
+            if len(batch) == 1:
+                return [error]
+            return [result for pending in batch for result in self._execute(run, [pending])]
+        else:
+            return answers
+
+
+_Results = list[Answer | Exception]

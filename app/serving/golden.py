@@ -1,0 +1,81 @@
+"""The golden input: a loaded model proves itself on the rows that its export recorded, before it may serve.
+
+golden.json holds {"inputs": {tensor: {"datatype", "shape", "data"}}, "outputs": {…}}; null is NaN.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.core.errors import AimassError, Corrupt, ParityFailed
+from app.core.signature import Signature, Tensor
+from app.serving.tensors import DTYPES
+from app.serving.types import Array, Run, Tensors
+
+# Another CPU sums in another order: looser than the export's own gate, far tighter than a wrong model.
+_RTOL, _ATOL = 1e-3, 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Recorded rows and what the exported fp32 model answered, in the signature's order."""
+
+    inputs: Tensors
+    outputs: Tensors
+
+    def rows(self, count: int) -> Tensors:
+        """`count` rows, the recorded ones in turn."""
+        return tuple(np.resize(tensor, (count, *tensor.shape[1:])) for tensor in self.inputs)
+
+
+def read_golden(path: Path, signature: Signature) -> Golden:
+    """Read golden.json; Corrupt if it is missing, malformed or does not fit the signature."""
+    try:
+        raw = json.loads(path.read_text())
+        golden = Golden(
+            tuple(_array(raw["inputs"], tensor) for tensor in signature.inputs),
+            tuple(_array(raw["outputs"], tensor) for tensor in signature.outputs),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"golden.json cannot be read: {error!r}") from error
+    if not golden.inputs or len({tensor.shape[:1] for tensor in (*golden.inputs, *golden.outputs)}) != 1:
+        raise Corrupt("golden.json: every tensor needs the same number of rows")
+    return golden
+
+
+def prove(golden: Golden, run: Run, *, exact: bool) -> None:
+    """Run the golden rows twice. `exact`: the answers must be the recorded ones; else finite and the same both times.
+
+    A compressed variant is allowed to differ from fp32 and was measured before it was accepted, hence not `exact`.
+    ParityFailed names the output and the largest difference.
+    """
+    try:
+        first, second = run(golden.inputs), run(golden.inputs)
+    except AimassError as error:
+        raise ParityFailed(f"the golden rows do not run: {error.detail}") from error
+    except Exception as error:
+        raise ParityFailed(f"the golden rows do not run: {error}") from error
+    for got, again, want in zip(first, second, golden.outputs, strict=True):
+        if got.shape != want.shape:
+            raise ParityFailed(f"golden output has shape {list(got.shape)}, recorded {list(want.shape)}")
+        if got.dtype.kind != "f":
+            if not np.array_equal(got, again) or (exact and not np.array_equal(got, want)):
+                raise ParityFailed("golden output differs from the recorded one")
+            continue
+        if not np.allclose(got, again, rtol=_RTOL, atol=_ATOL, equal_nan=True):
+            raise ParityFailed("the same golden rows gave two different answers")
+        if exact and not np.allclose(got, want, rtol=_RTOL, atol=_ATOL, equal_nan=True):
+            worst = float(np.nanmax(np.abs(got.astype(np.float64) - want.astype(np.float64))))
+            raise ParityFailed(f"golden output differs from the recorded one by up to {worst:.3g}")
+        if not exact and not np.isfinite(got[np.isfinite(want)]).all():
+            raise ParityFailed("golden output is not finite where the recorded one is")
+
+
+def _array(tensors: dict[str, Any], tensor: Tensor) -> Array:
+    entry = tensors[tensor.name]
+    if entry["datatype"] != tensor.datatype:
+        raise ValueError(f"'{tensor.name}' is {entry['datatype']}, signature.json says {tensor.datatype}")
+    return np.array(entry["data"], DTYPES[tensor.datatype]).reshape(entry["shape"])

@@ -1,0 +1,247 @@
+"""Open Inference Protocol v2 over REST: request bytes to tensors, tensors to answer bytes; JSON and binary, mixed.
+
+Binary tensor data: the JSON header, then the raw tensors in the order of `inputs`; `Inference-Header-Content-Length` is
+the header's length, 0 means that the body is one raw tensor.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+
+from app.core.errors import InvalidInput, InvalidTensor, NotBuilt
+from app.core.signature import Signature, Tensor
+from app.serving.oip_request import InferInput, InferOutput, read_request
+from app.serving.tensors import check_shape, from_json, from_raw, shaped, to_raw
+from app.serving.types import Array, Tensors
+
+EXTENSIONS = ("binary_tensor_data", "parameters")
+PLATFORM = "onnxruntime_onnx"
+
+
+@dataclass(slots=True)
+class Inference:
+    """A decoded request. `outputs` are (index in the signature, binary?) in the order to answer."""
+
+    inputs: Tensors
+    rows: int
+    outputs: list[tuple[int, bool]]
+    id: str | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(slots=True)
+class Encoded:
+    """An answer: `header_length` is set if binary tensors follow the JSON."""
+
+    body: bytes
+    header_length: int | None = field(default=None)
+
+
+class OipCodec:
+    """Reads and writes infer requests of one endpoint."""
+
+    def __init__(self, endpoint: str, signature: Signature) -> None:
+        self._model = endpoint
+        self._inputs = {tensor.name: (at, tensor) for at, tensor in enumerate(signature.inputs)}
+        self._outputs = {tensor.name: at for at, tensor in enumerate(signature.outputs)}
+        self._signature = signature
+
+    def decode(self, body: bytes, header_length: int | None) -> Inference:
+        """InvalidInput for a malformed request, InvalidTensor for tensors that do not fit, NotBuilt for extensions."""
+        if header_length == 0:
+            return self._raw(body)
+        if header_length is not None and not 0 < header_length <= len(body):
+            raise InvalidInput(f"inference header size should be in range (0, {len(body)}), got: {header_length}")
+        header = body if header_length in {None, len(body)} else body[:header_length]
+        request, parsed = read_request(header)
+        timeout_s = _timeout(request.parameters) if request.parameters else None
+        inputs = self._tensors(request.inputs, parsed, memoryview(body)[len(header) :])
+        outputs = self._selection(request.outputs, request.parameters)
+        return Inference(inputs, inputs[0].shape[0], outputs, request.id, timeout_s)
+
+    def encode(
+        self, outputs: Tensors, wanted: Sequence[tuple[int, bool]], version: str, request_id: str | None
+    ) -> Encoded:
+        """The answer's bytes. A number that is not finite is null in JSON and itself in binary."""
+        entries: list[dict[str, Any]] = []
+        blobs: list[bytes] = []
+        for at, binary in wanted:
+            tensor, array = self._signature.outputs[at], outputs[at]
+            entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(array.shape)}
+            if binary:
+                raw = to_raw(array, tensor.datatype)
+                entry["parameters"] = {"binary_data_size": len(raw)}
+                blobs.append(raw)
+            elif tensor.datatype == "FP16":
+                raise InvalidTensor.at(
+                    "outputs", tensor.name, msg="FP16 has no JSON form: ask for binary_data", type="datatype"
+                )
+            else:
+                flat = array.reshape(-1)
+                entry["data"] = flat.tolist() if array.dtype == object else np.ascontiguousarray(flat)
+            entries.append(entry)
+        answer: dict[str, Any] = {"model_name": self._model, "model_version": version}
+        if request_id is not None:
+            answer["id"] = request_id
+        answer["outputs"] = entries
+        header = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+        if not any(blobs):
+            return Encoded(header)
+        return Encoded(b"".join((header, *blobs)), len(header))
+
+    def metadata(self, versions: Sequence[str]) -> dict[str, Any]:
+        """The answer of GET /v2/models/{model}."""
+        tensors = {
+            key: [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in group]
+            for key, group in (("inputs", self._signature.inputs), ("outputs", self._signature.outputs))
+        }
+        return {"name": self._model, "versions": list(versions), "platform": PLATFORM, **tensors}
+
+    def _tensors(self, given: list[InferInput], parsed: dict[str, Array], blobs: memoryview) -> Tensors:
+        if len(given) != len(self._inputs):
+            raise InvalidTensor.at(
+                "inputs",
+                msg=f"expected {len(self._inputs)} inputs but got {len(given)} inputs for model '{self._model}'",
+            )
+        arrays: list[Array | None] = [None] * len(given)
+        offset = 0
+        for item in given:
+            at, tensor = self._inputs.get(item.name, (-1, None))
+            if tensor is None:
+                raise InvalidTensor.at(
+                    "inputs",
+                    item.name,
+                    msg=f"unexpected inference input '{item.name}' for model '{self._model}'",
+                    type="unknown",
+                )
+            if arrays[at] is not None:
+                raise InvalidTensor.at("inputs", item.name, msg=f"input '{item.name}' is given twice")
+            check_shape(tensor, item.datatype, item.shape, self._model)
+            numbers = parsed.get(item.name)
+            size = _binary_size(item, has_data=numbers is not None or len(item.data) > 0)
+            if size is None:
+                arrays[at] = _json_tensor(item, tensor) if numbers is None else shaped(numbers, tensor, item.shape)
+                continue
+            if offset + size > len(blobs):
+                raise InvalidTensor.at(
+                    "inputs",
+                    item.name,
+                    msg=f"unexpected size for input '{item.name}', "
+                    f"expecting {offset + size - len(blobs)} additional bytes for model '{self._model}'",
+                    type="size",
+                )
+            arrays[at] = from_raw(blobs[offset : offset + size], tensor, item.shape, self._model)
+            offset += size
+        if offset != len(blobs):
+            raise InvalidTensor.at(
+                "inputs", msg=f"unexpected additional input data for model '{self._model}'", type="size"
+            )
+        tensors = tuple(array for array in arrays if array is not None)
+        if len({array.shape[0] for array in tensors}) != 1:
+            raise InvalidTensor.at("inputs", msg="the inputs differ in their first dimension, the batch", type="shape")
+        return tensors
+
+    def _selection(self, asked: list[InferOutput] | None, parameters: dict[str, Any] | None) -> list[tuple[int, bool]]:
+        default = _flag(parameters, "binary_data_output", default=False)
+        if not asked:
+            return [(at, default) for at in range(len(self._outputs))]
+        chosen = []
+        for output in asked:
+            if output.name not in self._outputs:
+                raise InvalidTensor.at(
+                    "outputs",
+                    output.name,
+                    msg=f"unexpected inference output '{output.name}' for model '{self._model}'",
+                    type="unknown",
+                )
+            _refuse_extensions(output.parameters)
+            chosen.append((self._outputs[output.name], _flag(output.parameters, "binary_data", default=default)))
+        return chosen
+
+    def _raw(self, body: bytes) -> Inference:
+        """A body that is one tensor, batch 1, and nothing else."""
+        if len(self._inputs) != 1:
+            raise InvalidTensor.at(
+                "inputs",
+                msg=f"a raw binary request needs a model with one input, '{self._model}' has {len(self._inputs)}",
+            )
+        tensor = self._signature.inputs[0]
+        shape = [1, *tensor.shape[1:]]
+        if tensor.datatype == "BYTES":
+            if shape != [1]:
+                raise InvalidTensor.at(
+                    "inputs", tensor.name, msg="a raw binary BYTES tensor must have shape [1]", type="shape"
+                )
+            text = len(body).to_bytes(4, "little") + body
+            inputs: Tensors = (from_raw(memoryview(text), tensor, shape, self._model),)
+        else:
+            if shape.count(-1) > 1:
+                raise InvalidTensor.at(
+                    "inputs", tensor.name, msg="a raw binary request allows one variable dimension", type="shape"
+                )
+            if -1 in shape:
+                known = math.prod(size for size in shape if size != -1)
+                shape[shape.index(-1)] = len(body) // max(1, known * _item_size(tensor))
+            inputs = (from_raw(memoryview(body), tensor, shape, self._model),)
+        return Inference(inputs, 1, [(at, True) for at in range(len(self._outputs))])
+
+
+def _item_size(tensor: Tensor) -> int:
+    return len(to_raw(np.zeros(1), tensor.datatype))
+
+
+def _json_tensor(item: InferInput, tensor: Tensor) -> Array:
+    if not len(item.data):
+        raise InvalidTensor.at(
+            "inputs", item.name, msg=f"input '{item.name}' has neither `data` nor `binary_data_size`", type="missing"
+        )
+    return from_json(item.data, tensor, item.shape)
+
+
+def _binary_size(item: InferInput, *, has_data: bool) -> int | None:
+    if not item.parameters:
+        return None
+    _refuse_extensions(item.parameters)
+    size = item.parameters.get("binary_data_size")
+    if size is None:
+        return None
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise InvalidInput.at(
+            "inputs", item.name, "parameters", "binary_data_size", msg="must be a whole number of bytes"
+        )
+    if has_data:
+        raise InvalidInput.at("inputs", item.name, msg="has both `data` and `binary_data_size`: send one")
+    return size
+
+
+def _flag(parameters: dict[str, Any] | None, name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default) if parameters else default
+    if not isinstance(value, bool):
+        raise InvalidInput.at("parameters", name, msg="must be true or false")
+    return value
+
+
+def _refuse_extensions(parameters: dict[str, Any] | None) -> None:
+    """NotBuilt rather than an answer that silently lacks what was asked."""
+    for name in parameters or ():
+        if name.startswith("shared_memory_") or name == "classification":
+            raise NotBuilt(f"the extension behind parameter '{name}' is not in this release")
+
+
+def _timeout(parameters: dict[str, Any]) -> float | None:
+    """Check the reserved request parameters; the `timeout`, given in microseconds, in seconds. Others pass."""
+    for name in parameters:
+        if name.startswith("triton_"):
+            raise InvalidInput.at("parameters", name, msg="parameters that start with triton_ are reserved")
+    if any(parameters.get(name) for name in ("sequence_id", "sequence_start", "sequence_end")):
+        raise NotBuilt("sequences (parameter 'sequence_id') are not in this release")
+    timeout = parameters.get("timeout")
+    if timeout is None:
+        return None
+    if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
+        raise InvalidInput.at("parameters", "timeout", msg="must be a whole number of microseconds")
+    return timeout / 1e6 if timeout else None

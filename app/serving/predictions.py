@@ -1,0 +1,39 @@
+"""Output tensors to the `predictions` of a REST answer."""
+
+from collections.abc import Callable
+
+import orjson
+
+from app.core.errors import Corrupt
+from app.core.signature import Signature
+from app.serving.types import Tensors
+
+PredictionEncoder = Callable[[Tensors], bytes]
+
+
+def prediction_encoder(signature: Signature) -> PredictionEncoder:
+    """Encoder of outputs, in the signature's order, to a JSON list with one object per row.
+
+    A classifier's row is {"label", "probabilities": {label: p}}, a regressor's {"value"}. A value that is not finite
+    becomes null. Corrupt if the signature lacks the output that its task needs.
+    """
+    names = [tensor.name for tensor in signature.outputs]
+    wanted = "probabilities" if signature.task == "classification" else "value"
+    if wanted not in names:
+        raise Corrupt(f"signature.json: a {signature.task} model needs the output '{wanted}', it has {names}")
+    at = names.index(wanted)
+    if signature.task == "regression":
+        return lambda outputs: orjson.dumps([{"value": value} for value in outputs[at].reshape(-1).tolist()])
+    classes = signature.classes
+    if signature.outputs[at].shape[-1] not in {-1, len(classes)}:
+        raise Corrupt(f"signature.json: {len(classes)} classes for {signature.outputs[at].shape[-1]} probabilities")
+
+    def classify(outputs: Tensors) -> bytes:
+        return orjson.dumps(
+            [
+                {"label": classes[row.index(max(row))], "probabilities": dict(zip(classes, row, strict=True))}
+                for row in outputs[at].tolist()
+            ]
+        )
+
+    return classify

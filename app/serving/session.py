@@ -1,0 +1,67 @@
+"""One ONNX Runtime session: opened, checked against its signature, and run on arrays in the signature's order."""
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from app.core.errors import AimassError, Corrupt, InvalidTensor
+from app.core.signature import Signature, Tensor
+from app.serving.types import Tensors
+
+ONNX_TYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+_ERRORS_ONLY = 3
+
+
+class Session:
+    """A model in memory. `threads` is what one run may use; calls from several threads at once are safe."""
+
+    def __init__(self, onnx: Path, signature: Signature, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        # Spinning threads burn the cores that the event loop and the other lanes need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise Corrupt(f"{onnx.name} cannot be loaded by ONNX Runtime: {error}") from error
+        _match(signature.inputs, self._session.get_inputs(), "input", onnx.name, exact=True)
+        _match(signature.outputs, self._session.get_outputs(), "output", onnx.name, exact=False)
+        self._inputs = [tensor.name for tensor in signature.inputs]
+        self._outputs = [tensor.name for tensor in signature.outputs]
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Run on arrays [rows, …]; InvalidTensor if the graph refuses these values."""
+        try:
+            outputs = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+        except ort_errors.InvalidArgument as error:
+            raise InvalidTensor(f"the model cannot take these values: {error}") from error
+        rows = inputs[0].shape[0]
+        for name, output in zip(self._outputs, outputs, strict=True):
+            if not output.shape or output.shape[0] != rows:
+                raise AimassError(f"output '{name}' has shape {list(output.shape)} for {rows} rows")
+        return tuple(outputs)
+
+
+def _match(declared: tuple[Tensor, ...], actual: list[Any], kind: str, file: str, *, exact: bool) -> None:
+    found = {node.name: ONNX_TYPES.get(node.type, node.type) for node in actual}
+    for tensor in declared:
+        if found.get(tensor.name) != tensor.datatype:
+            raise Corrupt(
+                f"signature.json declares {kind} '{tensor.name}' as {tensor.datatype}, {file} has "
+                f"{found.get(tensor.name, 'no such tensor')}; its {kind}s are {found}"
+            )
+    if exact and len(found) != len(declared):
+        raise Corrupt(f"{file} has {kind}s {sorted(found)}, signature.json only {sorted(t.name for t in declared)}")

@@ -1,0 +1,167 @@
+"""Tensors on the wire: Open Inference Protocol datatypes, their numpy types, raw bytes and JSON values."""
+
+import math
+import re
+import struct
+from collections.abc import Sequence
+from functools import cache
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+
+from app.core.errors import InvalidInput, InvalidTensor
+from app.core.signature import Tensor
+from app.serving.types import Array
+
+# BYTES elements are Python strings in an object array, which is what ONNX Runtime takes.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+    "BYTES": np.dtype(np.object_),
+}
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+_LENGTH = struct.Struct("<I")
+_OPENING = re.compile(rb"[\s\[]*")
+
+# What one JSON element may be. Null is NaN, which JSON cannot write: a missing value.
+_ELEMENTS: dict[str, Any] = {
+    "BOOL": bool,
+    "UINT8": Annotated[int, msgspec.Meta(ge=0, le=255)],
+    "INT32": Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)],
+    "INT64": int,
+    "FP32": Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)] | None,
+    "FP64": float | None,
+    "BYTES": str,
+}
+
+
+def check_shape(tensor: Tensor, datatype: str, shape: Sequence[int], model: str) -> None:
+    """InvalidTensor unless `datatype` and `shape` fit the declared `tensor`; the words are those that clients know."""
+    if datatype != tensor.datatype:
+        raise InvalidTensor.at(
+            "inputs",
+            tensor.name,
+            msg=f"inference input '{tensor.name}' data-type is '{datatype}', "
+            f"but model '{model}' expects '{tensor.datatype}'",
+            type="datatype",
+        )
+    fits = len(shape) == len(tensor.shape) and all(
+        want in (-1, got) and got >= 0 for want, got in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits or shape[0] == 0:
+        raise InvalidTensor.at(
+            "inputs",
+            tensor.name,
+            msg=f"unexpected shape for input '{tensor.name}' for model '{model}'. "
+            f"Expected {list(tensor.shape)}, got {list(shape)}; the first dimension is the batch, at least 1",
+            type="shape",
+        )
+
+
+def from_raw(raw: memoryview, tensor: Tensor, shape: Sequence[int], model: str) -> Array:
+    """The array in `raw`: little-endian, row-major; BYTES elements are a uint32 length and UTF-8 text. Not copied."""
+    count = math.prod(shape)
+    if tensor.datatype == "BYTES":
+        return _strings(raw, tensor, count, model).reshape(shape)
+    dtype = DTYPES[tensor.datatype]
+    if len(raw) != count * dtype.itemsize:
+        raise _size_error(tensor, count * dtype.itemsize, len(raw), model)
+    if tensor.datatype == "BOOL":
+        return np.frombuffer(raw, np.uint8).astype(np.bool_).reshape(shape)
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def to_raw(array: Array, datatype: str) -> bytes:
+    """The inverse of `from_raw`."""
+    if datatype != "BYTES":
+        return np.ascontiguousarray(array, DTYPES[datatype]).tobytes()
+    texts = [str(element).encode() for element in array.ravel()]
+    return b"".join(part for text in texts for part in (_LENGTH.pack(len(text)), text))
+
+
+def from_json(raw: bytes | msgspec.Raw, tensor: Tensor, shape: Sequence[int]) -> Array:
+    """The array in JSON text `raw`: nested or flat, row-major, each element exactly of the tensor's type."""
+    if tensor.datatype == "FP16":
+        raise InvalidTensor.at(
+            "inputs", tensor.name, msg="FP16 has no JSON form: send it as binary tensor data", type="datatype"
+        )
+    depth = _depth(bytes(raw))
+    if depth not in {1, len(shape)}:
+        raise InvalidTensor.at(
+            "inputs", tensor.name, msg=f"`data` must be a flat list or nested as its shape {list(shape)}", type="shape"
+        )
+    try:
+        values = _decoder(tensor.datatype, depth).decode(raw)
+        array: Array = np.array(values, DTYPES[tensor.datatype])
+    except msgspec.ValidationError as error:
+        raise InvalidTensor.at(
+            "inputs", tensor.name, "data", msg=f"{error}; the datatype is {tensor.datatype}", type="type"
+        ) from None
+    except (ValueError, OverflowError) as error:  # ragged nesting; an integer beyond 64 bits
+        raise InvalidTensor.at("inputs", tensor.name, "data", msg=str(error), type="shape") from None
+    return shaped(array, tensor, shape)
+
+
+def shaped(array: Array, tensor: Tensor, shape: Sequence[int]) -> Array:
+    """`array` in its declared shape; InvalidTensor if it holds another number of elements."""
+    if array.size != math.prod(shape):
+        raise InvalidTensor.at(
+            "inputs",
+            tensor.name,
+            msg=f"`data` holds {array.size} elements, its shape {list(shape)} needs {math.prod(shape)}",
+            type="shape",
+        )
+    return array.reshape(shape)
+
+
+@cache
+def _decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
+    kind: Any = _ELEMENTS[datatype]
+    for _ in range(depth):
+        kind = list[kind]
+    return msgspec.json.Decoder(kind)
+
+
+def _depth(text: bytes) -> int:
+    """How many lists open at the start of a JSON text."""
+    start = _OPENING.match(text)
+    return start.group().count(b"[") if start else 0
+
+
+def _strings(raw: memoryview, tensor: Tensor, count: int, model: str) -> Array:
+    if count * _LENGTH.size > len(raw):
+        raise _size_error(tensor, count * _LENGTH.size, len(raw), model)
+    strings = np.empty(count, np.object_)
+    at = 0
+    for index in range(count):
+        if at + _LENGTH.size > len(raw):
+            raise _size_error(tensor, at + _LENGTH.size, len(raw), model)
+        (length,) = _LENGTH.unpack_from(raw, at)
+        at += _LENGTH.size
+        if at + length > len(raw):
+            raise _size_error(tensor, at + length, len(raw), model)
+        try:
+            strings[index] = str(raw[at : at + length], "utf-8")
+        except UnicodeDecodeError:
+            raise InvalidTensor.at(
+                "inputs", tensor.name, index, msg="BYTES elements must be UTF-8 text", type="encoding"
+            ) from None
+        at += length
+    if at != len(raw):
+        raise _size_error(tensor, at, len(raw), model)
+    return strings
+
+
+def _size_error(tensor: Tensor, expected: int, got: int, model: str) -> InvalidInput:
+    return InvalidTensor.at(
+        "inputs",
+        tensor.name,
+        msg=f"unexpected size for input '{tensor.name}', expecting {expected} bytes for model '{model}', got {got}",
+        type="size",
+    )
