@@ -55,7 +55,9 @@ class RandomForestParams(FamilyParams):
 class MlpParams(FamilyParams):
     """Multi-layer perceptron with embeddings for categories (torch)."""
 
-    hidden: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=1, max_length=16, description="units per layer")] = [128, 64]
+    hidden: Annotated[
+        list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=1, max_length=16, description="units per layer")
+    ] = [128, 64]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     activation: Literal["relu", "gelu", "silu"] = "relu"
 
@@ -63,9 +65,13 @@ class MlpParams(FamilyParams):
 class CnnParams(FamilyParams):
     """Convolutional network for images (torch): blocks of convolution, batch norm and ReLU, each halving the picture."""
 
-    channels: Annotated[list[Annotated[int, Field(ge=4, le=1024)]], Field(min_length=1, max_length=6, description="channels per block")] = [32, 64, 128]
+    channels: Annotated[
+        list[Annotated[int, Field(ge=4, le=1024)]], Field(min_length=1, max_length=6, description="channels per block")
+    ] = [32, 64, 128]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    image_size: Annotated[int | None, Field(ge=8, le=512, description="pixels a side; null: from the data, at most 96")] = None
+    image_size: Annotated[
+        int | None, Field(ge=8, le=512, description="pixels a side; null: from the data, at most 96")
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +103,22 @@ class Family:
 
 
 _BOTH: tuple[Task, ...] = ("classification", "regression")
-LINEAR = Family("linear", _BOTH, "tabular", LinearParams, "workers.families.linear:Linear", "logistic regression, ridge")
+LINEAR = Family(
+    "linear", _BOTH, "tabular", LinearParams, "workers.families.linear:Linear", "logistic regression, ridge"
+)
 GBDT = Family("gbdt", _BOTH, "tabular", GbdtParams, "workers.families.gbdt:Gbdt", "gradient-boosted trees (LightGBM)")
-RANDOM_FOREST = Family("random_forest", _BOTH, "tabular", RandomForestParams, "workers.families.random_forest:RandomForest", "random forest (scikit-learn)")
+RANDOM_FOREST = Family(
+    "random_forest",
+    _BOTH,
+    "tabular",
+    RandomForestParams,
+    "workers.families.random_forest:RandomForest",
+    "random forest (scikit-learn)",
+)
 MLP = Family("mlp", _BOTH, "tabular", MlpParams, "workers.families.mlp:Mlp", "multi-layer perceptron (torch)")
-CNN = Family("cnn", ("classification",), "image", CnnParams, "workers.families.cnn:Cnn", "convolutional network (torch)")
+CNN = Family(
+    "cnn", ("classification",), "image", CnnParams, "workers.families.cnn:Cnn", "convolutional network (torch)"
+)
 
 
 @cache
@@ -111,7 +128,9 @@ def families() -> dict[str, Family]:
     for point in entry_points(group=ENTRY_POINT_GROUP):
         family = point.load()
         if not isinstance(family, Family):
-            raise Misconfigured(f"entry point '{point.value}' of group {ENTRY_POINT_GROUP} is not an app.specs.families.Family")
+            raise Misconfigured(
+                f"entry point '{point.value}' of group {ENTRY_POINT_GROUP} is not an app.specs.families.Family"
+            )
         found[family.name] = family
     return dict(sorted(found.items()))
 
@@ -120,5 +139,7 @@ def family(name: str) -> Family:
     """The family called `name`; InvalidSpec lists the known ones otherwise."""
     known = families()
     if name not in known:
-        raise InvalidSpec.at("family", msg=f"unknown family '{name}'; use one of: {', '.join(known)}", type="unknown_family")
+        raise InvalidSpec.at(
+            "family", msg=f"unknown family '{name}'; use one of: {', '.join(known)}", type="unknown_family"
+        )
     return known[name]

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from workers.evaluation.latency import Latency, measure_latency
+from workers.evaluation.latency import Latency, compare_latency
 from workers.evaluation.metrics import evaluate
 from workers.export.runtime import Inputs, open_session, predict
 from workers.families.base import Array
@@ -24,9 +24,9 @@ class Judge:
         answers = predict(open_session(model, self.threads), self.inputs)
         return evaluate(self.task, self.y, answers, positive=self.positive)
 
-    def latency(self, model: bytes) -> Latency:
-        """How fast it is here."""
-        return measure_latency(model, self.inputs, self.threads)
+    def latency(self, *models: bytes) -> list[Latency]:
+        """How fast each is here, measured in turns."""
+        return compare_latency(models, self.inputs, self.threads)
 
 
 @dataclass(frozen=True, slots=True)

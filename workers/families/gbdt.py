@@ -103,8 +103,8 @@ class FittedGbdt:
         return model
 
     def facts(self) -> dict[str, Any]:
-        """Rounds kept and grown."""
-        return {"rounds": self.rounds, "rounds_grown": self.booster.current_iteration()}
+        """Boosting rounds that early stopping kept."""
+        return {"rounds": self.rounds}
 
 
 def _table(root: dict[str, Any]) -> dict[str, Array]:

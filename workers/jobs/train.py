@@ -112,7 +112,7 @@ class _Report:
         found = {part: order(values, [main, *self.spec.metrics]) for part, values in found.items()}
         base = Variant(
             "fp32", "accepted", {"method": "none", "precision": "fp32"}, MODEL_FILE, len(self.model), found["test"],
-            self.judge.latency(self.model).to_json(),
+            self.judge.latency(self.model)[0].to_json(),
         )  # fmt: skip
         return main, found, base
 
