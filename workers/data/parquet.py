@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.settings import LimitSettings
-from workers.data.delimited import BATCH_CELLS, unique_names
+from workers.data.delimited import unique_names
 from workers.data.findings import Findings, Tick, shorten, unreadable
 from workers.data.infer import finite
 
+_BATCH_CELLS = 1_000_000
 _MAX_INT64 = 2**63 - 1
 
 
@@ -26,7 +27,7 @@ def read_parquet(path: Path, findings: Findings, limits: LimitSettings, tick: Ti
             names = unique_names(file.schema_arrow.names, findings)
             nonfinite = dict.fromkeys(names, 0)
             beyond = _beyond_int64(file, names)
-            size = min(max(BATCH_CELLS // len(names), 1), 50_000)
+            size = min(max(_BATCH_CELLS // len(names), 1), 50_000)
             done = 0
             for batch in file.iter_batches(batch_size=size, use_threads=False):
                 frame = pl.DataFrame(

@@ -138,7 +138,8 @@ def _warn_of_single(entries: list[dict[str, Any]], rows: int, findings: Findings
 
 
 def _like_id(entry: dict[str, Any]) -> bool:
-    return entry["type"] == "integer" or (entry["type"] == "text" and entry["length"]["max"] <= _CATEGORY_CHARS)
+    kind: ColumnKind = entry["type"]
+    return kind == "integer" or (kind == "text" and bool(entry["length"]["max"] <= _CATEGORY_CHARS))
 
 
 def _warn_of_equal(lazy: pl.LazyFrame, entries: list[dict[str, Any]], rows: int, findings: Findings) -> None:

@@ -15,6 +15,7 @@ from workers.data.findings import Findings, Tick
 from workers.data.infer import Evidence, cast, decide, strip
 
 ROW_GROUP = 50_000
+_HELD_CELLS = 2_000_000
 _MAX_HASHED_ROWS = 50_000_000  # 8 bytes each
 
 
@@ -25,6 +26,7 @@ class TableWriter:
     path: Path
     rows: int = 0
     _writer: pq.ParquetWriter | None = None
+    _pending: list[pl.DataFrame] = field(default_factory=list)
     _hashes: list["np.ndarray[tuple[int], np.dtype[np.uint64]]"] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -33,6 +35,8 @@ class TableWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is None:
+            self._flush()
         if self._writer is not None:
             self._writer.close()
 
@@ -41,11 +45,20 @@ class TableWriter:
         if self.rows + len(frame) <= _MAX_HASHED_ROWS:
             self._hashes.append(frame.hash_rows(seed=0).to_numpy())
         ids = pl.Series(ROW_ID, np.arange(self.rows, self.rows + len(frame), dtype=np.int64))
-        table = frame.insert_column(0, ids).to_arrow(compat_level=pl.CompatLevel.oldest())
+        self._pending.append(frame.insert_column(0, ids))
+        self.rows += len(frame)
+        held = sum(map(len, self._pending))
+        if held >= ROW_GROUP or held * frame.width >= _HELD_CELLS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        table = pl.concat(self._pending).to_arrow(compat_level=pl.CompatLevel.oldest())
         if self._writer is None:
             self._writer = pq.ParquetWriter(self.path, table.schema, compression="zstd")
         self._writer.write_table(table, row_group_size=ROW_GROUP)
-        self.rows += len(frame)
+        self._pending.clear()
 
     def duplicate_rows(self) -> int | None:
         """Rows that repeat an earlier row in every column; None when there were too many rows to compare."""
