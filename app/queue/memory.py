@@ -214,6 +214,9 @@ class MemoryWake:
         self._arrived = asyncio.Condition()
         self._listeners: list[tuple[frozenset[str], asyncio.Queue[tuple[str, str]]]] = []
 
+    async def ping(self) -> None:
+        """Always there."""
+
     async def announce(self, ready: Ready) -> None:
         """Tell one waiting caller of `next`."""
         async with self._arrived:

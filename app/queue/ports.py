@@ -69,6 +69,9 @@ class Ledger(Protocol):
 class Wake(Protocol):
     """Wake-ups and cancels. Losing any of them costs time, never a job."""
 
+    async def ping(self) -> None:
+        """Unavailable when the server is away."""
+
     async def announce(self, ready: Ready) -> None:
         """Tell one idle agent of the device class. Unavailable when the server is away."""
 

@@ -1,0 +1,1 @@
+"""`aimass …`: the launcher, and a client of the public API."""

@@ -1,0 +1,274 @@
+"""`aimass up`: starts every process of the platform on this machine, starts again what dies, and stops all of it.
+
+Start order: Redis, migrations, gateway, workers. Stop order: workers (they give their jobs back), gateway, Redis.
+"""
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from app.cli.valkey import find_server, server_command
+from app.core.errors import Misconfigured
+from app.core.principal import SCOPES
+from app.registry.keys import KeyWriter
+from app.registry.migrate import upgrade
+from app.registry.session import Database
+from app.settings import Settings
+from app.telemetry.log import configure_logging
+
+log = logging.getLogger("aimass.launcher")
+TICK_S = 0.1
+READY_WITHIN_S = 120.0
+RESTART_WAIT_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # after a crash; a process that has run for a while starts from the front
+STEADY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line; None leaves the setting as it is."""
+
+    host: str | None = None
+    port: int | None = None
+    data_dir: Path | None = None
+    workers: int | None = None
+    api_key: str | None = None
+    embedded: bool = True
+
+    def environment(self) -> dict[str, str]:
+        """The options as environment variables, for every child alike."""
+        given = {"AIMASS_GATEWAY_HOST": self.host, "AIMASS_GATEWAY_PORT": self.port, "AIMASS_DATA_DIR": self.data_dir}
+        return {name: str(value) for name, value in given.items() if value is not None}
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that is to run for as long as the launcher does."""
+
+    name: str
+    command: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    pass_fds: tuple[int, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    crashes: int = 0
+    start_at: float = 0.0
+
+    def start(self) -> None:
+        """Spawn it; from the main thread, since it dies with the thread that spawned it."""
+        environment = {**os.environ, **self.environment, "AIMASS_LAUNCHER_PID": str(os.getpid())}
+        environment.pop("AIMASS_API_KEY", None)
+        self.process = subprocess.Popen(self.command, env=environment, pass_fds=self.pass_fds, stdin=subprocess.DEVNULL)  # noqa: S603 - our own modules
+        self.started = time.monotonic()
+
+    def check(self) -> None:
+        """Start it again if it has died: at once, later after repeated crashes."""
+        now = time.monotonic()
+        if self.process is None:
+            if now >= self.start_at:
+                self.start()
+            return
+        code = self.process.poll()
+        if code is None:
+            return
+        self.crashes = 1 if now - self.started > STEADY_S else self.crashes + 1
+        wait_s = RESTART_WAIT_S[min(self.crashes, len(RESTART_WAIT_S)) - 1]
+        log.warning("%s ended with status %d; starting it again in %g s", self.name, code, wait_s)
+        self.process, self.start_at = None, now + wait_s
+
+    def stop(self, wait_s: float) -> None:
+        """SIGTERM, `wait_s` to end well, SIGKILL."""
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not stop within %g s and is killed", self.name, wait_s)
+            self.process.kill()
+            self.process.wait()
+
+
+class Launcher:
+    """One run of the platform."""
+
+    def __init__(self, options: Options, settings: Settings) -> None:
+        os.environ.update(options.environment())
+        self._options = options
+        self._settings = Settings() if options.environment() else settings
+        self._children: list[Child] = []
+        self._stopping = False
+
+    def run(self) -> int:
+        """Until a signal; the exit status."""
+        configure_logging(self._settings.log_level)
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self._stop)
+        data_dir = self._settings.data_dir
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (data_dir / "launcher.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Misconfigured(
+                f"another `aimass up` runs in AIMASS_DATA_DIR={data_dir}; stop it or choose another folder"
+            ) from None
+        try:
+            self._start_redis()
+            upgrade(self._settings.database_url)
+            self._make_first_key()
+            url = self._start_gateway()
+            self._start_workers()
+            if self._wait_ready(url):
+                sys.stdout.write(f"ready {url}\n")
+                sys.stdout.flush()
+            self._watch()
+        finally:
+            self._stop_all()
+            lock.close()
+        return 0
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _add(self, child: Child) -> Child:
+        self._children.append(child)
+        child.start()
+        return child
+
+    def _start_redis(self) -> None:
+        if self._settings.redis.url:
+            return
+        if not self._options.embedded:
+            raise Misconfigured("--no-embedded needs AIMASS_REDIS_URL, such as redis://127.0.0.1:6379")
+        path = Path(self._settings.redis_url.removeprefix("unix://"))
+        path.unlink(missing_ok=True)
+        folder = self._settings.data_dir.resolve() / "redis"
+        self._add(Child("redis", server_command(find_server(), folder, path)))
+        deadline = time.monotonic() + 10
+        while not _answers(path):
+            if time.monotonic() > deadline:
+                raise Misconfigured(f"the embedded valkey server did not start within 10 s; its folder is {folder}")
+            time.sleep(0.02)
+
+    def _make_first_key(self) -> None:
+        secret = asyncio.run(_first_key(self._settings, self._options.api_key))
+        if secret and not self._options.api_key:
+            sys.stdout.write(f"API key (shown once): {secret}\n")
+            sys.stdout.flush()
+
+    def _start_gateway(self) -> str:
+        host, port = self._settings.gateway.host, self._settings.gateway.port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise Misconfigured(
+                f"cannot listen on {host}:{port} (AIMASS_GATEWAY_HOST, AIMASS_GATEWAY_PORT): {error.strerror}"
+            ) from None
+        listener.listen(2048)
+        listener.set_inheritable(True)  # noqa: FBT003 - the parameter is positional only
+        command = [sys.executable, "-m", "app.gateway.main", "--fd", str(listener.fileno())]
+        self._listener = listener
+        self._add(Child("gateway", command, pass_fds=(listener.fileno(),)))
+        shown = f"[{host}]" if ":" in host else host
+        return f"http://{shown}:{listener.getsockname()[1]}"
+
+    def _start_workers(self) -> None:
+        gpus = count_gpus()
+        if self._options.workers is None and gpus:
+            devices = [f"cuda:{n}" for n in range(gpus)]
+        else:
+            devices = ["cpu"] * (1 if self._options.workers is None else self._options.workers)
+        for number, device in enumerate(devices):
+            environment = {"AIMASS_WORKER_DEVICE": device}
+            self._add(Child(f"worker {number} ({device})", [sys.executable, "-m", "workers.agent"], environment))
+
+    def _wait_ready(self, url: str) -> bool:
+        """True once /readyz is 200; False if a signal came first. Misconfigured, with what is missing, after two minutes."""
+        deadline = time.monotonic() + READY_WITHIN_S
+        missing = "no answer"
+        while not self._stopping:
+            try:
+                answer = httpx.get(f"{url}/readyz", timeout=2.0)
+                if answer.status_code == httpx.codes.OK:
+                    return True
+                missing = answer.text
+            except httpx.HTTPError:
+                pass
+            if time.monotonic() > deadline:
+                raise Misconfigured(f"the gateway is not ready after {READY_WITHIN_S:g} s: {missing}")
+            self._check_children()
+            time.sleep(0.05)
+        return False
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            self._check_children()
+            time.sleep(TICK_S)
+
+    def _check_children(self) -> None:
+        for child in self._children:
+            child.check()
+
+    def _stop_all(self) -> None:
+        """Workers first, all at once; then the others in the reverse order of their start."""
+        workers = [child for child in self._children if child.name.startswith("worker")]
+        for child in workers:
+            if child.process is not None:
+                child.process.terminate()
+        for child in workers:
+            child.stop(self._settings.worker.grace_s + 10)
+        for child in reversed([child for child in self._children if child not in workers]):
+            child.stop(self._settings.gateway.drain_s + 10)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        probe.sendall(b"PING\r\n")
+        return probe.recv(16).startswith(b"+PONG")
+
+
+async def _first_key(settings: Settings, secret: str | None) -> str | None:
+    """Make the first key if there is none, or make sure that the operator's own exists; its secret if it was made now."""
+    database = Database(settings.database_url, settings.database)
+    try:
+        async with database.write() as session:
+            keys = KeyWriter(session)
+            if secret is not None:
+                if await keys.find(secret) is not None:
+                    return None
+            elif await keys.count():
+                return None
+            return (await keys.create("first", list(SCOPES), secret))[1]
+    finally:
+        await database.close()
+
+
+def count_gpus() -> int:
+    """NVIDIA devices of this machine, without loading a library for it."""
+    try:
+        return sum(
+            entry.name.removeprefix("nvidia").isdigit()
+            for entry in Path("/dev").iterdir()
+            if entry.name.startswith("nvidia")
+        )
+    except OSError:
+        return 0

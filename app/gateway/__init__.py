@@ -1,0 +1,1 @@
+"""HTTP: one folder a resource. Thin: parse, call one service, return."""

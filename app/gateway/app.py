@@ -1,0 +1,110 @@
+"""The composition root of a gateway process."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from prometheus_client import CollectorRegistry
+
+import app as package
+from app.core.errors import AimassError
+from app.gateway import not_built
+from app.gateway.auth import KeyCache
+from app.gateway.datasets import endpoints as datasets
+from app.gateway.deps import Gateway
+from app.gateway.endpoints import endpoints
+from app.gateway.errors import install
+from app.gateway.jobs import endpoints as jobs
+from app.gateway.keys import endpoints as keys
+from app.gateway.loading import Loader
+from app.gateway.middleware import RequestMiddleware
+from app.gateway.models import endpoints as models
+from app.gateway.predict.dispatcher import Dispatcher
+from app.gateway.predict.openapi import document
+from app.gateway.probes import endpoints as probes
+from app.gateway.probes.jobs import JobMetrics
+from app.serving.host import Host
+from app.services.platform import Platform, open_platform
+from app.services.reconcile import reconcile_queue
+from app.settings import Settings
+from app.specs.endpoints import EndpointSpec
+from app.specs.jobs import CompressSpec, TrainSpec
+from app.telemetry.metrics import ServingMetrics
+
+ROUTERS = (datasets.router, jobs.router, models.router, endpoints.router, keys.router, probes.router, not_built.router)
+DESCRIPTION = """Data in, verified and compressed ONNX models behind batched endpoints out.
+
+Errors of `/api/v1` are RFC 9457 problems with a stable `code`; long work answers 202 with a job.
+"""
+
+
+def create_app(settings: Settings) -> Dispatcher:
+    """The ASGI application: predictions in front, FastAPI behind."""
+    platform = open_platform(settings)
+    metrics = CollectorRegistry()
+    host = Host(settings.serving, ServingMetrics(metrics))
+    state = Gateway(
+        platform=platform,
+        host=host,
+        keys=KeyCache(platform),
+        loader=Loader(platform, host),
+        metrics=metrics,
+        job_metrics=JobMetrics(platform, metrics),
+    )
+    api = FastAPI(
+        title="AI Mass",
+        version=package.__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan(state),
+        redirect_slashes=False,  # clients of the Open Inference Protocol take a redirect for an error
+    )
+    api.state.gateway = state
+    install(api)
+    for router in ROUTERS:
+        api.include_router(router)
+    api.add_middleware(RequestMiddleware, max_body=settings.gateway.max_body_mb << 20)
+    api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # FastAPI's documented way
+    return Dispatcher(api, host, state.keys, settings.serving)
+
+
+def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        tasks = [
+            asyncio.create_task(state.loader.run(), name="loader"),
+            asyncio.create_task(_reconcile(state.platform), name="reconcile"),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await state.host.close()
+            await state.platform.close()
+
+    return lifespan
+
+
+async def _reconcile(platform: Platform) -> None:
+    """Gateways reconcile too, so that jobs of dead workers are seen when no worker is left."""
+    while True:
+        await asyncio.sleep(platform.settings.queue.reconcile_s)
+        with contextlib.suppress(AimassError):
+            await reconcile_queue(platform)
+
+
+def _openapi(api: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, the prediction paths, and the schemas that are validated by hand."""
+    if api.openapi_schema is None:
+        document_ = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+        schemas = document_["components"]["schemas"]
+        for spec in (TrainSpec, CompressSpec, EndpointSpec):
+            schema = spec.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[spec.__name__] = schema
+        api.openapi_schema = document(document_)
+    return api.openapi_schema

@@ -1,0 +1,189 @@
+"""`/api/v1/datasets`."""
+
+from typing import Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import TypeAdapter, ValidationError
+
+from app.core.errors import InvalidInput, NotBuilt, NotFound
+from app.core.resources import DatasetVersion
+from app.gateway.datasets.schemas import DatasetOut, DatasetVersionOut
+from app.gateway.datasets.upload import receive_upload
+from app.gateway.deps import (
+    Gateway,
+    GatewayDep,
+    IdempotencyKey,
+    PageDep,
+    Reader,
+    Trainer,
+    number_cursor,
+    only_once,
+)
+from app.gateway.errors import responses
+from app.gateway.files import download
+from app.gateway.schemas import PageOf
+from app.registry.datasets import DatasetReader, DatasetWriter
+from app.services.upload_dataset import KINDS, ORIGINAL, upload_dataset
+from app.specs.base import Name
+from app.specs.data import PROFILE_FILE
+
+router = APIRouter(prefix="/api/v1/datasets", tags=["datasets"])
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+LATER_KINDS = ("text", "audio", "series", "ratings", "baskets", "graph")
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["name", "file"],
+                    "properties": {
+                        "name": {
+                            "type": "string",
+                            "description": "an existing name gets the next version",
+                            "example": "telco",
+                        },
+                        "kind": {"type": "string", "enum": list(KINDS), "default": "auto"},
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "CSV, Parquet, JSON Lines, zip, tar, idx; gzip too",
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    operation_id="datasets_create",
+    responses=responses(400, 409, 413, 422, 501),
+    openapi_extra=_FORM,
+)
+async def create(
+    request: Request, response: Response, state: GatewayDep, caller: Trainer, key: IdempotencyKey
+) -> DatasetVersionOut:
+    """Upload a file as the next version of a data set; it is parsed by a job and `ready` soon after."""
+    if request.headers.get("content-type", "").startswith("application/json"):
+        raise NotBuilt("data sets from a URI are not in this release; upload the file as multipart/form-data")
+    upload = await receive_upload(request, state.platform, ("name", "kind"))
+    name, kind = upload.fields.get("name", ""), upload.fields.get("kind", "auto")
+    _check_name(name)
+    if kind in LATER_KINDS:
+        raise NotBuilt(f"data sets of kind '{kind}' are not in this release; this one has: {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise InvalidInput.at("kind", msg=f"must be one of: {', '.join(KINDS)}", type="enum")
+    body = {"name": name, "kind": kind, "sha256": upload.file.sha256, "filename": upload.filename}
+    version = await upload_dataset(
+        state.platform, only_once(caller, key, request, body), name, kind, upload.file, upload.filename
+    )
+    response.headers["location"] = f"/api/v1/datasets/{name}/versions/{version.version}"
+    return DatasetVersionOut.of(version)
+
+
+def _check_name(name: str) -> None:
+    try:
+        _NAME.validate_python(name)
+    except ValidationError:
+        msg = "must be 1-100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+        raise InvalidInput.at("name", msg=msg, type="missing" if not name else "string_pattern_mismatch") from None
+
+
+@router.get("", operation_id="datasets_list", responses=responses(422))
+async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[DatasetOut]:
+    """Data sets by name."""
+    async with state.platform.database.read() as session:
+        found = await DatasetReader(session).page(page.limit, page.cursor)
+    return PageOf(items=[DatasetOut.of(item) for item in found.items], next_cursor=found.next_cursor)
+
+
+@router.get("/{name}", operation_id="datasets_get", responses=responses(404))
+async def get(name: str, state: GatewayDep, _: Reader) -> DatasetOut:
+    """One data set."""
+    async with state.platform.database.read() as session:
+        return DatasetOut.of(await DatasetReader(session).get(name))
+
+
+@router.get("/{name}/versions", operation_id="dataset_versions_list", responses=responses(404, 422))
+async def list_versions(name: str, state: GatewayDep, _: Reader, page: PageDep) -> PageOf[DatasetVersionOut]:
+    """Versions of a data set, newest first."""
+    async with state.platform.database.read() as session:
+        found = await DatasetReader(session).versions(name, page.limit, number_cursor(page))
+    return PageOf(items=[DatasetVersionOut.of(item) for item in found.items], next_cursor=found.next_cursor)
+
+
+async def _version(state: Gateway, name: str, version: int) -> DatasetVersion:
+    async with state.platform.database.read() as session:
+        return await DatasetReader(session).version(name, version)
+
+
+@router.get("/{name}/versions/{version}", operation_id="dataset_versions_get", responses=responses(404))
+async def get_version(name: str, version: int, state: GatewayDep, _: Reader) -> DatasetVersionOut:
+    """One version: its state, columns, warnings and unreadable rows."""
+    return DatasetVersionOut.of(await _version(state, name, version))
+
+
+@router.get("/{name}/versions/{version}/profile", operation_id="dataset_versions_profile", responses=responses(404))
+async def profile(name: str, version: int, state: GatewayDep, _: Reader) -> dict[str, Any]:
+    """Statistics, histograms and warnings of each column."""
+    found = await _version(state, name, version)
+    return await _read_json(state, found, PROFILE_FILE)
+
+
+async def _read_json(state: Gateway, version: DatasetVersion, path: str) -> dict[str, Any]:
+    file = next((f for f in version.files if f.path == path), None)
+    if file is None:
+        raise NotFound(f"'{version.name}@{version.version}' is {version.state}; it has no {path}")
+    raw = b"".join([chunk async for chunk in state.platform.store.read(file.sha256)])
+    parsed: dict[str, Any] = TypeAdapter(dict[str, Any]).validate_json(raw)
+    return parsed
+
+
+@router.get("/{name}/versions/{version}/rows", operation_id="dataset_versions_rows", responses=responses(404, 422))
+async def rows(
+    name: str,
+    version: int,
+    state: GatewayDep,
+    _: Reader,
+    limit: int = Query(20, ge=1, le=100),
+    offset: int = Query(0, ge=0),
+) -> dict[str, Any]:
+    """The first rows as they were parsed; at most 100 are kept for this."""
+    found = await _version(state, name, version)
+    preview: list[Any] = (await _read_json(state, found, PROFILE_FILE)).get("preview", [])
+    return {"items": preview[offset : offset + limit], "total": found.rows, "previewed": len(preview)}
+
+
+@router.get(
+    "/{name}/versions/{version}/original",
+    operation_id="dataset_versions_original",
+    response_class=StreamingResponse,
+    responses=responses(404),
+)
+async def original(name: str, version: int, request: Request, state: GatewayDep, _: Reader) -> Response:
+    """The upload, byte for byte, with its name; range requests work."""
+    found = await _version(state, name, version)
+    file = next(f for f in found.files if f.path == ORIGINAL)
+    return await download(state.platform, file, found.filename, request.headers.get("range"))
+
+
+@router.delete(
+    "/{name}/versions/{version}", status_code=204, operation_id="dataset_versions_delete", responses=responses(404, 409)
+)
+async def delete(
+    name: str,
+    version: int,
+    state: GatewayDep,
+    _: Trainer,
+    *,
+    detach: bool = Query(default=False, description="delete although models were trained on it"),
+) -> None:
+    """Delete a version; 409 while a model version was trained on it, unless `detach`."""
+    async with state.platform.database.write() as session:
+        await DatasetWriter(session).delete(name, version, detach=detach)

@@ -1,0 +1,110 @@
+"""What endpoints ask for: the process's state, the caller, a page of a list, an idempotency key."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from prometheus_client import CollectorRegistry
+
+from app.core.errors import Forbidden, InvalidInput, Unauthenticated
+from app.core.principal import Principal, Scope
+from app.gateway.auth import KeyCache
+from app.gateway.loading import Loader
+from app.gateway.probes.jobs import JobMetrics
+from app.services.idempotent import MAX_KEY_LENGTH, Once, once
+from app.services.platform import Platform
+from app.serving.host import Host
+
+MAX_PAGE = 500
+_bearer = HTTPBearer(auto_error=False, description="An API key")
+_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key")
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Everything that one gateway process holds."""
+
+    platform: Platform
+    host: Host
+    keys: KeyCache
+    loader: Loader
+    metrics: CollectorRegistry
+    job_metrics: JobMetrics
+
+
+def gateway(request: Request) -> Gateway:
+    """The process's state."""
+    found: Gateway = request.app.state.gateway
+    return found
+
+
+GatewayDep = Annotated[Gateway, Depends(gateway)]
+
+
+def require(scope: Scope) -> Callable[..., Awaitable[Principal]]:
+    """A dependency that gives the caller, who must have the scope."""
+
+    async def caller(
+        state: GatewayDep,
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+        header: Annotated[str | None, Depends(_header)],
+    ) -> Principal:
+        secret = header or (bearer.credentials if bearer else None)
+        if not secret:
+            raise Unauthenticated("send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        key = secret.encode("latin-1", "replace")
+        principal = state.keys.cached(key) or await state.keys.verify(key)
+        if not principal.may(scope):
+            raise Forbidden(f"the key '{principal.name}' lacks the scope '{scope}'")
+        return principal
+
+    return caller
+
+
+Reader = Annotated[Principal, Depends(require("read"))]
+Trainer = Annotated[Principal, Depends(require("train"))]
+Admin = Annotated[Principal, Depends(require("admin"))]
+
+
+@dataclass(frozen=True, slots=True)
+class PageQuery:
+    """`?limit=&cursor=`."""
+
+    limit: int
+    cursor: str | None
+
+
+def _page(
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="items a page")] = 50,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
+) -> PageQuery:
+    return PageQuery(limit, cursor)
+
+
+PageDep = Annotated[PageQuery, Depends(_page)]
+
+
+def number_cursor(page: PageQuery) -> str | None:
+    """The cursor of a list that is ordered by version number. InvalidInput if it is none."""
+    if page.cursor is not None and not (page.cursor.isascii() and page.cursor.isdigit()):
+        raise InvalidInput.at("cursor", msg="is not a cursor of this list; use next_cursor of the page before")
+    return page.cursor
+
+
+def _key(
+    key: Annotated[
+        str | None, Header(alias="Idempotency-Key", max_length=MAX_KEY_LENGTH, description="makes a retry safe")
+    ] = None,
+) -> str | None:
+    return key
+
+
+IdempotencyKey = Annotated[str | None, Depends(_key)]
+
+
+def only_once(principal: Principal, key: str | None, request: Request, body: Any) -> Once:  # noqa: ANN401 - any JSON
+    """The request as `create_once` knows it."""
+    return once(principal, key, f"{request.method} {request.url.path}", body)

@@ -1,0 +1,115 @@
+"""`/api/v1/endpoints` except prediction, which the dispatcher answers in front of FastAPI."""
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Response
+from pydantic import ValidationError
+
+from app.core.errors import FieldError, InvalidSpec, NotBuilt
+from app.gateway.deps import GatewayDep, PageDep, Reader, Trainer
+from app.gateway.endpoints.schemas import EndpointOut, PhaseOut, StatsOut
+from app.gateway.errors import responses
+from app.gateway.schemas import PageOf
+from app.registry.endpoints import EndpointReader
+from app.registry.models import ModelReader
+from app.specs.base import Name
+from app.specs.endpoints import EndpointSpec
+from app.telemetry.metrics import PHASES
+
+router = APIRouter(prefix="/api/v1/endpoints", tags=["endpoints"])
+LATER = ("shadow", "slo", "replicas")
+RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of all models
+_EXAMPLE: dict[str, Any] = {"model": "churn", "routes": [{"version": 1}]}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EndpointSpec"}, "example": _EXAMPLE}},
+    }
+}
+
+
+@router.put(
+    "/{name}",
+    operation_id="endpoints_put",
+    responses={**responses(400, 404, 409, 422, 501), 201: {"model": EndpointOut, "description": "Created"}},
+    openapi_extra=_BODY,
+)
+async def put(
+    name: Name, response: Response, state: GatewayDep, _: Trainer, body: Annotated[dict[str, Any], Body()]
+) -> EndpointOut:
+    """Route an endpoint to a model version. Answers once the version is loaded and proven; until then nothing changes."""
+    spec = _parse(name, body)
+    route = spec.routes[0]
+    async with state.platform.database.read() as session:
+        models = ModelReader(session)
+        version = route.version or await models.resolve_alias(spec.model, route.alias or "")
+    endpoint, new = await state.loader.put(name, spec.model, version, route.variant, spec)
+    response.status_code = HTTPStatus.CREATED if new else HTTPStatus.OK
+    return EndpointOut.of(endpoint, state.loader.state(endpoint))
+
+
+def _parse(name: str, body: dict[str, Any]) -> EndpointSpec:
+    if name in RESERVED:
+        raise InvalidSpec.at("name", msg=f"'{name}' is reserved by the Open Inference Protocol; choose another name")
+    later = [key for key in LATER if body.get(key) is not None]
+    if body.get("placement") == "pool":
+        later.append("placement: pool")
+    if isinstance(body.get("routes"), list) and len(body["routes"]) > 1:
+        later.append("several routes")
+    if later:
+        raise NotBuilt(f"{', '.join(later)}: not in this release; an endpoint routes to one version in the gateway")
+    try:
+        return EndpointSpec.model_validate(body)
+    except ValidationError as error:
+        errors = [
+            FieldError(tuple(e["loc"]), e["msg"], e["type"])
+            for e in error.errors(include_url=False, include_context=False)
+        ]
+        where = ".".join(str(part) for part in errors[0].loc) or "body"
+        raise InvalidSpec(f"{where}: {errors[0].msg}", errors=errors) from None
+
+
+@router.get("", operation_id="endpoints_list", responses=responses(422))
+async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[EndpointOut]:
+    """Endpoints by name."""
+    async with state.platform.database.read() as session:
+        found = await EndpointReader(session).page(page.limit, page.cursor)
+    return PageOf(
+        items=[EndpointOut.of(item, state.loader.state(item)) for item in found.items], next_cursor=found.next_cursor
+    )
+
+
+@router.get("/{name}", operation_id="endpoints_get", responses=responses(404))
+async def get(name: str, state: GatewayDep, _: Reader) -> EndpointOut:
+    """One endpoint, and whether it is loaded in the gateway that answers."""
+    async with state.platform.database.read() as session:
+        endpoint = await EndpointReader(session).get(name)
+    return EndpointOut.of(endpoint, state.loader.state(endpoint))
+
+
+@router.delete("/{name}", status_code=204, operation_id="endpoints_delete", responses=responses(404))
+async def delete(name: str, state: GatewayDep, _: Trainer) -> None:
+    """Stop serving; requests under way are finished."""
+    await state.loader.delete(name)
+
+
+@router.get("/{name}/stats", operation_id="endpoints_stats", responses=responses(404))
+async def stats(name: str, state: GatewayDep, _: Reader) -> StatsOut:
+    """Counts and mean phase times of the served version in the gateway that answers."""
+    with state.host.lookup(name) as served:
+        counted = served.metrics
+        phases = {
+            phase: PhaseOut(count=sum(h.counts), mean_ms=1e3 * h.total / max(1, sum(h.counts)))
+            for phase, h in zip(PHASES, counted.phases, strict=True)
+        }
+        return StatsOut(
+            endpoint=name,
+            version=served.source.version,
+            variant=served.source.variant,
+            requests={str(status): count for status, count in sorted(counted.statuses.items())},
+            phases=phases,
+            batches=sum(counted.batch_rows.counts),
+            rows=int(counted.batch_rows.total),
+            queued_rows=counted.queue_rows,
+        )

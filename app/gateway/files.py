@@ -1,0 +1,45 @@
+"""Downloads from the store, with range requests, always as an attachment."""
+
+import re
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from fastapi.responses import Response, StreamingResponse
+
+from app.core.resources import StoredFile
+from app.services.platform import Platform
+
+_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+
+
+async def download(platform: Platform, file: StoredFile, filename: str, range_header: str | None) -> Response:
+    """The file, or the part that a single-range `Range` header asks for (206), or 416."""
+    headers = {
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
+        "accept-ranges": "bytes",
+        "etag": f'"{file.sha256}"',
+        "content-security-policy": "sandbox",
+    }
+    span = _span(range_header, file.bytes)
+    if span is None:
+        return Response(status_code=416, headers={"content-range": f"bytes */{file.bytes}"})
+    start, end = span
+    headers["content-length"] = str(end - start)
+    partial = (start, end) != (0, file.bytes)
+    if partial:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{file.bytes}"
+    chunks: AsyncIterator[bytes] = platform.store.read(file.sha256, start, end)
+    return StreamingResponse(chunks, 206 if partial else 200, headers, "application/octet-stream")
+
+
+def _span(header: str | None, size: int) -> tuple[int, int] | None:
+    """[start, end) of a Range header; the whole file for none, or for a form that servers may ignore; None: unsatisfiable."""
+    match = _RANGE.match(header or "")
+    if match is None or (not match[1] and not match[2]):
+        return 0, size
+    if not match[1]:
+        wanted = int(match[2])
+        return (max(0, size - wanted), size) if wanted else None
+    start = int(match[1])
+    end = min(size, int(match[2]) + 1) if match[2] else size
+    return (start, end) if start < end else None

@@ -1,0 +1,80 @@
+"""`/api/v1/keys`."""
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from app.core.principal import SCOPES, Scope
+from app.core.resources import ApiKey
+from app.gateway.deps import Admin, GatewayDep, PageDep
+from app.gateway.errors import responses
+from app.gateway.schemas import PageOf, Timestamp
+from app.registry.keys import KeyReader, KeyWriter
+from app.specs.base import Spec
+
+router = APIRouter(prefix="/api/v1/keys", tags=["administration"])
+
+
+class KeyIn(Spec):
+    """A new key."""
+
+    name: str = Field(min_length=1, max_length=100, examples=["ci"])
+    scopes: list[Scope] = Field(default_factory=lambda: list(SCOPES), min_length=1)
+
+
+class KeyOut(BaseModel):
+    """A key without its secret."""
+
+    id: str
+    name: str
+    prefix: str = Field(description="the secret's first characters, to tell keys apart")
+    scopes: list[str]
+    created_at: Timestamp
+    revoked_at: Timestamp | None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> "KeyOut":
+        """From the registry's object."""
+        return cls.model_validate(_fields(key))
+
+
+class NewKeyOut(KeyOut):
+    """A key and its secret, which is shown this once."""
+
+    secret: str
+
+
+def _fields(key: ApiKey) -> dict[str, object]:
+    return {
+        "id": key.id,
+        "name": key.name,
+        "prefix": key.prefix,
+        "scopes": list(key.scopes),
+        "created_at": key.created_at,
+        "revoked_at": key.revoked_at,
+    }
+
+
+@router.post("", status_code=201, operation_id="keys_create", responses=responses(400, 422))
+async def create(body: KeyIn, response: Response, state: GatewayDep, _: Admin) -> NewKeyOut:
+    """Make a key. Its secret is in this answer and nowhere else."""
+    async with state.platform.database.write() as session:
+        key, secret = await KeyWriter(session).create(body.name, body.scopes)
+    response.headers["location"] = f"/api/v1/keys/{key.id}"
+    response.headers["cache-control"] = "no-store"
+    return NewKeyOut.model_validate(_fields(key) | {"secret": secret})
+
+
+@router.get("", operation_id="keys_list", responses=responses(422))
+async def list_all(state: GatewayDep, _: Admin, page: PageDep) -> PageOf[KeyOut]:
+    """Keys, newest first."""
+    async with state.platform.database.read() as session:
+        found = await KeyReader(session).page(page.limit, page.cursor)
+    return PageOf(items=[KeyOut.of(key) for key in found.items], next_cursor=found.next_cursor)
+
+
+@router.delete("/{key_id}", status_code=204, operation_id="keys_revoke", responses=responses(404))
+async def revoke(key_id: str, state: GatewayDep, _: Admin) -> None:
+    """Refuse the key from now on."""
+    async with state.platform.database.write() as session:
+        await KeyWriter(session).revoke(key_id)
+    state.keys.forget()

@@ -1,0 +1,49 @@
+"""One gateway process: `python -m app.gateway.main [--fd N]`."""
+
+import argparse
+import gc
+import os
+import socket
+
+import uvicorn
+
+from app.core.process import die_with_parent
+from app.gateway.app import create_app
+from app.settings import Settings
+from app.telemetry.log import configure_logging
+
+BACKLOG = 2048
+
+
+def main() -> None:
+    """Serve until SIGTERM. With --fd, on a socket that the launcher listens on, so that restarts refuse no connection."""
+    parser = argparse.ArgumentParser(prog="python -m app.gateway.main", description=__doc__)
+    parser.add_argument("--fd", type=int)
+    arguments = parser.parse_args()
+    parent = os.environ.pop("AIMASS_LAUNCHER_PID", None)
+    if parent:
+        die_with_parent(int(parent))
+    settings = Settings()
+    configure_logging(settings.log_level)
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.gateway.host,
+        port=settings.gateway.port,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=round(settings.gateway.drain_s),
+        server_header=False,
+        date_header=False,
+    )
+    sockets = [socket.socket(fileno=arguments.fd)] if arguments.fd is not None else None
+    gc.freeze()
+    uvicorn.Server(config).run(sockets)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""`/api/v1/models` and `/api/v1/compare`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import TypeAdapter
+
+from app.core.errors import InvalidInput, NotFound
+from app.core.resources import ModelVersion
+from app.gateway.deps import Gateway, GatewayDep, PageDep, Reader, Trainer, number_cursor
+from app.gateway.errors import responses
+from app.gateway.files import download
+from app.gateway.models.schemas import (
+    AliasHistoryOut,
+    AliasIn,
+    AliasOut,
+    ComparisonOut,
+    ComparisonRow,
+    FileOut,
+    FilesOut,
+    ModelOut,
+    ModelVersionOut,
+)
+from app.gateway.schemas import PageOf
+from app.registry.jobs import JobReader
+from app.registry.models import ModelReader, ModelWriter
+from app.specs.base import Name
+from app.specs.jobs import parse_dataset
+
+router = APIRouter(prefix="/api/v1", tags=["models"])
+CARD = "card.json"
+
+
+async def _version(state: Gateway, model: str, version: int) -> ModelVersion:
+    async with state.platform.database.read() as session:
+        return await ModelReader(session).version(model, version)
+
+
+@router.get("/models", operation_id="models_list", responses=responses(422))
+async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[ModelOut]:
+    """Models by name."""
+    async with state.platform.database.read() as session:
+        found = await ModelReader(session).page(page.limit, page.cursor)
+    return PageOf(items=[ModelOut.of(model) for model in found.items], next_cursor=found.next_cursor)
+
+
+@router.get("/models/{model}", operation_id="models_get", responses=responses(404))
+async def get(model: str, state: GatewayDep, _: Reader) -> ModelOut:
+    """One model."""
+    async with state.platform.database.read() as session:
+        return ModelOut.of(await ModelReader(session).get(model))
+
+
+@router.get("/models/{model}/versions", operation_id="model_versions_list", responses=responses(404, 422))
+async def list_versions(model: str, state: GatewayDep, _: Reader, page: PageDep) -> PageOf[ModelVersionOut]:
+    """Versions of a model, newest first."""
+    async with state.platform.database.read() as session:
+        found = await ModelReader(session).versions(model, page.limit, number_cursor(page))
+    return PageOf(items=[ModelVersionOut.of(version) for version in found.items], next_cursor=found.next_cursor)
+
+
+@router.get("/models/{model}/versions/{version}", operation_id="model_versions_get", responses=responses(404))
+async def get_version(model: str, version: int, state: GatewayDep, _: Reader) -> ModelVersionOut:
+    """One version: metrics, signature, lineage, variants."""
+    return ModelVersionOut.of(await _version(state, model, version))
+
+
+@router.get("/models/{model}/versions/{version}/files", operation_id="model_files_list", responses=responses(404))
+async def list_files(model: str, version: int, state: GatewayDep, _: Reader) -> FilesOut:
+    """The files of a version."""
+    return FilesOut(items=[FileOut.of(file) for file in (await _version(state, model, version)).files])
+
+
+@router.get(
+    "/models/{model}/versions/{version}/files/{path:path}",
+    operation_id="model_files_get",
+    response_class=StreamingResponse,
+    responses=responses(404),
+)
+async def get_file(model: str, version: int, path: str, request: Request, state: GatewayDep, _: Reader) -> Response:
+    """One file; range requests work."""
+    found = await _version(state, model, version)
+    file = next((f for f in found.files if f.path == path), None)
+    if file is None:
+        raise NotFound(f"'{model}@{version}' has no file '{path}'")
+    return await download(state.platform, file, path.rsplit("/", 1)[-1], request.headers.get("range"))
+
+
+@router.get("/models/{model}/versions/{version}/card", operation_id="model_card_get", responses=responses(404))
+async def card(model: str, version: int, state: GatewayDep, _: Reader) -> dict[str, Any]:
+    """The model card: data, split, settings, metrics, warnings."""
+    found = await _version(state, model, version)
+    file = next((f for f in found.files if f.path == CARD), None)
+    if file is None:
+        raise NotFound(f"'{model}@{version}' has no card")
+    raw = b"".join([chunk async for chunk in state.platform.store.read(file.sha256)])
+    parsed: dict[str, Any] = TypeAdapter(dict[str, Any]).validate_json(raw)
+    return parsed
+
+
+@router.delete(
+    "/models/{model}/versions/{version}",
+    status_code=204,
+    operation_id="model_versions_delete",
+    responses=responses(404, 409),
+)
+async def delete(model: str, version: int, state: GatewayDep, _: Trainer) -> None:
+    """Delete a version; 409 while an endpoint routes to it or an alias points at it."""
+    async with state.platform.database.write() as session:
+        await ModelWriter(session).delete(model, version)
+
+
+@router.put("/models/{model}/aliases/{alias}", operation_id="aliases_put", responses=responses(404, 422))
+async def move_alias(model: str, alias: Name, body: AliasIn, state: GatewayDep, caller: Trainer) -> AliasOut:
+    """Point an alias at a version, atomically."""
+    async with state.platform.database.write() as session:
+        moved = await ModelWriter(session).move_alias(model, alias, body.version, by=caller.name, reason=body.reason)
+    return AliasOut.of(moved)
+
+
+@router.get("/models/{model}/aliases/{alias}/history", operation_id="aliases_history", responses=responses(404))
+async def alias_history(model: str, alias: str, state: GatewayDep, _: Reader) -> AliasHistoryOut:
+    """Every move of an alias, newest first."""
+    async with state.platform.database.read() as session:
+        return AliasHistoryOut(
+            items=[AliasOut.of(move) for move in await ModelReader(session).alias_history(model, alias)]
+        )
+
+
+@router.get("/compare", operation_id="models_compare", responses=responses(404, 422))
+async def compare(
+    state: GatewayDep,
+    _: Reader,
+    versions: Annotated[str, Query(max_length=2000, description="m@1,m@2", examples=["churn@1,churn@2"])],
+) -> ComparisonOut:
+    """Versions side by side: metrics, sizes, latency, settings."""
+    rows: list[ComparisonRow] = []
+    for ref in versions.split(","):
+        try:
+            model, number = parse_dataset(ref.strip())
+        except ValueError:
+            raise InvalidInput.at("versions", msg=f"'{ref}' is not of the form model@version") from None
+        found = ModelVersionOut.of(await _version(state, model, number))
+        async with state.platform.database.read() as session:
+            job = await JobReader(session).get(str(found.lineage["job"]))
+        rows.append(
+            ComparisonRow(
+                model=model,
+                version=number,
+                family=found.family,
+                metrics=found.metrics,
+                variants=found.variants,
+                settings={key: job.spec.get(key) for key in ("dataset", "params", "features", "split", "training")},
+            )
+        )
+    return ComparisonOut(items=rows)

@@ -1,0 +1,182 @@
+"""Models as the API shows them."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from app.core.resources import AliasMove, Model, ModelVersion, StoredFile
+from app.gateway.schemas import Timestamp
+from app.specs.base import Spec
+
+
+class ModelOut(BaseModel):
+    """A named sequence of versions, and the aliases that point into it."""
+
+    name: str
+    latest_version: int
+    aliases: dict[str, int]
+    created_at: Timestamp
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, model: Model) -> "ModelOut":
+        """From the registry's object."""
+        here = f"/api/v1/models/{model.name}"
+        return cls(
+            name=model.name,
+            latest_version=model.latest,
+            aliases=model.aliases,
+            created_at=model.created_at,
+            links={"self": here, "versions": f"{here}/versions", "latest": f"{here}/versions/{model.latest}"},
+        )
+
+
+class VariantOut(BaseModel):
+    """One way to run the version, measured. `fp32` is the base; a rejected one is never served by default."""
+
+    name: str
+    state: str
+    reason: str | None = Field(description="why it was rejected")
+    recipe: dict[str, Any]
+    bytes: int
+    metrics: dict[str, float]
+    latency: dict[str, Any] = Field(
+        description="p50_ms, p95_ms at batch 1; items_per_s at `batch`; the host it was measured on"
+    )
+    hosts: list[str]
+
+
+class ModelVersionOut(BaseModel):
+    """One trained model."""
+
+    model: str
+    version: int
+    state: str
+    task: str
+    family: str
+    main_metric: str
+    metrics: dict[str, float] = Field(description="on test rows that training never saw")
+    signature: dict[str, Any] = Field(description="tensors, columns and classes")
+    schema_: dict[str, Any] = Field(
+        alias="schema", serialization_alias="schema", description="JSON schema of one instance"
+    )
+    lineage: dict[str, Any]
+    variants: list[VariantOut]
+    digest: str
+    created_at: Timestamp
+    links: dict[str, str]
+
+    @classmethod
+    def of(cls, version: ModelVersion) -> "ModelVersionOut":
+        """From the registry's object."""
+        here = f"/api/v1/models/{version.model}/versions/{version.version}"
+        variants = [
+            VariantOut(
+                name=v.name,
+                state=v.state,
+                reason=v.reason,
+                recipe=v.recipe,
+                bytes=v.bytes,
+                metrics=v.metrics,
+                latency=v.latency,
+                hosts=[v.latency["host"]] if "host" in v.latency else [],
+            )
+            for v in version.variants
+        ]
+        return cls.model_validate(
+            {
+                "model": version.model,
+                "version": version.version,
+                "state": version.state,
+                "task": version.task,
+                "family": version.family,
+                "main_metric": version.main_metric,
+                "metrics": version.metrics,
+                "signature": version.signature,
+                "schema": version.schema,
+                "lineage": version.lineage,
+                "variants": variants,
+                "digest": version.digest,
+                "created_at": version.created_at,
+                "links": {
+                    "self": here,
+                    "files": f"{here}/files",
+                    "card": f"{here}/card",
+                    "job": f"/api/v1/jobs/{version.lineage.get('job')}",
+                },
+            }
+        )
+
+
+class FileOut(BaseModel):
+    """A file of a version."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: StoredFile) -> "FileOut":
+        """From the registry's object."""
+        return cls(path=file.path, bytes=file.bytes, sha256=file.sha256)
+
+
+class FilesOut(BaseModel):
+    """Every file of a version."""
+
+    items: list[FileOut]
+
+
+class AliasIn(Spec):
+    """Where an alias is to point, and why."""
+
+    version: int = Field(ge=1)
+    reason: str = Field("", max_length=1000)
+
+
+class AliasOut(BaseModel):
+    """One move of an alias."""
+
+    alias: str
+    version: int
+    previous: int | None
+    at: Timestamp
+    by: str
+    reason: str
+
+    @classmethod
+    def of(cls, move: AliasMove) -> "AliasOut":
+        """From the registry's object."""
+        return cls.model_validate(
+            {
+                "alias": move.alias,
+                "version": move.version,
+                "previous": move.previous,
+                "at": move.at,
+                "by": move.by,
+                "reason": move.reason,
+            }
+        )
+
+
+class AliasHistoryOut(BaseModel):
+    """Every move of an alias, newest first."""
+
+    items: list[AliasOut]
+
+
+class ComparisonRow(BaseModel):
+    """One version in a comparison."""
+
+    model: str
+    version: int
+    family: str
+    metrics: dict[str, float]
+    variants: list[VariantOut]
+    settings: dict[str, Any]
+
+
+class ComparisonOut(BaseModel):
+    """Versions side by side, in the order asked for."""
+
+    items: list[ComparisonRow]

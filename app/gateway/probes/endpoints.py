@@ -1,0 +1,78 @@
+"""`/livez`, `/readyz`, `/metrics`: open, and true."""
+
+import asyncio
+from collections.abc import Awaitable
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, Field
+
+from app.core.errors import AimassError
+from app.gateway.deps import Gateway, GatewayDep
+from app.services.check_platform import CHECKS
+
+router = APIRouter(tags=["probes"])
+CHECK_S = 2.0
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: str = "ok"
+
+
+class Readiness(BaseModel):
+    """What the gateway needs, and the state of each."""
+
+    status: str = Field(description="`ok` or `unready`")
+    checks: dict[str, str] = Field(
+        description="`ok`, or what is wrong",
+        examples=[{"registry": "ok", "redis": "ok", "store": "ok", "endpoints": "ok"}],
+    )
+
+
+@router.get("/livez", operation_id="probes_live")
+async def livez() -> Alive:
+    """200 while the process can answer at all."""
+    return Alive()
+
+
+@router.get(
+    "/readyz",
+    operation_id="probes_ready",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "Unready"}},
+)
+async def readyz(state: GatewayDep) -> JSONResponse:
+    """200 when the registry, Redis and the store answer and every endpoint is loaded; otherwise 503 that names what is missing."""
+    names = list(CHECKS)
+    results = await asyncio.gather(*(_checked(CHECKS[name](state.platform)) for name in names))
+    checks = dict(zip(names, results, strict=True)) | {"endpoints": _endpoints(state)}
+    ready = all(result == "ok" for result in checks.values())
+    headers = {} if ready else {"retry-after": "2"}
+    return JSONResponse({"status": "ok" if ready else "unready", "checks": checks}, 200 if ready else 503, headers)
+
+
+async def _checked(check: Awaitable[None]) -> str:
+    try:
+        await asyncio.wait_for(check, CHECK_S)
+    except AimassError as error:
+        return error.detail
+    except TimeoutError:
+        return f"no answer within {CHECK_S:g} s"
+    return "ok"
+
+
+def _endpoints(state: Gateway) -> str:
+    if not state.loader.synced:
+        return "endpoints have not been loaded yet"
+    failures = state.loader.failures()
+    return "; ".join(f"{name}: {why}" for name, why in sorted(failures.items())) or "ok"
+
+
+@router.get("/metrics", operation_id="probes_metrics", response_class=Response)
+async def metrics(state: GatewayDep) -> Response:
+    """Prometheus metrics of this process."""
+    await state.job_metrics.refresh()
+    return Response(generate_latest(state.metrics), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,54 @@
+"""Bring a model version's files to this machine for serving."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+from app.core.errors import Conflict
+from app.core.resources import ModelVersion, StoredFile, Variant
+from app.services.keep_files import lay_out
+from app.services.platform import Platform
+
+NEEDED = ("signature.json", "golden.json")
+
+
+def choose_variant(version: ModelVersion, name: str | None) -> Variant:
+    """The variant called `name`, else the fastest accepted one. Conflict, saying why, if there is none to serve."""
+    chosen = version.variant(name)
+    if chosen is not None:
+        return chosen
+    rejected = next((v for v in version.variants if v.name == name), None)
+    what = f"{version.model}@{version.version}"
+    if rejected is not None:
+        raise Conflict(f"variant '{name}' of '{what}' was rejected: {rejected.reason}")
+    known = ", ".join(v.name for v in version.variants if v.state == "accepted")
+    raise Conflict(f"'{what}' has no variant '{name}'; it has: {known}")
+
+
+async def serve_version(platform: Platform, version: ModelVersion, variant: Variant) -> tuple[Path, Path]:
+    """(folder, model file) on this machine; every file is verified against its digest, and fetched only once."""
+    folder = platform.scratch / "serving" / version.digest
+    beside = str(Path(variant.path).parent)
+    wanted = [f for f in version.files if f.path in NEEDED or f.path == variant.path or _external(f, beside)]
+    missing = [file for file in wanted if not await asyncio.to_thread((folder / file.path).is_file)]
+    if missing:
+        # Fetched aside and renamed, so that a gateway beside this one never sees half a file.
+        aside = platform.scratch / "serving" / f".{version.digest}-{id(missing):x}"
+        try:
+            await lay_out(platform, missing, aside)
+            await asyncio.to_thread(_move_in, aside, folder, missing)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
+    return folder, folder / variant.path
+
+
+def _external(file: StoredFile, beside: str) -> bool:
+    """True for external tensor data next to the variant's graph."""
+    path = Path(file.path)
+    return str(path.parent) == beside and path.suffix in {".data", ".bin"}
+
+
+def _move_in(aside: Path, folder: Path, files: list[StoredFile]) -> None:
+    for file in files:
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+        (aside / file.path).replace(folder / file.path)

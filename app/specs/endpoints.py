@@ -1,0 +1,43 @@
+"""The body of `PUT /api/v1/endpoints/{name}`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from app.specs.base import Name, Spec
+
+
+class RouteSpec(Spec):
+    """Which version answers. Exactly one of `version` and `alias`."""
+
+    version: Annotated[int | None, Field(ge=1)] = None
+    alias: Name | None = None
+    variant: Annotated[str | None, Field(description="null: the fastest accepted variant")] = None
+    weight: Annotated[int, Field(ge=0, le=100, description="share of the traffic, percent")] = 100
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        if (self.version is None) == (self.alias is None):
+            raise ValueError("give either version or alias")
+        return self
+
+
+class BatchingSpec(Spec):
+    """Batching of one endpoint. By default a batch is what arrived while the last one ran: nobody waits for company."""
+
+    max_batch: Annotated[
+        int | None, Field(ge=1, le=65_536, description="rows of one run; null: the gateway's setting")
+    ] = None
+    max_queue: Annotated[
+        int | None, Field(ge=1, le=1_000_000, description="rows that may wait before 429; null: the gateway's setting")
+    ] = None
+    max_delay_ms: Annotated[float, Field(ge=0, le=1000, description="longest wait for company")] = 0.0
+
+
+class EndpointSpec(Spec):
+    """Where an endpoint's traffic goes and how it is batched."""
+
+    model: Name
+    routes: Annotated[list[RouteSpec], Field(min_length=1, max_length=10)]
+    batching: BatchingSpec = BatchingSpec()
+    placement: Literal["gateway"] = "gateway"
