@@ -2,6 +2,7 @@
 
     AimassError
     ├── InvalidInput            bad input: names the field and the remedy
+    │   ├── Malformed           a request that is not in its protocol's form (broken JSON, wrong header)
     │   ├── InvalidSpec         a job spec or a resource that breaks its schema
     │   ├── InvalidData         a data set that cannot be read or learned from
     │   └── InvalidTensor       a prediction instance or tensor that does not fit the signature
@@ -65,6 +66,12 @@ class InvalidInput(AimassError):
         """The common case: one field is wrong."""
         where = ".".join(str(part) for part in loc)
         return cls(f"{where}: {msg}" if where else msg, errors=[FieldError(loc, msg, type)])
+
+
+class Malformed(InvalidInput):
+    """A request that is not in the form of its protocol: broken JSON, a wrong header, a truncated body."""
+
+    code = "malformed"
 
 
 class InvalidSpec(InvalidInput):

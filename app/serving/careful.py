@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from app.core.errors import FieldError, InvalidInput, InvalidTensor
+from app.core.errors import FieldError, InvalidTensor, Malformed
 from app.core.signature import Column, Signature
 from app.serving.images import decode_image
 from app.serving.tensors import DTYPES, FLOAT32_MAX
@@ -41,10 +41,10 @@ def read_instances(body: bytes) -> list[Any]:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"the body is not JSON: {error}") from None
+        raise Malformed(f"the body is not JSON: {error}") from None
     refusals = _Refusals()
     if not isinstance(document, dict):
-        raise InvalidInput('the body must be a JSON object {"instances": […]}')
+        raise Malformed('the body must be a JSON object {"instances": […]}')
     for key in document:
         if key != "instances":
             refusals.add(key, msg="unknown field; the only one is `instances`", kind="unknown_field")
@@ -101,7 +101,7 @@ class CarefulTable:
                     arrays[column.tensor][row, column.index] = value
         refusals.check()
         if "utf-8" in str(error).lower():
-            raise InvalidInput("the body is not UTF-8")
+            raise Malformed("the body is not UTF-8")
         return tuple(arrays[tensor.name] for tensor in self._inputs), len(instances)
 
 

@@ -28,7 +28,7 @@ class InstanceDecoder(Protocol):
     """Body bytes to tensors in the signature's order, and the number of rows."""
 
     def __call__(self, body: bytes) -> tuple[Tensors, int]:
-        """InvalidInput for a body that is not JSON, InvalidTensor with `errors` for values that do not fit."""
+        """Malformed for a body that is not JSON, InvalidTensor with `errors` for values that do not fit."""
         ...
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from app.core.errors import InvalidInput, InvalidTensor, NotBuilt
+from app.core.errors import InvalidTensor, Malformed, NotBuilt
 from app.core.signature import Signature, Tensor
 from app.serving.oip_request import InferInput, InferOutput, read_request
 from app.serving.tensors import check_shape, from_json, from_raw, shaped, to_raw
@@ -51,11 +51,11 @@ class OipCodec:
         self._signature = signature
 
     def decode(self, body: bytes, header_length: int | None) -> Inference:
-        """InvalidInput for a malformed request, InvalidTensor for tensors that do not fit, NotBuilt for extensions."""
+        """Malformed for a malformed request, InvalidTensor for tensors that do not fit, NotBuilt for extensions."""
         if header_length == 0:
             return self._raw(body)
         if header_length is not None and not 0 < header_length <= len(body):
-            raise InvalidInput(f"inference header size should be in range (0, {len(body)}), got: {header_length}")
+            raise Malformed(f"inference header size should be in range (0, {len(body)}), got: {header_length}")
         header = body if header_length in {None, len(body)} else body[:header_length]
         request, parsed = read_request(header)
         timeout_s = _timeout(request.parameters) if request.parameters else None
@@ -210,18 +210,16 @@ def _binary_size(item: InferInput, *, has_data: bool) -> int | None:
     if size is None:
         return None
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise InvalidInput.at(
-            "inputs", item.name, "parameters", "binary_data_size", msg="must be a whole number of bytes"
-        )
+        raise Malformed.at("inputs", item.name, "parameters", "binary_data_size", msg="must be a whole number of bytes")
     if has_data:
-        raise InvalidInput.at("inputs", item.name, msg="has both `data` and `binary_data_size`: send one")
+        raise Malformed.at("inputs", item.name, msg="has both `data` and `binary_data_size`: send one")
     return size
 
 
 def _flag(parameters: dict[str, Any] | None, name: str, *, default: bool) -> bool:
     value = parameters.get(name, default) if parameters else default
     if not isinstance(value, bool):
-        raise InvalidInput.at("parameters", name, msg="must be true or false")
+        raise Malformed.at("parameters", name, msg="must be true or false")
     return value
 
 
@@ -236,12 +234,12 @@ def _timeout(parameters: dict[str, Any]) -> float | None:
     """Check the reserved request parameters; the `timeout`, given in microseconds, in seconds. Others pass."""
     for name in parameters:
         if name.startswith("triton_"):
-            raise InvalidInput.at("parameters", name, msg="parameters that start with triton_ are reserved")
+            raise Malformed.at("parameters", name, msg="parameters that start with triton_ are reserved")
     if any(parameters.get(name) for name in ("sequence_id", "sequence_start", "sequence_end")):
         raise NotBuilt("sequences (parameter 'sequence_id') are not in this release")
     timeout = parameters.get("timeout")
     if timeout is None:
         return None
     if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
-        raise InvalidInput.at("parameters", "timeout", msg="must be a whole number of microseconds")
+        raise Malformed.at("parameters", "timeout", msg="must be a whole number of microseconds")
     return timeout / 1e6 if timeout else None

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import simdjson
 
-from app.core.errors import InvalidInput
+from app.core.errors import Malformed
 from app.serving.types import Array
 
 # From this size on simdjson's flat buffers beat a list of Python floats (512 numbers: 7 against 34 µs).
@@ -55,13 +55,13 @@ _local = threading.local()  # a simdjson parser may not be shared, and large bod
 
 
 def read_request(header: bytes) -> tuple[InferRequest, dict[str, Array]]:
-    """The request, and flat arrays of those inputs whose `data` was parsed with it; InvalidInput if malformed."""
+    """The request, and flat arrays of those inputs whose `data` was parsed with it; Malformed if malformed."""
     if len(header) > _LARGE and (large := _read_large(header)):
         return large
     try:
         return _REQUEST.decode(header), {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput(f"the inference request is malformed: {error}") from None
+        raise Malformed(f"the inference request is malformed: {error}") from None
 
 
 def _read_large(header: bytes) -> tuple[InferRequest, dict[str, Array]] | None:

@@ -19,6 +19,7 @@ PREDICT_BATCH_ROWS = "aimass_predict_batch_rows"
 PREDICT_QUEUE_ROWS = "aimass_predict_queue_rows"
 PREDICT_REFUSED = "aimass_predict_refused"
 SERVING_MODEL_LOADED = "aimass_serving_model_loaded"
+JOBS = "aimass_jobs"
 
 PHASES = ("parse", "queue", "batch", "compute", "encode")
 PHASE_BOUNDS_S = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 1e-2, 25e-3, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

@@ -9,37 +9,22 @@ import time
 import zlib
 from collections.abc import Callable
 from functools import partial
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 
-from app.core.errors import AimassError, InvalidInput, PayloadTooLarge
+from app.core.errors import AimassError, Malformed, PayloadTooLarge
+from app.gateway.errors import PROBLEM_TYPE, STATUS, problem_body, problem_headers
 from app.gateway.predict.ports import Receive, Scope, Send
 
 if TYPE_CHECKING:
     from app.telemetry.metrics import ModelMetrics
 
-STATUS: dict[str, int] = {
-    "invalid_input": 400,
-    "invalid_spec": 422,
-    "invalid_data": 422,
-    "invalid_tensor": 422,
-    "payload_too_large": 413,
-    "not_found": 404,
-    "conflict": 409,
-    "unauthenticated": 401,
-    "forbidden": 403,
-    "not_built": 501,
-    "overloaded": 429,
-    "unavailable": 503,
-    "deadline_exceeded": 504,
-}
-# Clients of the Open Inference Protocol expect 400 for any bad tensor.
-OIP_STATUS = STATUS | {"invalid_tensor": 400}
+# Clients of the Open Inference Protocol expect 400 for any bad request.
+OIP_STATUS = STATUS | dict.fromkeys(("invalid_input", "invalid_tensor"), 400)
 Headers = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
-_PROBLEM = (b"content-type", b"application/problem+json")
+_PROBLEM = (b"content-type", PROBLEM_TYPE.encode())
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _SMALLEST_COMPRESSED = 1024  # bytes; below, the work is worth more than the bytes
 _LEVEL = 1
@@ -92,7 +77,7 @@ class Exchange:
         header = self.headers.get(b"x-request-timeout-ms")
         if header is not None:
             if not header.isdigit() or not int(header):
-                raise InvalidInput.at("X-Request-Timeout-Ms", msg="must be a whole number of milliseconds, at least 1")
+                raise Malformed.at("X-Request-Timeout-Ms", msg="must be a whole number of milliseconds, at least 1")
             timeout_s = min(int(header) / 1e3, timeout_s or math.inf)
         return self.started + timeout_s if timeout_s else math.inf
 
@@ -116,31 +101,19 @@ class Exchange:
             headers += ((b"content-encoding", encoding), (b"vary", b"accept-encoding"))
         await self.answer(status, body, headers)
 
-    async def problem(self, error: AimassError, status: int) -> None:
-        """The error as RFC 9457 problem details."""
-        problem: dict[str, Any] = {
-            "type": f"urn:aimass:error:{error.code}",
-            "title": HTTPStatus(status).phrase,
-            "status": status,
-            "detail": error.detail,
-            "code": error.code,
-            "request_id": self.request_id,
-        }
-        if error.errors:
-            problem["errors"] = [{"loc": e.loc, "msg": e.msg, "type": e.type} for e in error.errors]
-        await self.answer(status, orjson.dumps(problem), [_PROBLEM, *_extra(error, status)])
-
     async def oip_error(self, detail: str, status: int, headers: Headers) -> None:
         """The error as Open Inference Protocol clients read it."""
         await self.answer(status, orjson.dumps({"error": detail}), [JSON, *headers])
 
     async def refuse(self, error: AimassError, *, oip: bool) -> None:
         """Answer with an error of the tree, in the form of the path's protocol."""
+        status = (OIP_STATUS if oip else STATUS)[error.code]
+        headers = [(name.encode(), value.encode()) for name, value in problem_headers(error, status).items()]
         if oip:
-            status = OIP_STATUS.get(error.code, 500)
-            await self.oip_error(error.detail, status, _extra(error, status))
+            await self.oip_error(error.detail, status, headers)
         else:
-            await self.problem(error, STATUS.get(error.code, 500))
+            body = problem_body(status, error.code, error.detail, self.request_id, error.errors)
+            await self.answer(status, body, [_PROBLEM, *headers])
 
     async def _rest(self, first: bytes, limit: int) -> bytes:
         parts, size, more = [first], len(first), True
@@ -162,15 +135,6 @@ async def spread(size: int, work: Callable[[], Result]) -> Result:
     return work() if size < _LARGE else await asyncio.to_thread(work)
 
 
-def _extra(error: AimassError, status: int) -> Headers:
-    """Headers that belong to an error's status."""
-    if status == HTTPStatus.UNAUTHORIZED:
-        return [(b"www-authenticate", b"Bearer")]
-    if error.retry_after_s is not None:
-        return [(b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s)))]
-    return []
-
-
 def _too_large(limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"the body is larger than {limit >> 20} MiB (AIMASS_SERVING_MAX_BODY_MB)")
 
@@ -180,16 +144,16 @@ def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
     if encoding == b"identity":
         return body
     if encoding not in _WBITS:
-        raise InvalidInput.at("Content-Encoding", msg="must be gzip, deflate or identity")
+        raise Malformed.at("Content-Encoding", msg="must be gzip, deflate or identity")
     inflater = zlib.decompressobj(_WBITS[encoding])
     try:
         plain = inflater.decompress(body, limit + 1)
     except zlib.error as error:
-        raise InvalidInput(f"the body is not {encoding.decode()}: {error}") from None
+        raise Malformed(f"the body is not {encoding.decode()}: {error}") from None
     if len(plain) > limit:
         raise _too_large(limit)
     if not inflater.eof or inflater.unused_data:
-        raise InvalidInput(f"the body is not one whole {encoding.decode()} stream")
+        raise Malformed(f"the body is not one whole {encoding.decode()} stream")
     return plain
 
 

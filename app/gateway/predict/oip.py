@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from app.core.errors import InvalidInput, NotBuilt, NotFound, Unavailable
+from app.core.errors import Malformed, NotBuilt, NotFound, Unavailable
 from app.core.principal import Scope
 from app.gateway.predict.exchange import JSON, Exchange, spread
 from app.gateway.predict.running import record, run
@@ -112,5 +112,5 @@ def _header_length(value: bytes | None) -> int | None:
     if value is None:
         return None
     if not value.isdigit():
-        raise InvalidInput.at("Inference-Header-Content-Length", msg="must be a whole number of bytes")
+        raise Malformed.at("Inference-Header-Content-Length", msg="must be a whole number of bytes")
     return int(value)
