@@ -126,7 +126,7 @@ def _has_header(rows: list[list[str]], records: list[list[str]]) -> bool:
         for i, cell in enumerate(first)
         if cell and below and i < len(below[0])
     )
-    return repeated <= len(first) / 2
+    return 2 * repeated < len(first)
 
 
 @dataclass(slots=True)

@@ -29,9 +29,8 @@ _EXAMPLES = 5
 
 
 def strip(column: pl.Series) -> pl.Series:
-    """Strings without blanks around them; marks of missing values become null."""
-    bare = column.str.strip_chars()
-    return bare.set(bare.is_in(MISSING), None)
+    """Strings without blanks around them."""
+    return column.str.strip_chars()
 
 
 @dataclass(slots=True)
@@ -76,7 +75,9 @@ class Evidence:
         if len(rest):
             self._add_words(rest)
 
-    def _add_words(self, rest: pl.Series) -> None:
+    def _add_words(self, words: pl.Series) -> None:
+        rest = words.filter(~words.is_in(MISSING))
+        self.missing += len(words) - len(rest)
         hits, rest = _take(rest, _NONFINITE)
         self.nonfinite += len(hits)
         self.decimals += len(hits)
@@ -103,6 +104,8 @@ def _take(values: pl.Series, pattern: str) -> tuple[pl.Series, pl.Series]:
     if not len(values):
         return values, values
     mask = values.str.contains(pattern)
+    if mask.all():
+        return values, values.clear()
     return values.filter(mask), values.filter(~mask)
 
 
@@ -179,10 +182,11 @@ def cast(column: pl.Series, plan: Plan) -> pl.Series:
             column = column.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
         return finite(column.cast(pl.Float64, strict=False))
     if plan.kind == "boolean":
-        return column.str.to_lowercase() == "true"
+        lower = column.str.to_lowercase()
+        return (lower == "true").set(~lower.is_in(("true", "false")), None)
     if plan.kind == "datetime":
         return parse_dates(column)
-    return column
+    return column.set(column.is_in(MISSING), None)
 
 
 def finite(column: pl.Series) -> pl.Series:

@@ -111,7 +111,8 @@ def write_folders(
 
     A `split` column is added if each path names one (train/ants/1.jpg). InvalidData if no picture is left.
     """
-    with_split = all(_split_of(member.name) for member in found if _label_of(member.name))
+    labelled = [m.name for m in found if m.name.lower().endswith(EXTENSIONS) and _label_of(m.name)]
+    with_split = all(_split_of(name) for name in labelled)
     with PictureWriter(target, with_split) as writer:
         for i, member in enumerate(found):
             try:

@@ -1,0 +1,67 @@
+"""Parquet uploads keep their types and lose no digit."""
+
+import datetime as dt
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+def parquet(**columns: pa.Array) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def test_types_are_kept(ingest: Callable[..., Any]):
+    raw = parquet(
+        i=pa.array([1, None, 3], pa.int8()),
+        f=pa.array([1.5, float("nan"), float("inf")], pa.float32()),
+        b=pa.array([True, False, None]),
+        s=pa.array(["007", "", None]),
+        d=pa.array(["x", "y", "x"]).dictionary_encode(),
+        day=pa.array([dt.date(2024, 1, 31), None, None]),
+        at=pa.array([dt.datetime(2024, 1, 31, 10, tzinfo=dt.UTC)] * 3),
+        none=pa.nulls(3),
+    )
+    got = ingest(raw, "t.parquet")
+    assert got.types() == {
+        "i": "integer",
+        "f": "number",
+        "b": "boolean",
+        "s": "category",
+        "d": "category",
+        "day": "datetime",
+        "at": "datetime",
+        "none": "category",
+    }
+    assert got.table["f"].to_list() == [1.5, None, None]
+    assert got.table["s"].to_list() == ["007", None, None]
+    assert got.table["at"][0] == dt.datetime(2024, 1, 31, 10)  # noqa: DTZ001 - stored as UTC without a zone
+    assert got.warned("'f': 2 NaN or infinite values")
+
+
+def test_unsigned_integers(ingest: Callable[..., Any]):
+    raw = parquet(small=pa.array([1, 2], pa.uint64()), big=pa.array([1, 2**64 - 1], pa.uint64()))
+    got = ingest(raw)
+    assert got.table["small"].to_list() == [1, 2]
+    assert got.table["big"].to_list() == ["1", "18446744073709551615"]
+    assert got.warned("'big' becomes text")
+
+
+@pytest.mark.parametrize("column", [pa.array([[1], [2]]), pa.array([b"a", b"b"]), pa.array([{"x": 1}, {"x": 2}])])
+def test_other_types_are_refused_by_name(refused: Callable[..., str], column: pa.Array):
+    assert "column 'nested' has type" in refused(parquet(ok=pa.array([1, 2]), nested=column))
+
+
+def test_empty_and_wide(refused: Callable[..., str]):
+    assert "no data rows" in refused(parquet(a=pa.array([], pa.int64())))
+    assert "3 columns; at most 2" in refused(parquet(a=pa.array([1]), b=pa.array([1]), c=pa.array([1])), columns=2)
+
+
+def test_unpacked_size_is_limited(refused: Callable[..., str]):
+    raw = parquet(a=pa.array(range(300_000)))
+    assert "at most 1 are taken (AIMASS_LIMIT_UNPACKED_MB)" in refused(raw, unpacked_mb=1)
