@@ -42,7 +42,8 @@ def server_command(server: str, folder: Path, socket_path: Path) -> list[str]:
         "maxmemory-policy": "noeviction",
         "save": "",
         "daemonize": "no",
-        "loglevel": "warning",
+        "loglevel": "notice",
+        "logfile": str(folder / "server.log"),
     }
     arguments = [part for key, value in options.items() for part in (f"--{key}", value)]
     # Through this module, which ties the server to its parent before it becomes the server.

@@ -8,6 +8,7 @@ T = TypeVar("T")
 DatasetState = Literal["ingesting", "ready", "failed"]
 VariantState = Literal["accepted", "rejected"]
 BASE_VARIANT = "fp32"
+SAME_SPEED = 0.05  # throughputs this close are one to a benchmark that shares its machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,11 @@ class Variant:
     latency: dict[str, Any]
     created_at: float = 0.0
 
+    @property
+    def items_per_s(self) -> float:
+        """Measured throughput at the throughput batch; 0 if it was not measured."""
+        return float(self.latency.get("items_per_s", 0.0))
+
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
@@ -86,11 +92,12 @@ class ModelVersion:
     files: tuple[StoredFile, ...] = ()
 
     def variant(self, name: str | None) -> Variant | None:
-        """The variant called `name`; without a name the fastest accepted one."""
+        """The accepted variant called `name`; without a name the smallest of those that are as fast as the fastest."""
         accepted = [v for v in self.variants if v.state == "accepted"]
         if name is not None:
             return next((v for v in accepted if v.name == name), None)
-        return max(accepted, key=lambda v: (float(v.latency.get("items_per_s", 0.0)), -v.bytes), default=None)
+        fastest = max((v.items_per_s for v in accepted), default=0.0)
+        return min((v for v in accepted if v.items_per_s >= fastest * (1 - SAME_SPEED)), key=lambda v: v.bytes, default=None)
 
 
 @dataclass(frozen=True, slots=True)

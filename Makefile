@@ -1,0 +1,69 @@
+# Every target sets up what it needs. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo up test lint types imports ci bench bench-serving bench-jobs quality migrate lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## install into .venv, at the locked versions
+
+# torch first and alone: a loose requirement on it can pull several GB of CUDA packages.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "AI Mass needs Python 3.11 or newer; set PYTHON=…")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[gateway,worker,dev]'
+	touch $(STAMP)
+
+demo: $(STAMP) ## real data to a compressed model behind an endpoint, and a table of what came out
+	$(BIN)/python docs/demo.py
+
+up: $(STAMP) ## run the platform until Ctrl-C
+	$(BIN)/aimass up
+
+test: $(STAMP) ## the whole test suite, with real servers
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: $(STAMP) ## ruff, every rule on
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(STAMP) ## who may import whom
+	$(BIN)/lint-imports
+
+ci: ## what CI runs
+	bash .ci/run
+
+bench: bench-serving bench-jobs ## every benchmark that fits in minutes; ratios in one run
+
+bench-serving: $(STAMP) ## prediction speed against a plain server and the raw limits (needs wrk)
+	$(BIN)/python bench/serving.py
+
+bench-jobs: $(STAMP) ## the queue and the lists
+	$(BIN)/python bench/jobs.py
+
+quality: $(STAMP) ## scores on ../shared/data against the references
+	$(BIN)/python bench/quality.py
+
+migrate: $(STAMP) ## bring the registry's schema up to date
+	$(BIN)/aimass migrate
+
+# A fresh environment, so that nothing installed by hand gets in; local version labels (+cpu) are cut.
+lock: ## make constraints.txt anew from pyproject.toml
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV)-lock/bin/python -m pip install --quiet --editable '.[gateway,worker,dev]'
+	(echo '# Made by `make lock`.'; $(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//') > constraints.txt
+	rm -rf $(VENV)-lock
+
+clean: ## remove what the targets have made
+	rm -rf $(VENV) .data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build *.egg-info
