@@ -11,7 +11,9 @@ _FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8)
 _OP = "TreeEnsembleRegressor"
 
 
-def truncate_trees(model: onnx.ModelProto, drop: Callable[[bytes], float], budget: float) -> tuple[bytes, dict[str, Any]] | None:
+def truncate_trees(
+    model: onnx.ModelProto, drop: Callable[[bytes], float], budget: float
+) -> tuple[bytes, dict[str, Any]] | None:
     """Keep the fewest of the first trees whose loss on validation rows is within `budget`.
 
     Args:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -31,7 +31,7 @@ class Compressor:
     budget: CompressBudget
 
     def run(self, output: Path) -> list[Variant]:
-        """Try the recipe that suits the graph; an accepted variant is written to `output/variants/<name>/model.onnx`."""
+        """Try what suits the graph; an accepted variant is written to `output/variants/<name>/model.onnx`."""
         graph = onnx.load_from_string(self.model)
         operators = {node.op_type for node in graph.graph.node}
         if "TreeEnsembleRegressor" in operators:
@@ -78,5 +78,5 @@ class Compressor:
             )
         path = None if reason else f"variants/{name}/model.onnx"
         recipe = {**recipe, "speed_up": round(faster, 3), "metric_drop": round(drop, 6)}
-        state = "rejected" if reason else "accepted"
-        return Variant(name, state, recipe, path, len(raw), metrics, after.to_json(), reason)  # type: ignore[arg-type]  # a literal
+        state: Literal["accepted", "rejected"] = "rejected" if reason else "accepted"
+        return Variant(name, state, recipe, path, len(raw), metrics, after.to_json(), reason)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import balanced_accuracy_score, r2_score
+from sklearn.metrics import r2_score, recall_score
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from workers.export.runtime import Inputs, take
@@ -39,5 +39,6 @@ def _alone(x: Array, y: Array, x_test: Array, y_test: Array, task: str) -> float
         regressor: Any = DecisionTreeRegressor(max_depth=8, random_state=0).fit(x, y)
         return float(r2_score(y_test, regressor.predict(x_test))) if len(y_test) > 1 else 0.0
     tree = DecisionTreeClassifier(max_depth=_DEPTH, class_weight="balanced", random_state=0).fit(x, y)
-    known = np.isin(y_test, tree.classes_)
-    return float(balanced_accuracy_score(y_test[known], tree.predict(x_test[known]))) if known.any() else 0.0
+    return float(
+        recall_score(y_test, tree.predict(x_test), labels=np.unique(y_test), average="macro", zero_division=0.0)
+    )

@@ -39,7 +39,7 @@ class Graph:
         self._constants.append(numpy_helper.from_array(np.ascontiguousarray(np.asarray(value, dtype)), name))
         return name
 
-    def add(self, op: str, *inputs: str, domain: str = "", output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401 - any ONNX attribute
+    def add(self, op: str, *inputs: str, domain: str = "", output: Any = None, **attributes: Any) -> str:  # noqa: ANN401 - any ONNX attribute
         """Add a node with one output and return the output's name."""
         name = output or f"v{len(self._nodes)}"
         self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain, **attributes))

@@ -8,6 +8,12 @@ import numpy.typing as npt
 
 from workers.export.graph import ML, Graph
 
+_ATTRIBUTES: tuple[str, ...] = (
+    "nodes_treeids", "nodes_nodeids", "nodes_featureids", "nodes_modes", "nodes_values", "nodes_truenodeids",
+    "nodes_falsenodeids", "nodes_missing_value_tracks_true", "target_treeids", "target_nodeids", "target_ids",
+    "target_weights",
+)  # fmt: skip
+
 
 def floor_float32(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """The largest float32 that is not above each value.
@@ -74,18 +80,9 @@ class Ensemble:
 
     def to_node(self, graph: Graph, features: str) -> str:
         """Add the node to `graph`: features FP32 [N, F] to scores FP32 [N, n_targets]."""
-        return graph.add(
-            "TreeEnsembleRegressor", features, domain=ML, n_targets=self.n_targets, aggregate_function="SUM",
-            post_transform="NONE", **self._attributes,
-        )  # fmt: skip
+        settings: dict[str, Any] = {"n_targets": self.n_targets, "aggregate_function": "SUM", "post_transform": "NONE"}
+        return graph.add("TreeEnsembleRegressor", features, domain=ML, **settings, **self._attributes)
 
     def _extend(self, **columns: list[Any]) -> None:
         for name, values in columns.items():
             self._attributes[name] += values
-
-
-_ATTRIBUTES = (
-    "nodes_treeids", "nodes_nodeids", "nodes_featureids", "nodes_modes", "nodes_values", "nodes_truenodeids",
-    "nodes_falsenodeids", "nodes_missing_value_tracks_true", "target_treeids", "target_nodeids", "target_ids",
-    "target_weights",
-)  # fmt: skip

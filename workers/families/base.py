@@ -33,11 +33,11 @@ class Standard:
 
     def shrink(self, values: Array) -> npt.NDArray[np.float64]:
         """To zero mean and unit spread."""
-        return cast("npt.NDArray[np.float64]", (values.astype(np.float64) - self.mean) / self.scale)
+        return (values.astype(np.float64) - self.mean) / self.scale
 
     def restore(self, values: Array) -> npt.NDArray[np.float64]:
         """Back to the target's own unit."""
-        return cast("npt.NDArray[np.float64]", values.astype(np.float64) * self.scale + self.mean)
+        return values.astype(np.float64) * self.scale + self.mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,10 @@ class Family(Protocol):
 
 
 def load_family(descriptor: Descriptor, params: Mapping[str, Any]) -> Family:
-    """Import `descriptor.implementation` and make it. Misconfigured when a plug-in names something that is not there."""
+    """Import `descriptor.implementation` and make it.
+
+    Misconfigured when a plug-in names something that is not there.
+    """
     module, _, attribute = descriptor.implementation.partition(":")
     try:
         make = getattr(import_module(module), attribute)

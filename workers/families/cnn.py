@@ -16,28 +16,32 @@ from workers.families.base import Array, LearningData, Part
 from workers.training.loop import Tensors, train
 
 _BATCH = 512
+_STRIDED_SIDE = 16  # pixels; smaller pictures would lose too much in the first block
 
 
 class Network(nn.Module):
     """Pictures uint8 [N, C, H, W] to logits [N, K].
 
-    Each block is convolution, batch norm and ReLU, and halves the picture; the last one is averaged over what is left
-    of it. Scaling to 0..1 is part of the network.
+    Each block is convolution, batch norm and ReLU, and halves the picture: the first by its stride, which spares most
+    of the work on full-size pictures, the last by averaging over what is left, the others by their maximum. Scaling to
+    0..1 is part of the network.
     """
 
     def __init__(self, channels: int, classes: int, params: Mapping[str, Any], side: int) -> None:
         super().__init__()
         self.blocks = nn.Sequential()
-        for last, width in ((i == len(params["channels"]) - 1, w) for i, w in enumerate(params["channels"])):
-            self.blocks.extend([nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()])
-            if not last and side > 1:
+        for index, width in enumerate(params["channels"]):
+            stride = 2 if index == 0 and side >= _STRIDED_SIDE else 1
+            self.blocks.append(nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False))
+            self.blocks.extend([nn.BatchNorm2d(width), nn.ReLU()])
+            if stride == 1 and index < len(params["channels"]) - 1 and side > 1:
                 self.blocks.append(nn.MaxPool2d(2))
-                side //= 2
-            channels = width
+            channels, side = width, side // 2
         self.dropout = nn.Dropout(params["dropout"])
         self.head = nn.Linear(channels, classes)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Logits."""
         x = image.to(torch.float32) * (1 / 255)
         x = self.blocks(x.contiguous(memory_format=torch.channels_last))
         answer: Tensor = self.head(self.dropout(x.mean(dim=(2, 3))))
@@ -52,6 +56,7 @@ class _Probabilities(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
+        """Probabilities."""
         logits: Tensor = self.network(image)
         return logits.softmax(dim=1)
 

@@ -125,7 +125,9 @@ class TreeEncoder:
             return cls(numeric, None)
         categories = CategoryEncoder.fit(inputs["categorical"])
         codes = categories.codes(inputs["categorical"])
-        y = data.train.y if data.task == "regression" or data.n_classes == 2 else np.eye(data.n_classes)[data.train.y]  # noqa: PLR2004 - two classes need one column
+        y = data.train.y
+        if data.n_classes > 2:  # noqa: PLR2004 - two classes need one column
+            y = np.eye(data.n_classes)[y]
         targets = np.asarray(y, np.float64).reshape(len(codes), -1)
         tables = tuple(_category_values(codes[:, j], size, targets) for j, size in enumerate(categories.sizes))
         return cls(numeric, categories, tables)
@@ -168,7 +170,7 @@ def _category_values(codes: Array, size: int, targets: npt.NDArray[np.float64]) 
 
 @dataclass(frozen=True, slots=True)
 class DenseEncoder:
-    """For linear models and networks: standardised numbers with missing flags, and row indices of one category table."""
+    """For linear models and networks: standardised numbers with missing flags, and rows of one category table."""
 
     numeric: NumericEncoder | None
     mean: npt.NDArray[np.float32]
@@ -235,8 +237,11 @@ class DenseEncoder:
                 flags = graph.add("Cast", graph.add("IsNaN", checked), to=1)
                 dense = graph.add("Concat", dense, flags, axis=1)
         if self.categories is not None:
-            tables = [np.arange(size) + start for size, start in zip(self.categories.sizes, self._offsets(), strict=True)]
-            rows = self.categories.to_nodes(graph, "categorical", [table.astype(np.int64) for table in tables])
+            starts = self._offsets().tolist()
+            tables = [
+                np.arange(a, a + size, dtype=np.int64) for a, size in zip(starts, self.categories.sizes, strict=True)
+            ]
+            rows = self.categories.to_nodes(graph, "categorical", list(tables))
         return dense, rows
 
     def _offsets(self) -> npt.NDArray[np.int64]:

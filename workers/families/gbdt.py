@@ -42,8 +42,9 @@ class Gbdt:
             callbacks.append(
                 lgb.early_stopping(stopping.patience * _PATIENCE_FACTOR, min_delta=stopping.min_delta, verbose=False)
             )
-        booster = before
-        if done < total:
+        if before is not None and done >= total:
+            booster = before
+        else:
             booster = lgb.train(
                 self._settings(data), train, total - done, valid_sets=[watched], valid_names=["validation"],
                 init_model=before, callbacks=callbacks,
@@ -53,7 +54,9 @@ class Gbdt:
 
     def _settings(self, data: LearningData) -> dict[str, Any]:
         p = self.params
-        objective = "regression" if data.task == "regression" else "multiclass" if data.n_classes > 2 else "binary"  # noqa: PLR2004 - two classes need one tree a round
+        objective = "regression"
+        if data.task == "classification":
+            objective = "multiclass" if data.n_classes > 2 else "binary"  # noqa: PLR2004 - binary
         settings = {
             "objective": objective, "learning_rate": p["learning_rate"], "num_leaves": p["num_leaves"],
             "max_depth": p["max_depth"], "min_child_samples": p["min_child_samples"], "bagging_fraction": p["subsample"],
@@ -149,7 +152,7 @@ class _Watch:
         done = env.iteration + 1
         self.first = env.iteration if self.first is None else self.first
         if done % _METRIC_EVERY == 0 or done == self.total:
-            for dataset, name, value, _ in env.evaluation_result_list:
+            for dataset, name, value, *_ in env.evaluation_result_list or []:
                 self.job.metric(f"{dataset}_{name}", done, value)
             per_round = (time.monotonic() - self.started) / (done - self.first)
             left = per_round * (self.total - done)
@@ -162,7 +165,7 @@ class _Watch:
             raise Stopped
 
 
-def _save(booster: lgb.Booster, job: JobContext) -> None:
+def _save(booster: Any, job: JobContext) -> None:  # noqa: ANN401 - LightGBM types it with its cross-validation twin
     job.checkpoint.mkdir(parents=True, exist_ok=True)
     write_atomically(job.checkpoint / _CHECKPOINT, booster.model_to_string(num_iteration=-1).encode())
     job.checkpointed()

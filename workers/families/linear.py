@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import scipy.sparse as sp
-from scipy.special import expit, softmax
+import scipy.sparse as sp  # type: ignore[import-untyped]  # no stubs
+from scipy.special import expit, softmax  # type: ignore[import-untyped]  # no stubs
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 

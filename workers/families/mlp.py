@@ -30,11 +30,13 @@ class Network(nn.Module):
         self.layers = nn.Sequential()
         width = encoder.width + _EMBEDDING * encoder.columns
         for units in params["hidden"]:
-            self.layers.extend([nn.Linear(width, units), _ACTIVATIONS[params["activation"]](), nn.Dropout(params["dropout"])])
+            activation = _ACTIVATIONS[params["activation"]]()
+            self.layers.extend([nn.Linear(width, units), activation, nn.Dropout(params["dropout"])])
             width = units
         self.layers.append(nn.Linear(width, outputs))
 
     def forward(self, dense: Tensor, rows: Tensor) -> Tensor:
+        """Logits or a value."""
         embedded = self.table(rows).flatten(1)  # [N, columns * _EMBEDDING]
         answer: Tensor = self.layers(torch.cat([dense, embedded], dim=1))
         return answer
@@ -62,6 +64,7 @@ class _ColumnLoss(nn.Module):
     """Mean squared error of answers [N, 1] and targets [N]."""
 
     def forward(self, answers: Tensor, y: Tensor) -> Tensor:
+        """The loss, a scalar."""
         return nn.functional.mse_loss(answers[:, 0], y)
 
 
@@ -102,8 +105,10 @@ class FittedMlp:
         dense, rows = self.encoder.to_nodes(graph)
         parts = [dense] if dense is not None else []
         if rows is not None:
-            picked = graph.add("Gather", graph.constant(self.network.table.weight.detach().numpy(), np.float32), rows, axis=0)
-            parts.append(graph.add("Reshape", picked, graph.constant([-1, self.encoder.columns * _EMBEDDING], np.int64)))
+            table = graph.constant(self.network.table.weight.detach().numpy(), np.float32)
+            picked = graph.add("Gather", table, rows, axis=0)
+            shape = graph.constant([-1, self.encoder.columns * _EMBEDDING], np.int64)
+            parts.append(graph.add("Reshape", picked, shape))
         value = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
         for layer in self.network.layers:
             value = _node(graph, layer, value)

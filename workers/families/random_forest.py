@@ -73,7 +73,8 @@ class FittedForest:
                 leaf_values = leaf_values[:, 1:] if binary else leaf_values
             ensemble.add_tree(
                 feature=tree.feature, threshold=tree.threshold, left=tree.children_left, right=tree.children_right,
-                missing_left=np.zeros(tree.node_count, bool), leaf=tree.children_left < 0, weights=leaf_values / len(trees),
+                missing_left=np.zeros(tree.node_count, bool), leaf=tree.children_left < 0,
+                weights=leaf_values / len(trees),
             )  # fmt: skip
         score = ensemble.to_node(graph, self.encoder.to_nodes(graph))
         if regression:

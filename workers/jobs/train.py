@@ -132,8 +132,14 @@ class _Report:
         }
         _write_json(output / GOLDEN_FILE, body)
 
-    def card(  # noqa: PLR0913, PLR0917 - what the job has learnt, in order
-        self, fitted: Fitted, parity: Parity, metrics: Mapping[str, Any], main: str, variants: list[Variant], seconds: float
+    def card(
+        self,
+        fitted: Fitted,
+        parity: Parity,
+        metrics: Mapping[str, Any],
+        main: str,
+        variants: list[Variant],
+        seconds: float,
     ) -> dict[str, Any]:
         """The model card, JSON-ready."""
         spec, notes, signature = self.spec, self.prepared.notes, self.prepared.signature

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,10 @@ def choose_format(path: Path, table: pl.DataFrame, size: int | None) -> ImageFor
         if count >= _PROBED:
             break
         try:
-            modes.add(open_image(raw).mode)
+            modes.add(open_image(raw, float("inf")).mode)  # ingest has checked the size
         except InvalidTensor as error:
             raise InvalidData.at("dataset", msg=f"{name}: {error.detail}") from None
-    mode = "L" if modes == {"L"} else "RGB"
+    mode: Literal["L", "RGB"] = "L" if modes == {"L"} else "RGB"
     if size is not None:
         return ImageFormat(mode, size, size)
     shapes = table.select("height", "width").unique()
@@ -52,7 +53,7 @@ def decode_all(path: Path, fmt: ImageFormat, rows: int, job: JobContext) -> npt.
         pixels = np.memmap(file, np.uint8, "w+", shape=shape)
     for index, (raw, name) in enumerate(_raw_images(path)):
         try:
-            pixels[index] = decode_image(raw, fmt)
+            pixels[index] = decode_image(raw, fmt, max_megapixels=float("inf"))  # ingest has checked the size
         except InvalidTensor as error:
             raise InvalidData.at("dataset", msg=f"{name}: {error.detail}") from None
         if index % 5000 == 0:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -50,14 +50,14 @@ class Batches:
         order = torch.arange(count)
         if self.seed is not None:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch()))
-        chunks = list(order.split(self.size))
+        chunks = list(torch.split(order, self.size))
         if self.seed is not None and len(chunks) > 1 and len(chunks[-1]) == 1:
             chunks[-2:] = [torch.cat(chunks[-2:])]  # batch norm cannot learn from one row
         for rows in chunks:
             yield tuple(x[rows] for x in self.data.inputs), self.data.y[rows]
 
 
-class _Learner(LightningModule):  # type: ignore[misc]  # untyped base
+class _Learner(LightningModule):
     """A network with its loss, optimizer and schedule."""
 
     def __init__(self, network: nn.Module, loss: nn.Module, spec: TrainingSpec, job: JobContext) -> None:
@@ -78,7 +78,7 @@ class _Learner(LightningModule):  # type: ignore[misc]  # untyped base
         if not y.is_floating_point():
             self.log("validation_accuracy", (answers.argmax(dim=1) == y).float().mean(), batch_size=len(y))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of many forms that Lightning takes
         spec, optimizer = self.spec, _optimizer(self.network, self.spec)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule: torch.optim.lr_scheduler.LRScheduler
@@ -102,17 +102,19 @@ def _optimizer(network: nn.Module, spec: TrainingSpec) -> torch.optim.Optimizer:
     return (torch.optim.Adam if spec.optimizer.name == "adam" else torch.optim.AdamW)(groups, lr=lr)
 
 
-class _BestWeights(Callback):  # type: ignore[misc]  # untyped base
+class _BestWeights(Callback):
     """Remembers the weights of the epoch with the lowest validation loss."""
 
     def __init__(self) -> None:
         self.loss, self.epoch, self.weights = float("inf"), -1, {}  # type: float, int, dict[str, Tensor]
 
-    def on_validation_end(self, trainer: Trainer, pl_module: _Learner) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loss = float(trainer.callback_metrics["validation_loss"])
         if loss < self.loss:
             self.loss, self.epoch = loss, trainer.current_epoch
-            self.weights = {k: v.detach().cpu().clone() for k, v in pl_module.network.state_dict().items()}
+            self.weights = {
+                k: v.detach().cpu().clone() for k, v in cast("_Learner", pl_module).network.state_dict().items()
+            }
 
     def state_dict(self) -> dict[str, Any]:
         return {"loss": self.loss, "epoch": self.epoch, "weights": self.weights}
@@ -121,7 +123,7 @@ class _BestWeights(Callback):  # type: ignore[misc]  # untyped base
         self.loss, self.epoch, self.weights = state_dict["loss"], state_dict["epoch"], state_dict["weights"]
 
 
-class _Watch(Callback):  # type: ignore[misc]  # untyped base
+class _Watch(Callback):
     """Live metrics and progress; a checkpoint after each epoch, announced as often as the spec says; a way to stop."""
 
     def __init__(self, job: JobContext, spec: TrainingSpec) -> None:
@@ -130,18 +132,18 @@ class _Watch(Callback):  # type: ignore[misc]  # untyped base
         self.first_epoch = 0
         self.saved = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: _Learner) -> None:  # noqa: ARG002 - the hook's signature
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - the hook's signature
         self.started, self.first_epoch = time.monotonic(), trainer.current_epoch
         if trainer.current_epoch:
             self.job.log(f"resumed from epoch {trainer.current_epoch}")
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: _Learner, *_args: Any) -> None:  # noqa: ANN401, ARG002 - as above
+    def on_train_batch_end(self, *_args: Any, **_more: Any) -> None:  # noqa: ANN401 - the hook's signature, unused
         if self.job.should_stop():
             if self.saved:
                 self.job.checkpointed()
             raise Stopped
 
-    def on_validation_end(self, trainer: Trainer, pl_module: _Learner) -> None:  # noqa: ARG002 - as above
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - as above
         epoch = trainer.current_epoch + 1
         for name in ("validation_loss", "validation_accuracy"):
             if name in trainer.callback_metrics:
@@ -149,7 +151,7 @@ class _Watch(Callback):  # type: ignore[misc]  # untyped base
         left = (time.monotonic() - self.started) / (epoch - self.first_epoch) * (self.spec.epochs - epoch)
         self.job.progress(0.1 + 0.7 * epoch / self.spec.epochs, f"epoch {epoch} of at most {self.spec.epochs}", left)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: _Learner) -> None:  # noqa: ARG002 - as above
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         _save(trainer, self.job.checkpoint / _CHECKPOINT)
         self.saved = True
         if time.monotonic() - self.announced >= self.spec.checkpoint_every_s:
@@ -198,12 +200,14 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
     best, watch = _BestWeights(), _Watch(job, spec)
     callbacks: list[Callback] = [best]
     if spec.early_stopping is not None:
-        callbacks.append(EarlyStopping("validation_loss", patience=spec.early_stopping.patience, min_delta=spec.early_stopping.min_delta))
+        stopping = spec.early_stopping
+        callbacks.append(EarlyStopping("validation_loss", patience=stopping.patience, min_delta=stopping.min_delta))
     callbacks.append(watch)
     with _quiet():
         trainer = Trainer(
             max_epochs=spec.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, callbacks=callbacks,
-            precision="bf16-mixed" if spec.precision == "bf16" else "32-true", gradient_clip_val=spec.gradient_clip,
+            precision="bf16-mixed" if spec.precision == "bf16" else "32-true",
+            gradient_clip_val=spec.gradient_clip,
             accumulate_grad_batches=spec.accumulate, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=job.folder,
         )  # fmt: skip

@@ -69,7 +69,8 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     profile = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
     wanted = family(spec.family).data
     if profile["kind"] != wanted:
-        raise InvalidSpec.at("family", msg=f"'{spec.family}' learns from {wanted} data; {spec.dataset} is {profile['kind']}")
+        message = f"'{spec.family}' learns from {wanted} data; {spec.dataset} is {profile['kind']}"
+        raise InvalidSpec.at("family", msg=message)
     notes = Notes()
     if wanted == "image":
         return _prepare_images(job, spec, folder, notes)
@@ -115,7 +116,11 @@ def _read_image_table(path: Path) -> pl.DataFrame:
 
 
 def _signature(
-    spec: TrainSpec, columns: tuple[Column, ...], inputs: tuple[Tensor, ...], target: Target, image: Any = None  # noqa: ANN401 - ImageFormat or None
+    spec: TrainSpec,
+    columns: tuple[Column, ...],
+    inputs: tuple[Tensor, ...],
+    target: Target,
+    image: Any = None,  # noqa: ANN401 - ImageFormat or None
 ) -> Signature:
     output = Tensor("value", "FP32", (-1,))
     if spec.task == "classification":

@@ -80,7 +80,8 @@ def _follow(given: list[str | None], y: Array, spec: SplitSpec, notes: Notes, *,
     if not len(rows["test"]):
         return None
     if not len(rows["validation"]):
-        rows["train"], rows["validation"] = _divide(rows["train"], y, spec.validation, spec.seed, notes, stratified=stratified)
+        train = rows["train"]
+        rows["train"], rows["validation"] = _divide(train, y, spec.validation, spec.seed, notes, stratified=stratified)
     return _check(Split(rows["train"], rows["validation"], rows["test"], "given by the data set"), y, "")
 
 

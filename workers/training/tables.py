@@ -44,7 +44,9 @@ def check_columns(frame: pl.DataFrame, spec: TrainSpec) -> None:
             asked += [(("clean", i, "columns", j), name) for j, name in enumerate(step.columns)]
     for loc, name in asked:
         if name not in known:
-            raise InvalidSpec.at(*loc, msg=f"the data set has no column '{name}'; it has: {', '.join(known[:50])}", type="unknown_column")
+            listed = ", ".join(known[:50])
+            message = f"the data set has no column '{name}'; it has: {listed}"
+            raise InvalidSpec.at(*loc, msg=message, type="unknown_column")
 
 
 def choose_columns(
@@ -77,7 +79,10 @@ def choose_columns(
         nullable = _read(frame[name], kind).null_count() > 0
         columns.append(Column(name, kind, tensor, width[tensor], nullable))
         width[tensor] += 1
-    inputs = [Tensor("numeric", "FP32", (-1, width["numeric"])), Tensor("categorical", "BYTES", (-1, width["categorical"]))]
+    inputs = (
+        Tensor("numeric", "FP32", (-1, width["numeric"])),
+        Tensor("categorical", "BYTES", (-1, width["categorical"])),
+    )
     return tuple(columns), tuple(t for t in inputs if t.shape[1])
 
 
@@ -90,7 +95,7 @@ def _unusable(column: pl.Series, kind: str, *, asked: bool) -> str | None:
     if asked:
         return None
     if kind not in _TYPES:
-        return f"it is of type {kind}, which tables' families do not read; set features.types to use it as a category or number"
+        return f"it is of type {kind}, which no family of tables reads; features.types can make it a category or number"
     if kind == "category" and distinct > max(_ID_MIN, _ID_SHARE * len(present)):
         return "nearly every row has its own value; set features.types to 'category' to use it"
     if kind == "integer" and distinct == len(column) > _ID_MIN:
@@ -104,7 +109,8 @@ def _unusable(column: pl.Series, kind: str, *, asked: bool) -> str | None:
 def _check_clips(kinds: Mapping[str, ColumnType], features: FeatureSpec) -> None:
     for i, step in enumerate(features.steps):
         if kinds.get(step.column) not in {"number", "integer"}:
-            raise InvalidSpec.at("features", "steps", i, "column", msg=f"'{step.column}' is not a used column of numbers; clip takes those only")
+            message = f"'{step.column}' is not a used column of numbers; clip takes those only"
+            raise InvalidSpec.at("features", "steps", i, "column", msg=message)
         if step.low is not None and step.high is not None and step.low > step.high:
             raise InvalidSpec.at("features", "steps", i, "low", msg="is above high; swap them")
 
@@ -175,7 +181,8 @@ def read_target(column: pl.Series, task: Task, classes: tuple[str, ...] = ()) ->
     """Check and encode a target without missing values. With `classes` the order is given, and others become -1."""
     if task == "regression":
         if not column.dtype.is_numeric():
-            raise InvalidData.at("target", msg=f"'{column.name}' is not a column of numbers; use task classification or another target")
+            message = f"'{column.name}' is not a column of numbers; use task classification or another target"
+            raise InvalidData.at("target", msg=message)
         values = column.cast(pl.Float64).to_numpy()
         if not classes and column.n_unique() < 2:  # noqa: PLR2004 - one value
             raise InvalidData.at("target", msg=f"'{column.name}' has one value only, so there is nothing to learn")
@@ -190,9 +197,13 @@ def check_classes(labels: pl.Series) -> tuple[str, ...]:
     """The distinct labels, whole numbers in their own order, others as text."""
     distinct = labels.unique().to_list()
     if len(distinct) < 2:  # noqa: PLR2004 - one class
-        raise InvalidData.at("target", msg=f"'{labels.name}' has one class only ('{distinct[0]}'); a classifier needs two")
+        message = f"'{labels.name}' has one class only ('{distinct[0]}'); a classifier needs two"
+        raise InvalidData.at("target", msg=message)
     if len(distinct) > MAX_CLASSES:
-        raise InvalidData.at("target", msg=f"'{labels.name}' has {len(distinct)} classes, at most {MAX_CLASSES} are taken; use task regression or another target")
+        message = (
+            f"'{labels.name}' has {len(distinct)} classes, at most {MAX_CLASSES}; use task regression or another target"
+        )
+        raise InvalidData.at("target", msg=message)
     try:
         return tuple(sorted(distinct, key=int))
     except ValueError:
