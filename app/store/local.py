@@ -6,7 +6,6 @@ A file is written aside, fsynced, renamed into place, and its folder fsynced: af
 import asyncio
 import hashlib
 import os
-import re
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.core.errors import Corrupt, NotFound
-from app.store.ports import CHUNK_BYTES
+from app.store.ports import CHUNK_BYTES, check_digest
 
-_DIGEST = re.compile(r"^[0-9a-f]{64}$")
 ABANDONED_S = 86_400.0
 
 
@@ -93,8 +91,7 @@ class LocalStore:
 
     def path(self, sha256: str) -> Path:
         """Where the content is kept. NotFound if this is no digest, so that no other path can be named."""
-        if not _DIGEST.match(sha256):
-            raise NotFound(f"'{sha256}' is not a SHA-256 digest")
+        check_digest(sha256)
         return self._root / sha256[:2] / sha256[2:4] / sha256
 
     async def writer(self) -> LocalWriter:

@@ -1,10 +1,21 @@
 """What the application asks of a store."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
+from app.core.errors import NotFound
+
 CHUNK_BYTES = 1 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def check_digest(sha256: str) -> str:
+    """The digest itself. NotFound for anything else, so that nothing but content can be named."""
+    if not _DIGEST.fullmatch(sha256):
+        raise NotFound(f"'{sha256}' is not a SHA-256 digest")
+    return sha256
 
 
 class Writer(Protocol):

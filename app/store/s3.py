@@ -16,7 +16,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
 from app.core.errors import Corrupt, NotFound, Unavailable
-from app.store.ports import CHUNK_BYTES
+from app.store.ports import CHUNK_BYTES, check_digest
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
@@ -71,8 +71,7 @@ class S3Store:
         )
 
     def _key(self, sha256: str) -> str:
-        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):  # noqa: PLR2004 - hex digits of SHA-256
-            raise NotFound(f"'{sha256}' is not a SHA-256 digest")
+        check_digest(sha256)
         return "/".join(part for part in (self._prefix, sha256[:2], sha256[2:4], sha256) if part)
 
     async def writer(self) -> S3Writer:
@@ -88,18 +87,20 @@ class S3Store:
 
     async def exists(self, sha256: str) -> bool:
         """True if the content is there."""
-        try:
-            await self.size(sha256)
-        except NotFound:
-            return False
-        return True
+        return await self._head(sha256) is not None
 
     async def size(self, sha256: str) -> int:
         """Length in bytes. NotFound otherwise."""
+        size = await self._head(sha256)
+        if size is None:
+            raise NotFound(f"the store has no content {sha256}")
+        return size
+
+    async def _head(self, sha256: str) -> int | None:
         try:
             return int((await obstore.head_async(self._bucket, self._key(sha256)))["size"])
         except FileNotFoundError:
-            raise NotFound(f"the store has no content {sha256}") from None
+            return None
         except BaseError as error:
             raise Unavailable(f"the store does not answer (AIMASS_STORE_URL): {error}", retry_after_s=2.0) from error
 

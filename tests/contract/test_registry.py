@@ -1,0 +1,293 @@
+"""The registry's promises, on SQLite and on PostgreSQL."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.core.errors import Conflict, IdempotencyMismatch, NotFound
+from app.core.ids import new_id
+from app.core.jobs import NewJob
+from app.core.resources import StoredFile
+from app.registry.datasets import DatasetReader, DatasetWriter
+from app.registry.endpoints import EndpointReader, EndpointWriter
+from app.registry.files import add_files, files_of, forget_blob, remove_files, unused_blobs
+from app.registry.idempotency import remember, replay
+from app.registry.jobs import JobLedger, JobReader
+from app.registry.keys import KeyReader, KeyWriter
+from app.registry.models import ModelReader, ModelWriter
+from app.registry.session import Database
+
+
+def name() -> str:
+    return f"n-{new_id()}"
+
+
+def content(letter: str = "a") -> StoredFile:
+    return StoredFile("original", letter * 64, 10)
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    variant = {
+        "name": "fp32",
+        "state": "accepted",
+        "reason": None,
+        "recipe": {},
+        "path": "model.onnx",
+        "bytes": 5,
+        "metrics": {"accuracy": 0.9},
+        "latency": {"items_per_s": 100.0},
+    }
+    base = {
+        "task": "classification",
+        "family": "gbdt",
+        "main_metric": "accuracy",
+        "metrics": {"accuracy": 0.9},
+        "signature": {},
+        "schema": {},
+        "variants": [variant],
+    }
+    return base | changes
+
+
+async def make_version(database: Database, model: str, **changes: Any) -> int:
+    async with database.write() as session:
+        made = await ModelWriter(session).create_version(
+            model,
+            result(**changes),
+            lineage={"dataset": "d@1"},
+            digest="f" * 64,
+            files=[StoredFile("model.onnx", "c" * 64, 5)],
+            dataset_version_id=None,
+            job_id=None,
+        )
+    return made.version
+
+
+class TestNumbering:
+    async def test_100_concurrent_creates_give_1_to_100(self, database: Database) -> None:
+        model = name()
+        limit = asyncio.Semaphore(20)
+
+        async def create() -> int:
+            async with limit:
+                return await make_version(database, model)
+
+        numbers = await asyncio.gather(*(create() for _ in range(100)))
+        assert sorted(numbers) == list(range(1, 101))
+
+    async def test_a_rolled_back_create_leaves_no_gap(self, database: Database) -> None:
+        data = name()
+        with pytest.raises(RuntimeError, match="on purpose"):
+            async with database.write() as session:
+                await DatasetWriter(session).create(data, "auto", content(), "a.csv")
+                raise RuntimeError("on purpose")
+        async with database.write() as session:
+            made = await DatasetWriter(session).create(data, "auto", content(), "a.csv")
+        assert made.version == 1
+
+
+class TestDatasets:
+    async def test_a_new_version_is_ingesting_and_keeps_the_original(self, database: Database) -> None:
+        data = name()
+        async with database.write() as session:
+            await DatasetWriter(session).create(data, "auto", content("1"), "données 📊.csv")
+        async with database.read() as session:
+            found = await DatasetReader(session).version(data, 1)
+        assert (found.state, found.filename, found.files) == ("ingesting", "données 📊.csv", (content("1"),))
+
+    async def test_unknown_names_are_not_found(self, database: Database) -> None:
+        async with database.read() as session:
+            reader = DatasetReader(session)
+            with pytest.raises(NotFound, match="there is no data set 'nope'"):
+                await reader.get("nope")
+            with pytest.raises(NotFound, match="nope@3"):
+                await reader.version("nope", 3)
+
+    async def test_a_version_that_trained_a_model_is_deleted_only_when_detached(self, database: Database) -> None:
+        data, model = name(), name()
+        async with database.write() as session:
+            made = await DatasetWriter(session).create(data, "auto", content("2"), "a.csv")
+        async with database.write() as session:
+            await ModelWriter(session).create_version(
+                model, result(), lineage={}, digest="0" * 64, files=[], dataset_version_id=made.id, job_id=None
+            )
+        with pytest.raises(Conflict, match=f"trained {model}@1"):
+            async with database.write() as session:
+                await DatasetWriter(session).delete(data, 1, detach=False)
+        async with database.write() as session:
+            await DatasetWriter(session).delete(data, 1, detach=True)
+        async with database.read() as session:
+            with pytest.raises(NotFound):
+                await DatasetReader(session).version(data, 1)
+
+    async def test_pages_hold_every_name_once(self, database: Database) -> None:
+        mine = sorted(name() for _ in range(7))
+        for data in mine:
+            async with database.write() as session:
+                await DatasetWriter(session).create(data, "auto", content(), "a.csv")
+        seen: list[str] = []
+        cursor: str | None = None
+        while True:
+            async with database.read() as session:
+                page = await DatasetReader(session).page(3, cursor)
+            seen += [item.name for item in page.items]
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        assert [item for item in seen if item in mine] == mine
+        assert len(seen) == len(set(seen))
+
+
+class TestBlobs:
+    async def test_references_are_counted_and_the_last_one_frees(self, database: Database) -> None:
+        first, second, digest = new_id(), new_id(), "d" * 64
+        async with database.write() as session:
+            await add_files(session, first, [StoredFile("x", digest, 1), StoredFile("y", digest, 1)])
+            await add_files(session, second, [StoredFile("x", digest, 1)])
+        async with database.write() as session:
+            await remove_files(session, first)
+            assert digest not in await unused_blobs(session, grace_s=-1)
+        async with database.write() as session:
+            await remove_files(session, second)
+        async with database.write() as session:
+            assert digest not in await unused_blobs(session, grace_s=3600)
+            assert digest in await unused_blobs(session, grace_s=-1)
+            await forget_blob(session, digest)
+            assert digest not in await unused_blobs(session, grace_s=-1)
+
+    async def test_a_path_that_is_written_again_means_the_new_content(self, database: Database) -> None:
+        owner = new_id()
+        async with database.write() as session:
+            await add_files(session, owner, [StoredFile("x", "1" * 64, 1)])
+            await add_files(session, owner, [StoredFile("x", "2" * 64, 2)])
+            assert await files_of(session, owner) == (StoredFile("x", "2" * 64, 2),)
+
+
+class TestModels:
+    async def test_variants_are_added_to_a_version_and_replaced_by_name(self, database: Database) -> None:
+        model = name()
+        await make_version(database, model)
+        int8 = {
+            **result()["variants"][0],
+            "name": "int8",
+            "path": "variants/int8/model.onnx",
+            "state": "rejected",
+            "reason": "slower",
+        }
+        for reason in ("slower", "not better"):
+            async with database.write() as session:
+                await ModelWriter(session).add_variants(model, 1, [int8 | {"reason": reason}], [])
+        async with database.read() as session:
+            found = await ModelReader(session).version(model, 1)
+        assert [(v.name, v.state, v.reason) for v in found.variants] == [
+            ("fp32", "accepted", None),
+            ("int8", "rejected", "not better"),
+        ]
+
+    async def test_alias_history_is_append_only_and_names_who_and_why(self, database: Database) -> None:
+        model = name()
+        for _ in range(2):
+            await make_version(database, model)
+        for version in (1, 2, 1):
+            async with database.write() as session:
+                await ModelWriter(session).move_alias(model, "prod", version, by="ann", reason=f"to {version}")
+        async with database.read() as session:
+            reader = ModelReader(session)
+            history = await reader.alias_history(model, "prod")
+            assert await reader.resolve_alias(model, "prod") == 1
+        assert [(m.version, m.previous, m.by, m.reason) for m in history] == [
+            (1, 2, "ann", "to 1"),
+            (2, 1, "ann", "to 2"),
+            (1, None, "ann", "to 1"),
+        ]
+
+    async def test_a_version_in_use_cannot_be_deleted(self, database: Database) -> None:
+        model, endpoint = name(), name()
+        await make_version(database, model)
+        async with database.write() as session:
+            await EndpointWriter(session).put(endpoint, model, 1, "fp32", {})
+        with pytest.raises(Conflict, match=f"endpoint '{endpoint}' routes to"):
+            async with database.write() as session:
+                await ModelWriter(session).delete(model, 1)
+        async with database.write() as session:
+            await EndpointWriter(session).delete(endpoint)
+            await ModelWriter(session).delete(model, 1)
+        async with database.read() as session:
+            with pytest.raises(NotFound):
+                await ModelReader(session).version(model, 1)
+
+
+class TestEndpoints:
+    async def test_each_change_is_a_revision(self, database: Database) -> None:
+        endpoint = name()
+        async with database.write() as session:
+            first, new = await EndpointWriter(session).put(endpoint, "m", 1, "fp32", {"a": 1})
+        async with database.write() as session:
+            second, again = await EndpointWriter(session).put(endpoint, "m", 2, "int8", {"a": 2})
+        assert (first.revision, new, second.revision, again) == (1, True, 2, False)
+        async with database.read() as session:
+            found = await EndpointReader(session).get(endpoint)
+        assert (found.version, found.variant, found.spec) == (2, "int8", {"a": 2})
+
+
+class TestKeys:
+    async def test_the_secret_is_found_until_revoked_and_never_stored(self, database: Database) -> None:
+        async with database.write() as session:
+            key, secret = await KeyWriter(session).create("ci", ["read"])
+        async with database.read() as session:
+            reader = KeyReader(session)
+            found = await reader.find(secret)
+            assert found is not None
+            assert (found.id, found.scopes) == (key.id, ("read",))
+            assert await reader.find(secret + "x") is None
+        async with database.write() as session:
+            await KeyWriter(session).revoke(key.id)
+        async with database.read() as session:
+            assert await KeyReader(session).find(secret) is None
+
+
+class TestIdempotency:
+    async def test_the_second_request_gets_what_the_first_made(self, database: Database) -> None:
+        key_id, key = new_id(), new_id()
+        async with database.write() as session:
+            assert await replay(session, key_id, key, "f" * 64) is None
+            await remember(session, key_id, key, "made")
+        async with database.write() as session:
+            assert await replay(session, key_id, key, "f" * 64) == "made"
+        async with database.write() as session:
+            with pytest.raises(IdempotencyMismatch):
+                await replay(session, key_id, key, "0" * 64)
+
+    async def test_of_many_at_once_only_one_creates(self, database: Database) -> None:
+        key_id, key, made = new_id(), new_id(), []
+
+        async def create() -> str:
+            async with database.write() as session:
+                found = await replay(session, key_id, key, "f" * 64)
+                if found is None:
+                    made.append(new_id())
+                    await asyncio.sleep(0.01)
+                    await remember(session, key_id, key, made[-1])
+                    return made[-1]
+                return found
+
+        answers = await asyncio.gather(*(create() for _ in range(10)))
+        assert len(made) == 1
+        assert set(answers) == {made[0]}
+
+
+class TestJobs:
+    async def test_10_jobs_are_paged_newest_first(self, database: Database) -> None:
+        model = name()
+        async with database.write() as session:
+            ids = [(await JobLedger(session).enqueue(NewJob(kind="train", spec={}, model=model))).id for _ in range(10)]
+        seen: list[str] = []
+        cursor: str | None = None
+        for _ in range(4):
+            async with database.read() as session:
+                page = await JobReader(session).page(3, cursor, model=model)
+            seen += [job.id for job in page.items]
+            cursor = page.next_cursor
+        assert seen == ids[::-1]
+        assert cursor is None
