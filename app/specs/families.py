@@ -57,17 +57,17 @@ class MlpParams(FamilyParams):
 
     hidden: Annotated[
         list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=1, max_length=16, description="units per layer")
-    ] = [128, 64]
+    ] = [128, 64]  # noqa: RUF012 - pydantic copies defaults
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     activation: Literal["relu", "gelu", "silu"] = "relu"
 
 
 class CnnParams(FamilyParams):
-    """Convolutional network for images (torch): blocks of convolution, batch norm and ReLU, each halving the picture."""
+    """Convolutional network for images (torch): blocks of convolution, batch norm and ReLU that halve the picture."""
 
     channels: Annotated[
         list[Annotated[int, Field(ge=4, le=1024)]], Field(min_length=1, max_length=6, description="channels per block")
-    ] = [32, 64, 128]
+    ] = [32, 64, 128]  # noqa: RUF012 - pydantic copies defaults
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     image_size: Annotated[
         int | None, Field(ge=8, le=512, description="pixels a side; null: from the data, at most 96")
@@ -78,7 +78,8 @@ class CnnParams(FamilyParams):
 class Family:
     """A family's descriptor.
 
-    `implementation` is `module:attribute`, imported by the job child alone; it satisfies `workers.families.base.Family`.
+    `implementation` is `module:attribute`, imported by the job child alone; it satisfies
+    `workers.families.base.Family`.
     """
 
     name: str

@@ -73,8 +73,8 @@ class Compressor:
             reason = f"{self.main_metric} is worse by {drop:.4g}, over the budget of {self.budget.max_metric_drop:g}"
         elif smaller < _GAIN and (faster < _GAIN or quicker < 1 / _GAIN):
             reason = (
-                f"not better: {smaller:.2f} times smaller, {faster:.2f} times the rows a second, {quicker:.2f} times as "
-                f"quick for one row; it takes {_GAIN:g} in size, or in rows a second without being slower for one row"
+                f"not better: {smaller:.2f} times smaller, {faster:.2f} times the rows a second, {quicker:.2f} times "
+                f"as quick for one row; it takes {_GAIN:g} in size, or in rows a second and not slower for one row"
             )
         path = None if reason else f"variants/{name}/model.onnx"
         recipe = {**recipe, "speed_up": round(faster, 3), "metric_drop": round(drop, 6)}

@@ -1,5 +1,6 @@
 """Convolutional network for pictures (torch)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,35 +17,44 @@ from workers.families.base import Array, LearningData, Part
 from workers.training.loop import Tensors, train
 
 _BATCH = 512
+_GRID = 4  # cells a side that the classifier sees
 _STRIDED_SIDE = 16  # pixels; smaller pictures would lose too much in the first block
 
 
 class Network(nn.Module):
     """Pictures uint8 [N, C, H, W] to logits [N, K].
 
-    Each block is convolution, batch norm and ReLU, and halves the picture: the first by its stride, which spares most
-    of the work on full-size pictures, the last by averaging over what is left, the others by their maximum. Scaling to
-    0..1 is part of the network.
+    Each block is convolution, batch norm and ReLU, and halves the picture while it is larger than _GRID: the first
+    block by its stride, which spares most of the work on full-size pictures, the others by their maximum. What is left
+    is averaged to at most _GRID x _GRID cells, so that the classifier still knows where things are. Scaling to 0..1 is
+    part of the network.
     """
 
-    def __init__(self, channels: int, classes: int, params: Mapping[str, Any], side: int) -> None:
+    def __init__(self, shape: tuple[int, ...], classes: int, params: Mapping[str, Any]) -> None:
         super().__init__()
+        channels, height, width = shape
         self.blocks = nn.Sequential()
-        for index, width in enumerate(params["channels"]):
-            stride = 2 if index == 0 and side >= _STRIDED_SIDE else 1
-            self.blocks.append(nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False))
-            self.blocks.extend([nn.BatchNorm2d(width), nn.ReLU()])
-            if stride == 1 and index < len(params["channels"]) - 1 and side > 1:
+        for index, features in enumerate(params["channels"]):
+            halve = min(height, width) > _GRID
+            stride = 2 if halve and index == 0 and min(height, width) >= _STRIDED_SIDE else 1
+            self.blocks.append(nn.Conv2d(channels, features, 3, stride=stride, padding=1, bias=False))
+            self.blocks.extend([nn.BatchNorm2d(features), nn.ReLU()])
+            if halve and stride == 1:
                 self.blocks.append(nn.MaxPool2d(2))
-            channels, side = width, side // 2
+                height, width = height // 2, width // 2
+            elif halve:
+                height, width = (height + 1) // 2, (width + 1) // 2
+            channels = features
+        cell = math.ceil(height / _GRID), math.ceil(width / _GRID)
+        self.cells = nn.AvgPool2d(cell)
         self.dropout = nn.Dropout(params["dropout"])
-        self.head = nn.Linear(channels, classes)
+        self.head = nn.Linear(channels * (height // cell[0]) * (width // cell[1]), classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits."""
         x = image.to(torch.float32) * (1 / 255)
         x = self.blocks(x.contiguous(memory_format=torch.channels_last))
-        answer: Tensor = self.head(self.dropout(x.mean(dim=(2, 3))))
+        answer: Tensor = self.head(self.dropout(self.cells(x).flatten(1)))
         return answer
 
 
@@ -70,8 +80,7 @@ class Cnn:
     def fit(self, data: LearningData, job: JobContext) -> "FittedCnn":
         """Train with early stopping on the validation loss; resumes from the job's checkpoint."""
         torch.manual_seed(data.training.seed)
-        _, channels, height, width = data.signature.inputs[0].shape
-        network = Network(channels, data.n_classes, self.params, min(height, width))
+        network = Network(data.signature.inputs[0].shape[1:], data.n_classes, self.params)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
         facts = train(
             network, nn.CrossEntropyLoss(), _tensors(data.train), _tensors(data.validation), data.training, job,

@@ -59,8 +59,9 @@ class Gbdt:
             objective = "multiclass" if data.n_classes > 2 else "binary"  # noqa: PLR2004 - binary
         settings = {
             "objective": objective, "learning_rate": p["learning_rate"], "num_leaves": p["num_leaves"],
-            "max_depth": p["max_depth"], "min_child_samples": p["min_child_samples"], "bagging_fraction": p["subsample"],
-            "bagging_freq": 1, "feature_fraction": p["colsample"], "reg_lambda": p["reg_lambda"],
+            "max_depth": p["max_depth"], "min_child_samples": p["min_child_samples"],
+            "bagging_fraction": p["subsample"], "bagging_freq": 1, "feature_fraction": p["colsample"],
+            "reg_lambda": p["reg_lambda"],
             "seed": data.training.seed, "num_threads": data.threads, "deterministic": True, "force_row_wise": True,
             "verbosity": -1, "feature_pre_filter": False,
         }  # fmt: skip

@@ -208,7 +208,8 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
             max_epochs=spec.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, callbacks=callbacks,
             precision="bf16-mixed" if spec.precision == "bf16" else "32-true",
             gradient_clip_val=spec.gradient_clip,
-            accumulate_grad_batches=spec.accumulate, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            accumulate_grad_batches=spec.accumulate, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=job.folder,
         )  # fmt: skip
         batches = Batches(data, spec.batch_size, spec.seed)

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """`make_job(frame, kind="tabular", name="job", **spec)`: a job folder with the data set in it."""
     opened = []
 
-    def make(frame: pl.DataFrame, *, data: str = "tabular", name: str = "job", **spec: Any) -> Job:
+    def make(frame: pl.DataFrame, *, data: str = "tabular", name: str = "job", **spec: Any) -> Job:  # noqa: ANN401 - spec fields
         folder = tmp_path / name
         target = folder / "input" / "dataset"
         target.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
         os.close(descriptor)
 
 
-def _bunch(bunch: Any, labels: Any = None) -> pl.DataFrame:
+def _bunch(bunch: dict[str, Any], labels: Sequence[str] | None = None) -> pl.DataFrame:
     names = bunch["feature_names"]
     columns = {str(name).replace(" ", "_"): bunch["data"][:, i] for i, name in enumerate(names)}
     target = bunch["target"] if labels is None else [str(labels[i]) for i in bunch["target"]]

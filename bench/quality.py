@@ -1,0 +1,143 @@
+"""Scores on real data against references: ingest and train through the job functions, as a worker runs them.
+
+    python bench/quality.py [NAME …]
+
+Data lies in `../shared/data`, next to the repository. A row passes when its score is at least as good as `wanted`.
+"""
+
+import os
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workers.context import Events, JobContext
+from workers.evaluation.metrics import LOWER_IS_BETTER
+from workers.jobs import ingest, train
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+NETWORK = {"epochs": 20, "batch_size": 256, "optimizer": {"lr": 0.002}}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A data set, a family, the metric and what it should reach."""
+
+    name: str
+    path: str
+    target: str
+    family: str
+    metric: str
+    wanted: float | None
+    reference: str
+    spec: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        return "regression" if self.metric in {"rmse", "r2"} else "classification"
+
+
+CHURN, ADULT, HOUSING = (
+    "tabular/Telco-Customer-Churn.csv",
+    "tabular/adult.data.csv.gz",
+    "tabular/california_housing.csv",
+)
+FASHION, BEES = "images/fashion-mnist", "images/hymenoptera_data"
+CASES = (
+    Case("telco-gbdt", CHURN, "Churn", "gbdt", "roc_auc", 0.84, "0.84-0.85 commonly reported"),
+    Case("telco-mlp", CHURN, "Churn", "mlp", "roc_auc", 0.83, "0.84-0.85 commonly reported"),
+    Case("telco-linear", CHURN, "Churn", "linear", "roc_auc", 0.83, "0.84-0.85 commonly reported"),
+    Case("adult-gbdt", ADULT, "column_15", "gbdt", "roc_auc", 0.925, "0.92-0.93 boosted trees"),
+    Case("adult-mlp", ADULT, "column_15", "mlp", "roc_auc", 0.905, "0.92-0.93 boosted trees"),
+    Case("housing-gbdt", HOUSING, "median_house_value", "gbdt", "rmse", 46_000, "47,730 tuned random forest"),
+    Case("housing-forest", HOUSING, "median_house_value", "random_forest", "rmse", 52_000, "47,730 tuned random forest"),
+    Case(
+        "fashion-cnn", FASHION, "label", "cnn", "accuracy", 0.915, "0.903-0.921 for 3 convolutions",
+        {"training": {"epochs": 12, "batch_size": 128, "optimizer": {"lr": 0.004}}},
+    ),
+    Case(
+        "bees-cnn", BEES, "label", "cnn", "accuracy", None, "0.60-0.75 without pre-trained weights",
+        {"training": {"epochs": 40, "batch_size": 16, "optimizer": {"lr": 0.002}}},
+    ),
+)  # fmt: skip
+
+
+def main(names: Sequence[str]) -> int:
+    """Run the chosen cases and print a table; 1 when one falls short."""
+    if not DATA.exists():
+        print(f"no data at {DATA}")
+        return 1
+    short = 0
+    print(f"{'case':16}{'metric':10}{'wanted':>10}{'scored':>12}{'seconds':>9}  variants; reference")
+    for case in CASES:
+        if names and case.name not in names:
+            continue
+        short += run(case)
+    return int(short > 0)
+
+
+def run(case: Case) -> int:
+    """One case; 1 when it falls short."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        upload = _upload(DATA / case.path, Path(folder))
+        first = _job(Path(folder) / "ingest", {"dataset": "d@1", "format": "auto", "filename": upload.name})
+        first.input.mkdir(parents=True)
+        upload.rename(first.input / "original")
+        ingest.run(first)
+        spec = {
+            "kind": "train", "model": "m", "dataset": "d@1", "task": case.task, "target": case.target,
+            "family": case.family, "metrics": [case.metric], "compress": {}, **case.spec,
+        }  # fmt: skip
+        if case.family == "mlp":
+            spec["training"] = NETWORK
+        second = _job(Path(folder) / "train", spec)
+        second.input.mkdir(parents=True)
+        first.output.rename(second.input / "dataset")
+        result = train.run(second)
+    _show(case, result, time.perf_counter() - started)
+    score = result["metrics"][case.metric]
+    if case.wanted is None:
+        return 0
+    return int(score > case.wanted if case.metric in LOWER_IS_BETTER else score < case.wanted)
+
+
+def _upload(source: Path, folder: Path) -> Path:
+    """A copy of a file, or a folder as a zip archive, as a user would upload it."""
+    if source.is_file():
+        copy = folder / source.name
+        copy.write_bytes(source.read_bytes())
+        return copy
+    archive = folder / f"{source.name}.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(p for p in source.rglob("*") if p.is_file()):
+            file.write(path, path.relative_to(source))
+    return archive
+
+
+def _job(folder: Path, spec: dict[str, Any]) -> JobContext:
+    folder.mkdir()
+    events = os.open(folder / "events.jsonl", os.O_CREAT | os.O_WRONLY)
+    return JobContext("quality", spec.get("kind", "ingest"), 1, spec, folder, Events(events))
+
+
+def _show(case: Case, result: dict[str, Any], seconds: float) -> None:
+    base = result["variants"][0]
+    told = [f"fp32 {base['latency']['p50_ms'] * 1e3:.0f} µs, {base['latency']['items_per_s']:,.0f}/s"]
+    for variant in result["variants"][1:]:
+        change = f"{variant['recipe'].get('speed_up', 0):.1f}x speed, {variant['metrics'].get(case.metric, 0):.4g}"
+        told.append(f"{variant['name']} {variant['state']}: {change}")
+    wanted = "-" if case.wanted is None else f"{case.wanted:,.5g}"
+    print(
+        f"{case.name:16}{case.metric:10}{wanted:>10}{result['metrics'][case.metric]:>12,.5g}"
+        f"{seconds:>9.1f}  {'; '.join(told)}; {case.reference}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

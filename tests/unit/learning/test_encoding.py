@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.core.signature import Column, Signature, Tensor
+from workers.export.graph import Graph
+from workers.export.runtime import open_session
+from workers.export.trees import Ensemble, floor_float32
+from workers.families.base import LearningData, Part
+from workers.families.encoding import CategoryEncoder, DenseEncoder, NumericEncoder, TreeEncoder
+
+NUMERIC = np.asarray([[1, np.nan], [3, 10], [5, 30], [7, 20]], np.float32)
+CATEGORICAL = np.asarray([["a", "x"], ["b", ""], ["a", "x"], ["c", "y"]], object)
+LABELS = np.asarray([1, 0, 1, 0])
+TENSORS = (Tensor("numeric", "FP32", (-1, 2)), Tensor("categorical", "BYTES", (-1, 2)))
+COLUMNS = (
+    Column("n", "number", "numeric", 0), Column("o", "number", "numeric", 1, nullable=True),
+    Column("c", "category", "categorical", 0), Column("d", "category", "categorical", 1, nullable=True),
+)  # fmt: skip
+UNSEEN = {
+    "numeric": np.asarray([[np.nan, np.nan], [100, -5]], np.float32),
+    "categorical": np.asarray([["z", ""], ["", "q"]], object),
+}
+
+
+@pytest.fixture
+def data() -> LearningData:
+    output = (Tensor("probabilities", "FP32", (-1, 2)),)
+    part = Part({"numeric": NUMERIC, "categorical": CATEGORICAL}, LABELS)
+    return LearningData(Signature("classification", TENSORS, output, COLUMNS, ("no", "yes")), part, part)
+
+
+def _run(graph: Graph, outputs: tuple[Tensor, ...], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return open_session(graph.model(TENSORS, outputs).SerializeToString(), 1).run(None, inputs)
+
+
+def test_numbers_are_clipped_then_filled_with_the_median(data: LearningData):
+    bounds = (np.asarray([2, -np.inf], np.float32), np.asarray([6, np.inf], np.float32))
+    encoder = NumericEncoder.fit(
+        LearningData(data.signature, data.train, data.validation, bounds=bounds), keep_missing=False
+    )
+    assert encoder.fill.tolist() == [4.0, 20.0]
+    assert encoder.transform(np.asarray([[0, 1], [9, np.nan], [np.nan, 2]], np.float32)).tolist() == [
+        [2, 1],
+        [6, 20],
+        [4, 2],
+    ]
+
+
+def test_gaps_that_training_knows_can_be_left_to_the_model(data: LearningData):
+    encoder = NumericEncoder.fit(data, keep_missing=True)
+    assert encoder.fill[0] == 4.0
+    assert np.isnan(encoder.fill[1])
+
+
+def test_codes_go_by_frequency_and_unseen_is_last():
+    encoder = CategoryEncoder.fit(CATEGORICAL)
+    assert encoder.categories == (("a", "b", "c"), ("x", "", "y"))
+    assert encoder.codes(UNSEEN["categorical"]).tolist() == [[3, 1], [3, 3]]
+
+
+def test_category_values_are_smoothed_means_about_the_overall_mean(data: LearningData):
+    encoder = TreeEncoder.fit(data, keep_missing=True)
+    # 'a': two rows, both 1, overall mean 0.5: (0.5 + 0.5) / (2 + 20); 'b', 'c': one row with 0: -0.5 / 21; unseen: 0.
+    assert encoder.tables[0] == pytest.approx([1 / 22, -0.5 / 21, -0.5 / 21, 0.0])
+
+
+def test_tree_features_are_the_same_in_the_graph(data: LearningData):
+    encoder = TreeEncoder.fit(data, keep_missing=True)
+    graph = Graph()
+    graph.add("Identity", encoder.to_nodes(graph), output="features")
+    for inputs in (data.train.inputs, UNSEEN):
+        (answer,) = _run(graph, (Tensor("features", "FP32", (-1, 4)),), dict(inputs))
+        assert np.array_equal(answer, encoder.transform(inputs), equal_nan=True)
+
+
+def test_dense_features_are_the_same_in_the_graph(data: LearningData):
+    encoder = DenseEncoder.fit(data)
+    graph = Graph()
+    dense, rows = encoder.to_nodes(graph)
+    assert dense is not None
+    assert rows is not None
+    graph.add("Identity", dense, output="dense")
+    graph.add("Identity", rows, output="rows")
+    assert (encoder.width, encoder.table_rows, encoder.unseen_rows().tolist()) == (3, 8, [3, 7])
+    for inputs in (data.train.inputs, UNSEEN):
+        outputs = (Tensor("dense", "FP32", (-1, 3)), Tensor("rows", "INT64", (-1, 2)))
+        answers = _run(graph, outputs, dict(inputs))
+        for answer, expected in zip(answers, encoder.transform(inputs), strict=True):
+            assert np.allclose(answer, expected, atol=1e-6)
+
+
+@given(st.floats(-1e30, 1e30), st.floats(width=32, allow_nan=False))
+def test_a_float32_meets_the_floored_threshold_when_it_meets_the_threshold(threshold: float, x: float):
+    floored = floor_float32(np.asarray([threshold]))[0]
+    assert (x <= float(floored)) == (x <= threshold)
+    assert (float(floored) <= float(floored)) == (float(floored) <= threshold)
+
+
+def test_a_tree_sends_rows_and_gaps_as_it_says():
+    ensemble = Ensemble(n_targets=2)
+    ensemble.add_tree(
+        feature=np.asarray([1, 0, 0]), threshold=np.asarray([0.5, 0, 0]), left=np.asarray([1, 0, 0]),
+        right=np.asarray([2, 0, 0]), missing_left=np.asarray([True, False, False]),
+        leaf=np.asarray([False, True, True]),
+        weights=np.asarray([[0, 0], [1, 2], [3, 4.0]]),
+    )  # fmt: skip
+    graph = Graph()
+    graph.add("Identity", ensemble.to_node(graph, "numeric"), output="scores")
+    model = graph.model(TENSORS[:1], (Tensor("scores", "FP32", (-1, 2)),)).SerializeToString()
+    rows = np.asarray([[9, 0.5], [9, 0.6], [9, np.nan]], np.float32)
+    assert open_session(model, 1).run(None, {"numeric": rows})[0].tolist() == [[1, 2], [3, 4], [1, 2]]

@@ -1,0 +1,85 @@
+"""A job that was stopped goes on where its checkpoint ends."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from workers.context import Stopped
+from workers.jobs import train
+
+MakeJob = Callable[..., Any]
+SPEC: dict[str, Any] = {"features": {"drop": ["amount"]}}
+
+
+def _stop_at(job: Any, step: str) -> None:  # noqa: ANN401 - the fixture's job
+    """Ask the job to stop once it tells of `step`."""
+    emit = type(job).progress
+
+    class Stopping(type(job)):  # type: ignore[misc]  # made from the fixture's class
+        def progress(self, fraction: float, told: str, eta_s: float | None = None) -> None:
+            emit(self, fraction, told, eta_s)
+            if told.startswith(step):
+                self.stop.set()
+
+    job.__class__ = Stopping
+
+
+def _resumed(job: Any) -> list[str]:  # noqa: ANN401 - the fixture's job
+    return [e["message"] for e in job.seen if e["event"] == "log" and "resumed" in e["message"]]
+
+
+def _stopped(make_job: MakeJob, frame: pl.DataFrame, name: str, step: str, **spec: Any) -> Path:  # noqa: ANN401 - spec fields
+    job = make_job(frame, name=name, **spec)
+    _stop_at(job, step)
+    with pytest.raises(Stopped):
+        train.run(job)
+    assert [e for e in job.seen if e["event"] == "checkpoint"]
+    assert not (job.output / "model.onnx").exists()
+    assert not list(job.checkpoint.glob("*.part"))
+    return job.checkpoint
+
+
+def test_a_network_resumes_to_the_very_same_weights(make_job: MakeJob, mixed: pl.DataFrame):
+    spec = {**SPEC, "family": "mlp", "training": {"epochs": 6, "batch_size": 64, "checkpoint_every_s": 0}}
+    whole = make_job(mixed, name="whole", **spec)
+    train.run(whole)
+    checkpoint = _stopped(make_job, mixed, "stopped", "epoch 3 of", **spec)
+    again = make_job(mixed, name="again", **spec)
+    shutil.copytree(checkpoint, again.checkpoint)
+    train.run(again)
+    assert _resumed(again) == ["resumed from epoch 3"]
+    assert (again.output / "model.onnx").read_bytes() == (whole.output / "model.onnx").read_bytes()
+
+
+def test_boosting_resumes_at_its_round(make_job: MakeJob, mixed: pl.DataFrame):
+    spec = {**SPEC, "family": "gbdt", "params": {"n_estimators": 20}, "training": {"early_stopping": None}}
+    checkpoint = _stopped(make_job, mixed, "stopped", "boosting round 10 of", **spec)
+    again = make_job(mixed, name="again", **spec)
+    shutil.copytree(checkpoint, again.checkpoint)
+    result = train.run(again)
+    assert _resumed(again) == ["resumed from round 10"]
+    assert result["metrics"]["roc_auc"] > 0.75
+    rounds = [e["step"] for e in again.seen if e["event"] == "metric"]
+    assert min(rounds) > 10
+    assert max(rounds) == 20
+
+
+def test_live_events_tell_of_the_training(make_job: MakeJob, mixed: pl.DataFrame):
+    job = make_job(mixed, family="mlp", training={"epochs": 2}, **SPEC)
+    train.run(job)
+    names = {e["name"] for e in job.seen if e["event"] == "metric"}
+    assert names == {"train_loss", "validation_loss", "validation_accuracy"}
+    fractions = [e["fraction"] for e in job.seen if e["event"] == "progress"]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 1.0
+
+
+def test_a_job_prints_nothing(make_job: MakeJob, mixed: pl.DataFrame, capfd: pytest.CaptureFixture[str]):
+    for family in ("mlp", "gbdt"):
+        train.run(make_job(mixed, name=family, family=family, training={"epochs": 1}, compress={}, **SPEC))
+    printed = capfd.readouterr()
+    assert (printed.out, printed.err) == ("", "")
