@@ -45,6 +45,7 @@ def read_delimited(path: Path, findings: Findings, limits: LimitSettings, tick: 
 
     InvalidData: no data rows, too many columns, an unclosed quote, a line over the limit, or mostly ragged records.
     """
+    csv.field_size_limit(limits.line_mb << 20)
     encoding = detect_encoding(path, findings)
     lines = Lines(path, encoding, limits.line_mb << 20)
     dialect = sniff_dialect(_sample(lines), findings)
@@ -54,7 +55,6 @@ def read_delimited(path: Path, findings: Findings, limits: LimitSettings, tick: 
         )
     findings.details |= {"encoding": encoding.codec, "delimiter": dialect.delimiter, "header": dialect.header}
     lines = Lines(path, encoding, limits.line_mb << 20)
-    csv.field_size_limit(limits.line_mb << 20)
     records = read_records(lines, dialect, findings)
     names = _names(dialect, records, findings)
     yield from _batches(records, names, lines, path, findings, tick)
@@ -151,7 +151,7 @@ def read_records(lines: Lines, dialect: Dialect, findings: Findings) -> Iterator
         except StopIteration:
             return
         except csv.Error as error:
-            _reject_broken(error, start, reader.line_num, findings)
+            _reject_broken(error, start, reader.line_num, header=header, findings=findings)
             continue
         if not cells or (len(cells) == 1 and _blank(cells)):
             blanks.append(start)
@@ -160,7 +160,10 @@ def read_records(lines: Lines, dialect: Dialect, findings: Findings) -> Iterator
             findings.reject("blank line", line=line)
         blanks.clear()
         if lines.bad and not lines.bad.isdisjoint(range(start, reader.line_num + 1)):
-            findings.reject(f"bytes that are not {lines.encoding.codec.removesuffix('-sig').upper()} text", line=start)
+            reason = f"bytes that are not {lines.encoding.codec.removesuffix('-sig').upper()} text"
+            if header:
+                raise unreadable(f"line {start}: the header holds {reason}; save the file as UTF-8")
+            findings.reject(reason, line=start)
         elif header or len(cells) == dialect.width:
             header = False
             yield Record(start, cells)
@@ -173,8 +176,10 @@ def _ragged(cells: list[str], width: int, start: int, end: int) -> str:
     return f"{len(cells)} cells instead of {width}{spans}"
 
 
-def _reject_broken(error: csv.Error, start: int, end: int, findings: Findings) -> None:
+def _reject_broken(error: csv.Error, start: int, end: int, *, header: bool, findings: Findings) -> None:
     text = str(error)
+    if header:
+        raise unreadable(f"line {start}: the header's quoting is broken ({text}); double the quotes inside cells")
     if "unexpected end of data" in text or "field larger" in text:
         raise unreadable(f"line {start}: a quote is opened and never closed; close it, or double quotes inside cells")
     findings.reject(f"broken quoting ({text}); double the quotes inside cells", line=max(start, end))

@@ -39,7 +39,7 @@ def detect_encoding(path: Path, findings: Findings) -> Encoding:
         return Encoding(utf16, damaged=not _decodes(path, utf16))
     if _decodes(path, "utf-8-sig"):
         return Encoding("utf-8-sig")
-    codec = _guess(path)
+    codec = "utf-8-sig" if head.startswith(codecs.BOM_UTF8) else _guess(path)
     if codec == "utf-8-sig":
         return Encoding(codec, damaged=True)
     findings.warn(

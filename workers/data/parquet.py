@@ -12,7 +12,7 @@ from workers.data.delimited import unique_names
 from workers.data.findings import Findings, Tick, shorten, unreadable
 from workers.data.infer import finite
 
-_BATCH_CELLS = 1_000_000
+_BATCH_ROWS, _BATCH_BYTES = 50_000, 32 << 20
 _MAX_INT64 = 2**63 - 1
 
 
@@ -27,9 +27,10 @@ def read_parquet(path: Path, findings: Findings, limits: LimitSettings, tick: Ti
             names = unique_names(file.schema_arrow.names, findings)
             nonfinite = dict.fromkeys(names, 0)
             beyond = _beyond_int64(file, names)
-            size = min(max(_BATCH_CELLS // len(names), 1), 50_000)
+            size = _batch_rows(file)
             done = 0
             for batch in file.iter_batches(batch_size=size, use_threads=False):
+                batch.validate(full=True)  # UTF-8 among others: the reader trusts the file, and polars the reader
                 frame = pl.DataFrame(
                     [_normal(n, c, nonfinite, beyond) for n, c in zip(names, batch.columns, strict=True)]
                 )
@@ -46,6 +47,14 @@ def read_parquet(path: Path, findings: Findings, limits: LimitSettings, tick: Ti
     for name, count in nonfinite.items():
         if count:
             findings.warn(f"column '{shorten(name, 60)}': {count} NaN or infinite values were set missing")
+
+
+def _batch_rows(file: pq.ParquetFile) -> int:
+    """Rows whose cells take some _BATCH_BYTES."""
+    meta = file.metadata
+    unpacked = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+    row_bytes = max(unpacked / meta.num_rows, 8 * meta.num_columns)
+    return int(min(max(_BATCH_BYTES / row_bytes, 1), _BATCH_ROWS))
 
 
 def _check(file: pq.ParquetFile, limits: LimitSettings) -> None:

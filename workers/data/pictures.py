@@ -132,9 +132,16 @@ def _read(member: Member, limits: LimitSettings, *, with_split: bool) -> Picture
         raise unreadable("not in a class folder; put pictures in folders named after their classes")
     if not member.name.lower().endswith(EXTENSIONS):
         raise unreadable("not a picture by its name")
+    if member.size_bytes > max_bytes(limits):
+        raise unreadable(f"larger than {max_bytes(limits) >> 20:,} MiB, which no picture under the pixel limit needs")
     raw = member.read()
     size = open_image(raw, limits.image_megapixels).size
     return Picture(raw, label, member.name, *size, split=_split_of(member.name) if with_split else None)
+
+
+def max_bytes(limits: LimitSettings) -> int:
+    """Size of the largest picture within the pixel limit: 4 channels of 16 bits, not compressed, and a header."""
+    return int(limits.image_megapixels * 8e6) + (1 << 20)
 
 
 def _label_of(name: str) -> str | None:
@@ -163,6 +170,11 @@ def write_idx(
             if len(images) != len(labels):
                 raise unreadable(
                     f"'{roles['images'].name}' holds {len(images):,} pictures, but its labels are {len(labels):,}"
+                )
+            if images.shape[1] * images.shape[2] > budget.limits.image_megapixels * 1e6:
+                raise unreadable(
+                    f"'{roles['images'].name}' holds pictures of over {budget.limits.image_megapixels:g} megapixels "
+                    "(AIMASS_LIMIT_IMAGE_MEGAPIXELS), so scale them down"
                 )
             split = _SPLITS.get(prefix.lower(), prefix or "train")
             for i, (pixels, label) in enumerate(zip(images, labels, strict=True)):
@@ -202,7 +214,7 @@ def _load_idx(member: Member, rank: int, target: Path, budget: Budget) -> "np.nd
     else:
         member.copy(target)
     with target.open("rb") as file:
-        head = file.read(4 + 4 * rank)
+        head = file.read(4 + 4 * rank).ljust(4 + 4 * rank, b"\0")
     shape = tuple(int(n) for n in np.frombuffer(head[4:], ">u4"))
     count, size = int(np.prod(shape, dtype=object)), target.stat().st_size - 4 - 4 * rank
     if head[:4] != bytes([0, 0, 8, rank]) or count != size or not count:
@@ -225,7 +237,7 @@ def profile_pictures(data: Path, writer: PictureWriter, findings: Findings) -> l
         {"name": "image", "type": "image", "missing": 0, "unique": writer.rows - writer.repeated}
     ]
     names = ["label", *(["split"] if writer.with_split else []), "width", "height"]
-    entries += [profile_column(lazy, name, writer.rows) for name in names]
+    entries += [profile_column(lazy.select(name), name, writer.rows) for name in names]
     entries.append({"name": "path", "type": "text", "missing": 0, "unique": writer.rows})
     counts = lazy.group_by("label").len().sort("label").collect()
     entries[1] |= {"type": "category", "top": [{"value": v, "count": c} for v, c in counts.iter_rows()]}

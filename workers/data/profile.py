@@ -13,6 +13,7 @@ from workers.data.findings import Findings, Tick, listed, shorten
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BINS = 20
 TOP = 20
+_TOP_CHARS = 64 << 20  # of text that is counted by value
 _EXACT_ROWS = 1_000_000  # above, `unique` is a HyperLogLog estimate, some 5 % off
 _SAMPLE_ROWS = 2_000_000  # quantiles and histograms see at most about this many rows, evenly spaced
 _RELATION_ROWS = 200_000
@@ -43,7 +44,7 @@ def profile_table(data: Path, findings: Findings, tick: Tick) -> list[dict[str, 
     rows = int(lazy.select(pl.len()).collect().item())
     entries = []
     for i, name in enumerate(schema):
-        entries.append(profile_column(lazy, name, rows))
+        entries.append(profile_column(lazy.select(pl.nth(i + 1)), name, rows))  # names may be patterns to pl.col
         tick((i + 1) / len(schema), f"{i + 1} of {len(schema)} columns profiled")
     _warn_of_single(entries, rows, findings)
     _warn_of_equal(lazy, entries, rows, findings)
@@ -55,12 +56,13 @@ def columns_of(entries: list[dict[str, Any]]) -> list[ColumnSchema]:
     return [ColumnSchema(name=e["name"], type=e["type"], missing=e["missing"], unique=e["unique"]) for e in entries]
 
 
-def profile_column(table: pl.LazyFrame, name: str, rows: int) -> dict[str, Any]:
-    """The entry of one column of `table`, which has `rows` rows; `profile_table` says what is in it."""
-    lazy = table.select(pl.col(name).alias("x"))
+def profile_column(column: pl.LazyFrame, name: str, rows: int) -> dict[str, Any]:
+    """The entry of a frame's only column, which has `rows` rows; `profile_table` says what is in it."""
+    lazy = column.select(pl.nth(0).alias("x"))
     dtype, x = lazy.collect_schema()["x"], pl.col("x")
     present = x.drop_nulls()
-    unique = present.n_unique() if rows <= _EXACT_ROWS else present.approx_n_unique()
+    hashes = present.hash()  # 8 bytes a row, however long its text is
+    unique = hashes.n_unique() if rows <= _EXACT_ROWS else hashes.approx_n_unique()
     base = _collect(lazy.select(missing=x.null_count(), unique=unique))
     base["unique"] = min(base["unique"], rows - base["missing"])  # an estimate may overshoot
     entry: dict[str, Any] = {"name": name, "type": _KINDS.get(type(dtype), "text"), **base}
@@ -77,7 +79,7 @@ def profile_column(table: pl.LazyFrame, name: str, rows: int) -> dict[str, Any]:
         length = x.str.len_chars()
         entry["length"] = _collect(lazy.select(min=length.min(), mean=length.mean(), max=length.max()))
         entry["type"] = _string_kind(entry, rows)
-    if entry["type"] != "text" or rows <= _EXACT_ROWS:
+    if entry["type"] != "text" or entry["length"]["mean"] * rows <= _TOP_CHARS:
         counts = (
             lazy.drop_nulls()
             .group_by("x")
@@ -118,13 +120,22 @@ def _numbers(lazy: pl.LazyFrame, rows: int) -> dict[str, Any]:
         return moments | {"quantiles": None, "histogram": None}
     with np.errstate(over="ignore", invalid="ignore"):  # the distance of two doubles may be infinite
         quantiles = [float(q) for q in np.quantile(values, QUANTILES)]
-    low, high = float(values.min()), float(values.max())
-    histogram = None
-    if np.isfinite(high - low):
-        counts, edges = np.histogram(values, bins=BINS if high > low else 1, range=(low, high))
-        histogram = {"edges": [float(e) for e in edges], "counts": [int(c) for c in counts]}
     known = quantiles if np.isfinite(quantiles).all() else None
-    return moments | {"quantiles": known, "histogram": histogram}
+    return moments | {"quantiles": known, "histogram": _histogram(values)}
+
+
+def _histogram(values: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, Any] | None:
+    """Counts in BINS equal bins, or in one for a constant; None where doubles cannot tell the edges apart."""
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return {"edges": [low, high], "counts": [len(values)]}
+    if not np.isfinite(high - low):
+        return None
+    try:
+        counts, edges = np.histogram(values, bins=BINS, range=(low, high))
+    except ValueError:  # so numpy says that BINS do not fit between neighbouring doubles
+        return None
+    return {"edges": [float(e) for e in edges], "counts": [int(c) for c in counts]}
 
 
 def _warn_of_single(entries: list[dict[str, Any]], rows: int, findings: Findings) -> None:
@@ -149,9 +160,10 @@ def _like_id(entry: dict[str, Any]) -> bool:
 def _warn_of_equal(lazy: pl.LazyFrame, entries: list[dict[str, Any]], rows: int, findings: Findings) -> None:
     """Columns that are equal, or the same categories under other names, in the first _RELATION_ROWS rows."""
     groups: dict[bytes, list[str]] = {}
-    for entry in entries:
+    head = lazy.head(_RELATION_ROWS)
+    for i, entry in enumerate(entries, start=1):
         if entry["unique"] > 1:
-            column = lazy.select(entry["name"]).head(_RELATION_ROWS).collect().to_series()
+            column = head.select(pl.nth(i).hash(0)).collect(engine="streaming").to_series()
             groups.setdefault(_fingerprint(column, entry["unique"]), []).append(entry["name"])
     where = "every row" if rows <= _RELATION_ROWS else f"the first {_RELATION_ROWS:,} rows"
     for names in groups.values():
@@ -163,12 +175,8 @@ def _warn_of_equal(lazy: pl.LazyFrame, entries: list[dict[str, Any]], rows: int,
 
 
 def _fingerprint(column: pl.Series, unique: int) -> bytes:
-    """Equal for columns that say the same: values of numbers with many, otherwise where each value occurs first."""
+    """Equal for columns of hashes that say the same: with few values, at which row each value occurs first."""
     if unique <= _RELATION_UNIQUE and unique <= len(column) / 2:
         frame = column.to_frame("x").with_row_index("row")
         column = frame.select(pl.col("row").first().over("x")).to_series()
-        mark = b"codes"
-    else:
-        column = column.hash(0)
-        mark = b"values"
-    return hashlib.blake2b(mark + column.to_numpy().tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(column.to_numpy().tobytes(), digest_size=16).digest()

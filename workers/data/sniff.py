@@ -13,19 +13,19 @@ TAKEN = (
 )
 
 _READABLE: tuple[tuple[int, bytes, Format], ...] = (
-    (0, b"PAR1", "parquet"),
     (0, b"PK\x03\x04", "zip"),
     (0, b"PK\x05\x06", "zip"),
     (0, b"\x1f\x8b", "gzip"),
-    (257, b"ustar", "tar"),
+    (257, b"ustar\x00", "tar"),
+    (257, b"ustar ", "tar"),
     (0, b"\x00\x00\x08\x01", "idx"),
     (0, b"\x00\x00\x08\x03", "idx"),
     (0, b"\x89PNG\r\n\x1a\n", "picture"),
     (0, b"\xff\xd8\xff", "picture"),
-    (0, b"GIF8", "picture"),
+    (0, b"GIF87a", "picture"),
+    (0, b"GIF89a", "picture"),
     (0, b"II*\x00", "picture"),
     (0, b"MM\x00*", "picture"),
-    (8, b"WEBP", "picture"),
 )
 _REFUSED: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x80\x02", "a Python pickle, which is never opened"),
@@ -33,8 +33,8 @@ _REFUSED: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x80\x04", "a Python pickle, which is never opened"),
     (0, b"\x80\x05", "a Python pickle, which is never opened"),
     (0, b"\x93NUMPY", "a NumPy array"),
-    (8, b"WAVE", "a WAV sound"),
-    (0, b"ID3", "an MP3 sound"),
+    (0, b"ID3\x03", "an MP3 sound"),
+    (0, b"ID3\x04", "an MP3 sound"),
     (0, b"OggS", "an Ogg sound"),
     (0, b"fLaC", "a FLAC sound"),
     (0, b"%PDF-", "a PDF document"),
@@ -43,7 +43,7 @@ _REFUSED: tuple[tuple[int, bytes, str], ...] = (
     (0, b"SQLite format 3", "an SQLite database"),
     (0, b"ARROW1", "an Arrow IPC file; write it as Parquet"),
     (0, b"Obj\x01", "an Avro file; write it as Parquet"),
-    (0, b"BZh", "a bzip2 file; use gzip or no compression"),
+    (4, b"1AY&SY", "a bzip2 file; use gzip or no compression"),
     (0, b"\xfd7zXZ", "an xz file; use gzip or no compression"),
     (0, b"(\xb5/\xfd", "a zstd file; use gzip or no compression"),
     (0, b"7z\xbc\xaf", "a 7z archive; use zip or tar"),
@@ -51,8 +51,6 @@ _REFUSED: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x7fELF", "a program"),
     (0, b"\xff\xfe\x00\x00", "UTF-32 text; save it as UTF-8"),
     (0, b"\x00\x00\xfe\xff", "UTF-32 text; save it as UTF-8"),
-    (8, b'{"', "a safetensors file"),
-    (8, b"{}", "a safetensors file"),
 )
 _MARKUP = (
     (b"<html", "an HTML page"),
@@ -72,12 +70,26 @@ def sniff(path: Path, name: str) -> Format:
     for offset, magic, found in _READABLE:
         if head.startswith(magic, offset):
             return found
-    if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
-        return "picture"
     for offset, magic, word in _REFUSED:
-        if head.startswith(magic, offset) and (not word.endswith("safetensors file") or head[7] <= 0x40):  # noqa: PLR2004 - length
+        if head.startswith(magic, offset):
             raise refused(word)
-    return _sniff_text(head, name)
+    return _sniff_container(head) or _sniff_text(head, name)
+
+
+def _sniff_container(head: bytes) -> Format | None:
+    """Formats whose first bytes might begin a text as well, and need a second sign."""
+    if head.startswith(b"PAR1\x15") or (head.startswith(b"PAR1") and _looks_binary(head)):
+        return "parquet"
+    if head.startswith(b"BM") and head[6:10] == bytes(4):
+        return "picture"
+    if head.startswith(b"RIFF"):
+        if head[8:12] == b"WEBP":
+            return "picture"
+        if head[8:12] == b"WAVE":
+            raise refused("a WAV sound")
+    if head[4:7] == bytes(3) and head[8:9] == b"{":  # the length of the header, then the header
+        raise refused("a safetensors file")
+    return None
 
 
 def refused(word: str) -> Exception:

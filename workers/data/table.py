@@ -15,8 +15,8 @@ from workers.data.findings import Findings, Tick
 from workers.data.infer import Evidence, cast, decide, strip
 
 ROW_GROUP = 50_000
-_HELD_CELLS = 2_000_000
-_MAX_HASHED_ROWS = 50_000_000  # 8 bytes each
+_HELD_BYTES = 64 << 20
+_MAX_HASHED_ROWS = 20_000_000  # 8 bytes each, and as much again to compare them
 
 
 @dataclass(slots=True)
@@ -27,6 +27,7 @@ class TableWriter:
     rows: int = 0
     _writer: pq.ParquetWriter | None = None
     _pending: list[pl.DataFrame] = field(default_factory=list)
+    _held_bytes: int = 0
     _hashes: list["np.ndarray[tuple[int], np.dtype[np.uint64]]"] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -47,8 +48,8 @@ class TableWriter:
         ids = pl.Series(ROW_ID, np.arange(self.rows, self.rows + len(frame), dtype=np.int64))
         self._pending.append(frame.insert_column(0, ids))
         self.rows += len(frame)
-        held = sum(map(len, self._pending))
-        if held >= ROW_GROUP or held * frame.width >= _HELD_CELLS:
+        self._held_bytes += int(frame.estimated_size())
+        if sum(map(len, self._pending)) >= ROW_GROUP or self._held_bytes >= _HELD_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -59,6 +60,7 @@ class TableWriter:
             self._writer = pq.ParquetWriter(self.path, table.schema, compression="zstd")
         self._writer.write_table(table, row_group_size=ROW_GROUP)
         self._pending.clear()
+        self._held_bytes = 0
 
     def duplicate_rows(self) -> int | None:
         """Rows that repeat an earlier row in every column; None when there were too many rows to compare."""

@@ -4,10 +4,11 @@ import gzip
 import re
 import stat
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Literal
@@ -106,14 +107,15 @@ def members(path: Path, kind: Literal["zip", "tar"], budget: Budget, findings: F
     InvalidData: damaged, encrypted, over a limit, two members of one name, or nothing usable.
     """
     opener = _zip_members if kind == "zip" else _tar_members
-    try:
-        with opener(path, budget, findings) as found:
-            _check_unique(found)
-            if not found:
-                raise unreadable(f"the archive holds no usable file; {findings.first_rejection() or 'it is empty'}")
-            yield found
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
-        raise unreadable(f"the archive is damaged: {shorten(str(error), 100)}; upload it again") from None
+    with ExitStack() as stack:
+        try:
+            found = stack.enter_context(opener(path, budget, findings))
+        except _DAMAGED as error:
+            raise unreadable(f"the archive is damaged: {shorten(str(error), 100)}; upload it again") from None
+        _check_unique(found)
+        if not found:
+            raise unreadable(f"the archive holds no usable file; {findings.first_rejection() or 'it is empty'}")
+        yield found
 
 
 @contextmanager
@@ -122,10 +124,10 @@ def _zip_members(path: Path, budget: Budget, findings: Findings) -> Iterator[lis
         infos = archive.infolist()
         _check_count(len(infos), budget.limits)
         found = []
-        for info in infos:
+        for info, name in zip(infos, _names([_stored_name(info) for info in infos]), strict=True):
             if info.flag_bits & _ENCRYPTED:
                 raise unreadable("the archive is encrypted; upload it without a password")
-            name, mode = _zip_name(info), info.external_attr >> 16
+            mode = info.external_attr >> 16
             special = stat.S_IFMT(mode) not in {0, stat.S_IFREG, stat.S_IFDIR}
             if not info.is_dir() and _usable(name, findings, special="a link or device" if special else None):
                 budget.spend(info.file_size)
@@ -133,29 +135,35 @@ def _zip_members(path: Path, budget: Budget, findings: Findings) -> Iterator[lis
         yield found
 
 
-def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The name as its author saw it: old tools store it in their own encoding, which zipfile reads as CP437."""
-    if info.flag_bits & _UTF8_NAME or info.orig_filename.isascii():
-        return info.orig_filename
-    raw = info.orig_filename.encode("cp437")
+def _stored_name(info: zipfile.ZipInfo) -> bytes:
+    """The bytes of the name; zipfile has read them as CP437 unless they are marked as UTF-8."""
+    return info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8_NAME else "cp437")
+
+
+def _names(stored: list[bytes]) -> list[str]:
+    """Names as their author saw them: UTF-8 if all are, or else what old tools in China wrote, or else CP437."""
     for codec in ("utf-8", "gb18030"):
         try:
-            return raw.decode(codec)
+            return [name.decode(codec) for name in stored]
         except UnicodeDecodeError:
             continue
-    return info.orig_filename
+    return [name.decode("cp437") for name in stored]
 
 
 @contextmanager
 def _tar_members(path: Path, budget: Budget, findings: Findings) -> Iterator[list[Member]]:
-    with tarfile.open(path, "r:") as archive:
+    with tarfile.open(path, "r:", encoding="utf-8") as archive:
+        infos = []
+        for info in archive:
+            infos.append(info)
+            _check_count(len(infos), budget.limits)
         found = []
-        for i, info in enumerate(archive, start=1):
-            _check_count(i, budget.limits)
+        stored = [info.name.encode("utf-8", "surrogateescape") for info in infos]
+        for info, name in zip(infos, _names(stored), strict=True):
             special = None if info.isreg() or info.isdir() else "a link or device"
-            if not info.isdir() and _usable(info.name, findings, special=special):
+            if not info.isdir() and _usable(name, findings, special=special):
                 budget.spend(info.size)
-                found.append(Member(info.name, info.size, lambda info=info: _tar_open(archive, info)))  # type: ignore[misc]
+                found.append(Member(name, info.size, lambda info=info: _tar_open(archive, info)))  # type: ignore[misc]
         yield found
 
 
@@ -195,7 +203,7 @@ def _unsafe(name: str) -> str | None:
         return "a backslash in the name"
     if ".." in name.split("/"):
         return "a name that leaves the archive (..)"
-    if not name.isprintable():
+    if any(unicodedata.category(char) in {"Cc", "Cs"} for char in name):
         return "control characters in the name"
     return None
 

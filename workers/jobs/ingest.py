@@ -14,7 +14,7 @@ from app.specs.jobs import IngestSpec
 from workers.context import JobContext, Stopped
 from workers.data import pictures
 from workers.data.delimited import read_delimited
-from workers.data.findings import Findings, Tick, limits_from, listed, unreadable
+from workers.data.findings import Findings, Tick, limits_from, listed, shorten, unreadable
 from workers.data.jsonl import read_jsonl
 from workers.data.parquet import read_parquet
 from workers.data.profile import columns_of, profile_table
@@ -174,6 +174,8 @@ class _Ingest:
 
 
 def _refuse_single(path: Path, limits: LimitSettings) -> None:
+    if path.stat().st_size > pictures.max_bytes(limits):
+        raise unreadable("it is a single picture, and larger than any that is taken")
     try:
         open_image(path.read_bytes(), limits.image_megapixels)
     except InvalidTensor as error:
@@ -198,7 +200,7 @@ def _only_table(found: list[Member], findings: Findings) -> Member:
         raise unreadable(f"the archive holds {len(tables)} tables ({names}); upload them one by one")
     others = [m.name for m in found if m is not tables[0]]
     findings.warn(f"read '{tables[0].name}' from the archive" + (f"; left out: {listed(others)}" if others else ""))
-    findings.details["member"] = tables[0].name
+    findings.details["member"] = shorten(tables[0].name)
     return tables[0]
 
 

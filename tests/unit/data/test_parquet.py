@@ -5,6 +5,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -65,3 +66,9 @@ def test_empty_and_wide(refused: Callable[..., str]):
 def test_unpacked_size_is_limited(refused: Callable[..., str]):
     raw = parquet(a=pa.array(range(300_000)))
     assert "at most 1 are taken (AIMASS_LIMIT_UNPACKED_MB)" in refused(raw, unpacked_mb=1)
+
+
+def test_text_that_is_not_utf8_is_refused(refused: Callable[..., str]):
+    offsets = pa.py_buffer(np.array([0, 2, 4], np.int32).tobytes())
+    bad = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"\xff\xfeok")])
+    assert "Parquet file is damaged" in refused(parquet(x=bad))

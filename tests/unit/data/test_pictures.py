@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -206,3 +207,28 @@ def test_encrypted_archive(refused: Callable[..., str]):
     central = raw.index(b"PK\x01\x02")
     raw[central + 8] |= 1
     assert "encrypted" in refused(bytes(raw), "a.zip")
+
+
+def test_tar_names_in_old_encodings_and_with_joined_emoji(ingest: Callable[..., Any]):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT, encoding="gb18030") as archive:
+        for name, colour in (("猫/1.png", "red"), ("狗/2.png", "blue")):
+            info = tarfile.TarInfo(name)
+            info.size = len(solid(colour))
+            archive.addfile(info, io.BytesIO(solid(colour)))
+    assert ingest(buffer.getvalue(), "a.tar").table["label"].to_list() == ["猫", "狗"]
+    got = ingest(packed(**{"👩\u200d🌾/1.png": solid("red"), "b\x07/2.png": solid("red")}), "a.zip")
+    assert got.table["label"].to_list() == ["👩\u200d🌾"]
+    assert "control characters" in got.result.rejected_first[0].reason
+
+
+def test_huge_members_are_not_read(ingest: Callable[..., Any]):
+    got = ingest(packed(**{"a/1.png": bytes(3 << 20), "a/2.png": solid("red")}), "a.zip", image_megapixels=0.1)
+    assert "larger than 1 MiB" in got.result.rejected_first[0].reason
+    assert got.result.rows == 1
+
+
+@pytest.mark.parametrize("size", [0, 3, 9, 15])
+def test_idx_shorter_than_its_header(refused: Callable[..., str], size: int):
+    cut = {"train-images-idx3-ubyte": idx(np.zeros((2, 4, 4), np.uint8))[:size], "train-labels-idx1-ubyte": b"x"}
+    assert "the idx header claims" in refused(packed(**cut), "a.zip")

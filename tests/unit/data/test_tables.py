@@ -200,6 +200,9 @@ def test_profile_of_numbers(ingest: Callable[..., Any]):
 def test_profile_of_extreme_numbers_is_finite(ingest: Callable[..., Any]):
     entry = ingest(csv("x,y", "1.7e308,1", "-1.7e308,2", "1.7e308,3")).column("x")
     assert (entry["min"], entry["max"], entry["histogram"]) == (-1.7e308, 1.7e308, None)
+    got = ingest(csv("x,y", *["1e300,1e300"] * 5, "1e300,1.0000000000000002e300"))
+    assert got.column("x")["histogram"] == {"edges": [1e300, 1e300], "counts": [6]}
+    assert got.column("y")["histogram"] is None
 
 
 def test_profile_of_text(ingest: Callable[..., Any]):
@@ -302,5 +305,26 @@ def test_findings_are_bounded():
 
 def test_name_is_only_a_hint(tmp_path: Path):
     path = tmp_path / "original"
-    path.write_bytes(b"PAR1 and more")
+    path.write_bytes(b"PAR1\x15\x04 and more")
     assert sniff(path, "table.csv") == "parquet"
+    for text in (b"PAR1,b\n1,2\n", b"ID3,x\n1,2\n", b"a,b,c,d,WAVE\n", b'abcd,ef,{"a"\n', b"BM,b\n1,2\n"):
+        path.write_bytes(text)
+        assert sniff(path, "table.parquet") == "delimited"
+
+
+def test_names_that_are_patterns_elsewhere(ingest: Callable[..., Any]):
+    got = ingest(csv("*,^.*$,a b", *[f"{i},{i % 2},x" for i in range(30)]))
+    assert got.types() == {"*": "integer", "^.*$": "integer", "a b": "category"}
+    assert got.column("^.*$")["max"] == 1
+
+
+def test_a_damaged_header_is_no_header(refused: Callable[..., str]):
+    rows = "".join(f"café {i},x\n" for i in range(9)).encode()
+    assert "line 1: the header holds bytes that are not UTF-8" in refused(b"caf\xe9,b\n" + rows)
+    assert "line 1: the header's quoting is broken" in refused(b'"a"x,b\n1,2\n3,4\n')
+
+
+def test_long_cells_are_no_obstacle_to_the_sniffer(ingest: Callable[..., Any]):
+    got = ingest(csv("a,b", "1," + "word " * 60_000, "2,short"))
+    assert got.table["a"].to_list() == [1, 2]
+    assert got.table["b"].str.len_chars()[0] == 299_999
