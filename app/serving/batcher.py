@@ -11,52 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from app.core.errors import DeadlineExceeded, Overloaded, PayloadTooLarge
 from app.serving.types import Answer, Batching, Plan, Run, Tensors
+from app.serving.waiting import Pending, take
 from app.telemetry.metrics import ModelMetrics
 
 _SMOOTHING = 0.1  # weight of the newest batch in the service rate
-
-
-@dataclass(slots=True, eq=False)
-class Pending:
-    """One request in the queue. `deadline` and `arrived` are on the batcher's clock, in seconds."""
-
-    inputs: Tensors
-    rows: int
-    future: "asyncio.Future[Answer]"
-    arrived: float
-    deadline: float = math.inf
-
-
-def take(waiting: deque[Pending], budget: int, now: float) -> tuple[list[Pending], list[Pending], int]:
-    """Remove the next batch from the front: (batch, late, rows removed).
-
-    In order of arrival, at most `budget` rows but at least one request. Requests whose caller has gone are dropped,
-    those past their deadline are returned as `late`.
-    """
-    batch: list[Pending] = []
-    late: list[Pending] = []
-    removed = 0
-    while waiting:
-        pending = waiting[0]
-        if pending.future.done():
-            pass
-        elif pending.deadline <= now:
-            late.append(pending)
-        elif not batch or pending.rows <= budget:
-            batch.append(pending)
-            budget -= pending.rows
-        else:
-            break
-        waiting.popleft()
-        removed += pending.rows
-    return batch, late, removed
 
 
 class Batcher:
@@ -78,7 +42,8 @@ class Batcher:
         self._waiting: deque[Pending] = deque()
         self._rows = 0  # that wait
         self._busy = 0  # lanes in use
-        self._armed = False
+        self._armed = False  # a pump is scheduled
+        self._timer: asyncio.TimerHandle | None = None  # … for later
         self._rate = 0.0  # rows per second of one lane
 
     async def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf) -> Answer:
@@ -115,7 +80,7 @@ class Batcher:
         self._waiting.append(Pending(inputs, rows, future, self._clock(), deadline))
         self._rows += rows
         self._metrics.queue_rows += rows
-        if not self._armed:
+        if not self._armed or self._timer:
             self._arm(loop)
         return future
 
@@ -132,15 +97,19 @@ class Batcher:
         raise Overloaded(f"{waiting} rows wait already, of {limits.max_queue} allowed", retry_after_s=wait_s)
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._armed = True
         delay_s = self._limits.max_delay_ms / 1e3
         if delay_s and self._rows < self._limits.max_batch:
-            loop.call_later(delay_s, self._pump)
+            if not self._armed:
+                self._timer = loop.call_later(delay_s, self._pump)
         else:
+            if self._timer:
+                self._timer.cancel()
+                self._timer = None
             loop.call_soon(self._pump)  # after the requests that this turn of the loop has still to read
+        self._armed = True
 
     def _pump(self) -> None:
-        self._armed = False
+        self._armed, self._timer = False, None
         loop = asyncio.get_running_loop()
         if self._plan.inline:
             if batch := self._next(self._limits.max_batch):

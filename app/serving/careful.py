@@ -119,7 +119,7 @@ def _value(value: Any, column: Column) -> tuple[float | str, tuple[str, str] | N
             (float(value), None) if isinstance(value, bool) else (0.0, (f"must be true or false, got {shown}", "type"))
         )
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0.0, (f"must be a {column.type}, got {shown}", "type")
+        return 0.0, (f"must be {'an' if column.type == 'integer' else 'a'} {column.type}, got {shown}", "type")
     if isinstance(value, float) and not math.isfinite(value):
         remedy = "; send null for a missing value" if column.nullable else ""
         return 0.0, (f"must be a finite number, got {shown}{remedy}", "not_finite")

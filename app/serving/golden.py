@@ -39,7 +39,7 @@ def read_golden(path: Path, signature: Signature) -> Golden:
             tuple(_array(raw["inputs"], tensor) for tensor in signature.inputs),
             tuple(_array(raw["outputs"], tensor) for tensor in signature.outputs),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Corrupt(f"golden.json cannot be read: {error!r}") from error
     if not golden.inputs or len({tensor.shape[:1] for tensor in (*golden.inputs, *golden.outputs)}) != 1:
         raise Corrupt("golden.json: every tensor needs the same number of rows")

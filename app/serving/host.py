@@ -199,7 +199,7 @@ class Host:
 def _read_signature(path: Path) -> Signature:
     try:
         return Signature.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Corrupt(f"signature.json cannot be read: {error!r}") from error
 
 

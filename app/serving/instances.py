@@ -103,7 +103,7 @@ class _Images:
         self._local.parser = None
         try:
             images = self._read(parser.parse(body))
-        except (ValueError, TypeError, KeyError, RuntimeError, UnicodeDecodeError, AimassError) as error:
+        except (ValueError, TypeError, LookupError, RuntimeError, UnicodeDecodeError, AimassError) as error:
             return self._careful(body, error)
         self._local.parser = parser  # after an error it may still be referred to, and is dropped
         return (np.stack(images),), len(images)

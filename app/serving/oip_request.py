@@ -70,7 +70,15 @@ def _read_large(header: bytes) -> tuple[InferRequest, dict[str, Array]] | None:
     _local.parser = None
     try:
         read = _convert(parser.parse(header))
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, FloatingPointError, msgspec.ValidationError):
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        RuntimeError,
+        AttributeError,
+        FloatingPointError,
+        msgspec.ValidationError,
+    ):
         return None
     _local.parser = parser  # after an error something may still refer to it, and it is dropped
     return read
@@ -92,7 +100,10 @@ def _convert(document: Any) -> tuple[InferRequest, dict[str, Array]]:  # noqa: A
 
 
 def _numbers(data: Any, datatype: str) -> Array:  # noqa: ANN401 - a simdjson array
-    """Flat numbers of a nested or flat list; an error if one has another type or is out of range."""
+    """Flat numbers of a nested or flat list; an error if one has another type or is out of range.
+
+    How the list is nested is not looked at: only the number of elements has to fit the shape.
+    """
     of_type, parsed, dtype = _BUFFERS[datatype]
     numbers = np.frombuffer(data.as_buffer(of_type=of_type), parsed)
     if datatype in _RANGES:

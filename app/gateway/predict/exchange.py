@@ -160,12 +160,12 @@ def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
 def _negotiate(accepted: bytes) -> bytes | None:
     """The best of gzip and deflate that an Accept-Encoding header allows; None for neither."""
     best, best_weight = None, 0.0
-    for choice in accepted.lower().split(b","):
+    for choice in accepted.lower().replace(b" ", b"").split(b","):
         name, _, weight = choice.partition(b";q=")
         try:
             value = float(weight) if weight else 1.0
         except ValueError:
             continue
-        if name.strip() in _WBITS and value > best_weight:
-            best, best_weight = name.strip(), value
+        if name in _WBITS and value > best_weight:
+            best, best_weight = name, value
     return best

@@ -7,7 +7,10 @@ from app.gateway.errors import PROBLEM_TYPE
 
 Json = dict[str, Any]
 _TAG = "predictions"
-_SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"apiKey": []}]
+_SECURITY: list[dict[str, list[str]]] = [
+    {"HTTPBearer": []},
+    {"APIKeyHeader": []},
+]  # the names that FastAPI gives the same schemes
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}, "description": "of the endpoint"}
 _VERSION = {
     "name": "version",
@@ -175,10 +178,6 @@ def document(openapi: Json) -> Json:
     """Add the prediction paths and their schemas to FastAPI's document, in place; returns it."""
     components = openapi.setdefault("components", {})
     components.setdefault("schemas", {}).update(SCHEMAS)
-    components.setdefault("securitySchemes", {}).update(
-        bearer={"type": "http", "scheme": "bearer"},
-        apiKey={"type": "apiKey", "in": "header", "name": "X-API-Key"},
-    )
     paths = openapi.setdefault("paths", {})
     for path, verb, operation in _operations():
         paths.setdefault(path, {})[verb] = operation

@@ -1,0 +1,366 @@
+# ruff: noqa: ANN401 - JSON and test doubles are of any type
+"""The batcher with a clock and lanes that the test moves by hand."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from app.core.errors import DeadlineExceeded, InvalidTensor, Overloaded, PayloadTooLarge
+from app.serving.batcher import Batcher
+from app.serving.types import Answer, Batching, Plan, Tensors
+from app.serving.waiting import Pending, take
+from app.telemetry.metrics import ServingMetrics
+
+RNG = np.random.default_rng(7)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class ManualLanes(Executor):
+    """Runs a job only when told to."""
+
+    def __init__(self) -> None:
+        self.jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        job: Future[Any] = Future()
+        self.jobs.append((job, lambda: fn(*args, **kwargs)))
+        return job
+
+    async def run_one(self) -> None:
+        job, work = self.jobs.popleft()
+        job.set_result(work())
+        await turns()
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class Model:
+    """Doubles its rows; remembers the size of each run; refuses rows that hold `poison`."""
+
+    def __init__(self, poison: float | None = None) -> None:
+        self.sizes: list[int] = []
+        self.poison = poison
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        self.sizes.append(len(inputs[0]))
+        if self.poison is not None and (inputs[0] == self.poison).any():
+            raise InvalidTensor("poison")
+        return (inputs[0] * 2, inputs[0].sum(axis=1))
+
+
+def build(
+    model: Model, limits: Batching, *, lanes: int = 0, alone: Model | None = None
+) -> tuple[Batcher, ManualLanes, Clock]:
+    executor, clock = ManualLanes(), Clock()
+    metrics = ServingMetrics(CollectorRegistry()).bind("e", "m", 1, "fp32")
+    plan = Plan(model, inline=True) if not lanes else Plan(model, lanes=lanes, alone=alone)
+    return Batcher(plan, limits, metrics, executor, clock), executor, clock
+
+
+def rows(count: int) -> np.ndarray:
+    return RNG.normal(size=(count, 4)).astype(np.float32)
+
+
+def check(answer: Answer, sent: np.ndarray) -> None:
+    np.testing.assert_array_equal(answer.outputs[0], sent * 2)
+    np.testing.assert_array_equal(answer.outputs[1], sent.sum(axis=1))
+
+
+def pending(count: int, *, deadline: float = float("inf"), gone: bool = False) -> Pending:
+    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    if gone:
+        future.cancel()
+    return Pending((rows(count),), count, future, 0.0, deadline)
+
+
+class TestTake:
+    async def test_fills_the_budget_in_order(self):
+        a, b, c = pending(3), pending(2), pending(1)
+        waiting = deque([a, b, c])
+        assert take(waiting, 5, now=0) == ([a, b], [], 5)
+        assert list(waiting) == [c]
+
+    async def test_does_not_overtake_to_fill_up(self):
+        a, b, c = pending(3), pending(4), pending(1)
+        waiting = deque([a, b, c])
+        assert take(waiting, 5, now=0) == ([a], [], 3)
+
+    async def test_takes_one_that_is_larger_than_the_budget(self):
+        a, b = pending(9), pending(1)
+        assert take(deque([a, b]), 5, now=0) == ([a], [], 9)
+
+    async def test_drops_the_gone_and_returns_the_late(self):
+        gone, late, good = pending(1, gone=True), pending(2, deadline=9), pending(3, deadline=11)
+        assert take(deque([gone, late, good]), 3, now=10) == ([good], [late], 6)
+
+    async def test_nothing_waits(self):
+        assert take(deque(), 5, now=0) == ([], [], 0)
+
+
+async def test_inline_requests_of_one_turn_share_a_run_and_keep_their_answers():
+    model = Model()
+    batcher, _, _ = build(model, Batching(64, 1000))
+    sent = [rows(int(n)) for n in RNG.integers(1, 4, 20)]
+    answers = await asyncio.gather(*(batcher.infer((x,), len(x)) for x in sent))
+    assert model.sizes == [sum(map(len, sent))]
+    for x, answer in zip(sent, answers, strict=True):
+        check(answer, x)
+
+
+async def test_inline_batches_respect_max_batch():
+    model = Model()
+    batcher, _, _ = build(model, Batching(4, 1000))
+    sent = [rows(1) for _ in range(10)]
+    answers = await asyncio.gather(*(batcher.infer((x,), 1) for x in sent))
+    assert model.sizes == [4, 4, 2]
+    for x, answer in zip(sent, answers, strict=True):
+        check(answer, x)
+
+
+async def test_a_batch_is_what_arrived_while_the_last_one_ran():
+    model = Model()
+    batcher, lanes, _ = build(model, Batching(64, 1000), lanes=1)
+    sent = [rows(1) for _ in range(6)]
+    tasks = [asyncio.create_task(batcher.infer((sent[0],), 1))]
+    await turns()
+    tasks += [asyncio.create_task(batcher.infer((x,), 1)) for x in sent[1:]]
+    await turns()
+    assert len(lanes.jobs) == 1
+    await lanes.run_one()
+    await lanes.run_one()
+    assert model.sizes == [1, 5]
+    for x, answer in zip(sent, await asyncio.gather(*tasks), strict=True):
+        check(answer, x)
+
+
+async def test_free_lanes_share_what_waits():
+    model = Model()
+    batcher, lanes, _ = build(model, Batching(64, 1000), lanes=2)
+    sent = [rows(1) for _ in range(6)]
+    tasks = [asyncio.create_task(batcher.infer((x,), 1)) for x in sent]
+    await turns()
+    assert len(lanes.jobs) == 2
+    lanes.jobs.reverse()  # the second lane ends first
+    await lanes.run_one()
+    await lanes.run_one()
+    assert model.sizes == [3, 3]
+    for x, answer in zip(sent, await asyncio.gather(*tasks), strict=True):
+        check(answer, x)
+
+
+async def test_a_lonely_request_gets_all_cores_and_company_the_lanes():
+    narrow, wide = Model(), Model()
+    batcher, lanes, _ = build(narrow, Batching(64, 1000), lanes=2, alone=wide)
+    sent = [rows(1) for _ in range(5)]
+    tasks = [asyncio.create_task(batcher.infer((sent[0],), 1))]
+    await turns()
+    tasks += [asyncio.create_task(batcher.infer((x,), 1)) for x in sent[1:]]
+    await turns()
+    assert len(lanes.jobs) == 1  # the wide run holds every lane
+    while lanes.jobs:
+        await lanes.run_one()
+    assert (wide.sizes, narrow.sizes) == ([1], [2, 2])
+    for x, answer in zip(sent, await asyncio.gather(*tasks), strict=True):
+        check(answer, x)
+
+
+async def test_a_cancelled_caller_hurts_nobody_and_is_not_run():
+    model = Model()
+    batcher, lanes, _ = build(model, Batching(64, 1000), lanes=1)
+    first = asyncio.create_task(batcher.infer((rows(1),), 1))
+    await turns()
+    sent = [rows(1) for _ in range(3)]
+    tasks = [asyncio.create_task(batcher.infer((x,), 1)) for x in sent]
+    await turns()
+    tasks[1].cancel()
+    await lanes.run_one()
+    await lanes.run_one()
+    await first
+    check(await tasks[0], sent[0])
+    check(await tasks[2], sent[2])
+    assert model.sizes == [1, 2]
+
+
+async def test_a_caller_cancelled_during_the_run_leaves_the_others_their_answers():
+    model = Model()
+    batcher, lanes, _ = build(model, Batching(64, 1000), lanes=1)
+    sent = [rows(2), rows(1), rows(3)]
+    tasks = [asyncio.create_task(batcher.infer((x,), len(x))) for x in sent]
+    await turns()
+    tasks[0].cancel()
+    await turns()
+    await lanes.run_one()
+    check(await tasks[1], sent[1])
+    check(await tasks[2], sent[2])
+    follower = rows(1)
+    task = asyncio.create_task(batcher.infer((follower,), 1))
+    await turns()
+    await lanes.run_one()
+    check(await task, follower)
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+async def test_one_bad_request_fails_alone(lanes: int):
+    model = Model(poison=666.0)
+    batcher, executor, _ = build(model, Batching(64, 1000), lanes=lanes)
+    sent = [rows(2) for _ in range(5)]
+    sent[3][1, 2] = 666.0
+    tasks = [asyncio.create_task(batcher.infer((x,), 2)) for x in sent]
+    await turns()
+    while executor.jobs:
+        await executor.run_one()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[3], InvalidTensor)
+    for at in (0, 1, 2, 4):
+        check(results[at], sent[at])  # type: ignore[arg-type]
+
+
+async def test_a_late_request_is_refused_and_not_run():
+    model = Model()
+    batcher, lanes, clock = build(model, Batching(64, 1000), lanes=1)
+    first = asyncio.create_task(batcher.infer((rows(1),), 1))
+    await turns()
+    late = asyncio.create_task(batcher.infer((rows(1),), 1, deadline=clock.now + 5))
+    in_time = rows(1)
+    good = asyncio.create_task(batcher.infer((in_time,), 1, deadline=clock.now + 50))
+    await turns()
+    clock.now += 10
+    await lanes.run_one()
+    await lanes.run_one()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    check(await good, in_time)
+    await first
+    assert model.sizes == [1, 1]
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
+    model = Model()
+    batcher, lanes, clock = build(model, Batching(10, 20), lanes=1)
+    running = asyncio.create_task(batcher.infer((rows(10),), 10))
+    await turns()
+    clock.now += 2  # ten rows take two seconds: five rows a second
+    await lanes.run_one()
+    await running
+    blocker = asyncio.create_task(batcher.infer((rows(10),), 10))
+    await turns()
+    waiting = [asyncio.create_task(batcher.infer((rows(10),), 10)) for _ in range(2)]
+    await turns()
+    with pytest.raises(Overloaded) as refused:
+        await batcher.infer((rows(1),), 1)
+    assert refused.value.retry_after_s == pytest.approx(4.0)  # twenty rows wait
+    while lanes.jobs:
+        await lanes.run_one()
+    await asyncio.gather(blocker, *waiting)
+    task = asyncio.create_task(batcher.infer((rows(1),), 1))
+    await turns()
+    await lanes.run_one()
+    await task
+
+
+async def test_gone_callers_free_their_places_in_the_queue():
+    batcher, lanes, _ = build(Model(), Batching(4, 8), lanes=1)
+    running = asyncio.create_task(batcher.infer((rows(1),), 1))
+    await turns()
+    gone = [asyncio.create_task(batcher.infer((rows(4),), 4)) for _ in range(2)]
+    await turns()
+    for task in gone:
+        task.cancel()
+    await lanes.run_one()
+    await running
+    after = rows(4)
+    task = asyncio.create_task(batcher.infer((after,), 4))
+    await turns()
+    await lanes.run_one()
+    check(await task, after)
+
+
+async def test_a_request_larger_than_a_batch_is_split_and_joined_in_order():
+    model = Model()
+    batcher, _, _ = build(model, Batching(4, 100))
+    large, small = rows(11), rows(2)
+    answers = await asyncio.gather(batcher.infer((large,), 11), batcher.infer((small,), 2))
+    check(answers[0], large)
+    check(answers[1], small)
+    assert max(model.sizes) <= 4
+
+
+async def test_a_request_that_can_never_fit_is_too_large():
+    batcher, _, _ = build(Model(), Batching(4, 10))
+    with pytest.raises(PayloadTooLarge, match="11 rows are more than the endpoint queues"):
+        await batcher.infer((rows(11),), 11)
+
+
+async def test_a_split_request_with_a_bad_part_fails_as_a_whole_and_leaves_nothing_behind():
+    model = Model(poison=666.0)
+    batcher, _, _ = build(model, Batching(2, 100))
+    bad, good = rows(6), rows(1)
+    bad[5, 0] = 666.0
+    results = await asyncio.gather(batcher.infer((bad,), 6), batcher.infer((good,), 1), return_exceptions=True)
+    assert isinstance(results[0], InvalidTensor)
+    check(results[1], good)  # type: ignore[arg-type]
+    assert batcher._rows == 0
+
+
+async def test_max_delay_lets_the_first_wait_for_company():
+    model = Model()
+    batcher, _, _ = build(model, Batching(8, 100, max_delay_ms=20))
+    first, second = rows(1), rows(1)
+    one = asyncio.create_task(batcher.infer((first,), 1))
+    await turns(20)
+    assert model.sizes == []
+    two = asyncio.create_task(batcher.infer((second,), 1))
+    check(await one, first)
+    check(await two, second)
+    assert model.sizes == [2]
+
+
+async def test_max_delay_is_not_waited_for_once_the_batch_is_full():
+    model = Model()
+    batcher, _, _ = build(model, Batching(3, 100, max_delay_ms=60_000))
+    sent = [rows(1) for _ in range(3)]
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(*(batcher.infer((x,), 1) for x in sent))
+    assert model.sizes == [3]
+    for x, answer in zip(sent, answers, strict=True):
+        check(answer, x)
+
+
+async def test_random_traffic_never_crosses_answers():
+    model = Model()
+    batcher, lanes, _ = build(model, Batching(7, 10_000), lanes=3)
+    sent = [rows(int(n)) for n in RNG.integers(1, 12, 200)]
+    tasks = []
+    for x in sent:
+        tasks.append(asyncio.create_task(batcher.infer((x,), len(x))))
+        if RNG.random() < 0.3:
+            await turns(2)
+        if RNG.random() < 0.2:
+            tasks[int(RNG.integers(len(tasks)))].cancel()
+        if lanes.jobs and RNG.random() < 0.5:
+            lanes.jobs.rotate(int(RNG.integers(3)))
+            await lanes.run_one()
+    while lanes.jobs:
+        await lanes.run_one()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    answered = [(r, x) for r, x in zip(results, sent, strict=True) if isinstance(r, Answer)]
+    assert len(answered) > 100
+    for answer, x in answered:
+        check(answer, x)
+    assert batcher._rows == 0
+    assert batcher._busy == 0

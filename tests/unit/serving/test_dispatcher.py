@@ -1,0 +1,460 @@
+# ruff: noqa: ANN401 - JSON and test doubles are of any type
+"""The prediction paths as ASGI, with real models and without a socket."""
+
+import asyncio
+import base64
+import gzip
+import io
+import json
+import logging
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from openapi_spec_validator import validate
+from PIL import Image
+
+from app.core.errors import AimassError, Unauthenticated
+from app.core.principal import Principal
+from app.gateway.errors import STATUS
+from app.gateway.predict.dispatcher import Dispatcher
+from app.gateway.predict.openapi import document
+from app.gateway.predict.ports import Receive, Scope, Send
+from app.serving.host import Batching, Host, ModelSource
+from app.settings import ServingSettings
+
+GOOD = {"age": 41, "charge €": 2.5, "member": True, "colour": "red"}  # score 41 + 5 + 4 + 10 = 60
+PREDICT = "/api/v1/endpoints/churn/predict"
+INFER = "/v2/models/churn/infer"
+NUMERIC = {"name": "numeric", "datatype": "FP32", "shape": [1, 3], "data": [41, 2.5, 1]}
+COLOUR = {"name": "categorical", "datatype": "BYTES", "shape": [1, 1], "data": ["red"]}
+
+
+class Keys:
+    """Three keys; one is known only after it was verified."""
+
+    def __init__(self) -> None:
+        self.known = {
+            b"good": Principal("1", "good", frozenset({"predict", "read"})),
+            b"reader": Principal("2", "reader", frozenset({"read"})),
+        }
+        self.verified: list[bytes] = []
+
+    def cached(self, key: bytes, /) -> Principal | None:
+        return self.known.get(key)
+
+    async def verify(self, key: bytes, /) -> Principal:
+        await asyncio.sleep(0)
+        self.verified.append(key)
+        if key != b"fresh":
+            raise Unauthenticated("the API key is unknown or revoked")
+        return Principal("3", "fresh", frozenset({"admin"}))
+
+
+async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] != "http":
+        return
+    await send({"type": "http.response.start", "status": 299, "headers": []})
+    await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+
+@pytest.fixture
+async def host(source: Callable[..., ModelSource], table_folder: Path, picture_folder: Path):
+    host = Host(ServingSettings(threads=1))
+    await host.swap(await host.load(source(table_folder, batching=Batching(8, 512))))
+    await host.swap(await host.load(source(picture_folder, endpoint="bright", version=1)))
+    yield host
+    await host.close()
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys()
+
+
+@pytest.fixture
+def call(host: Host, keys: Keys, asgi: Callable[[Any], Any]) -> Any:
+    return asgi(Dispatcher(inner, host, keys, ServingSettings(max_body_mb=1)))
+
+
+def body(*instances: Any) -> bytes:
+    return json.dumps({"instances": instances}).encode()
+
+
+def infer(*inputs: Any, **more: Any) -> bytes:
+    return json.dumps({"inputs": inputs or (NUMERIC, COLOUR), **more}).encode()
+
+
+async def test_predict(call: Any):
+    reply = await call("POST", PREDICT, body(GOOD, GOOD | {"age": 141, "colour": None}), {"x-request-id": "my-id.7"})
+    assert reply.status == 200
+    answer = reply.json()
+    assert answer | {"predictions": None} == {
+        "predictions": None,
+        "model": "telco",
+        "version": 3,
+        "variant": "fp32",
+        "request_id": "my-id.7",
+    }
+    probabilities = [p["probabilities"] for p in answer["predictions"]]
+    assert probabilities == [
+        {"no": pytest.approx(0.94), "yes": pytest.approx(0.06)},
+        {"no": pytest.approx(0.85), "yes": pytest.approx(0.15)},
+    ]
+    assert [p["label"] for p in answer["predictions"]] == ["no", "no"]
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.headers["x-request-id"] == "my-id.7"
+    assert int(reply.headers["content-length"]) == len(reply.body)
+    assert "server-timing" not in reply.headers
+
+
+async def test_a_regressor_of_pictures(call: Any):
+    reply = await call("POST", "/api/v1/endpoints/bright/predict", body([[0, 1, 2], [3, 4, 5]]))
+    assert reply.json()["predictions"] == [{"value": 2.5}]
+
+
+async def test_concurrent_random_requests_get_their_own_answers(call: Any):
+    ages = [int(age) for age in np.random.default_rng(3).integers(0, 900, 200)]
+    replies = await asyncio.gather(
+        *(
+            call("POST", PREDICT, body(GOOD | {"age": age, "charge €": 0, "member": False, "colour": ""}))
+            for age in ages
+        )
+    )
+    got = [reply.json()["predictions"][0]["probabilities"]["yes"] for reply in replies]
+    assert got == [pytest.approx(age / 1000, abs=1e-6) for age in ages]
+    assert len({reply.headers["x-request-id"] for reply in replies}) == 200
+
+
+async def test_phases_are_told_on_request(call: Any, host: Host):
+    reply = await call("POST", PREDICT, body(GOOD), {"x-server-timing": "1"})
+    names = [part.split(";dur=")[0] for part in reply.headers["server-timing"].split(", ")]
+    assert names == ["parse", "queue", "batch", "compute", "encode"]
+    metrics = host.lookup("churn").metrics
+    assert metrics.statuses == {200: 1}
+    assert [sum(phase.counts) for phase in metrics.phases] == [1] * 5
+
+
+@pytest.mark.parametrize("given", ["", "a" * 129, "no spaces", 'quote"'])
+async def test_a_strange_request_id_is_replaced(call: Any, given: str):
+    reply = await call("POST", PREDICT, body(GOOD), {"x-request-id": given})
+    assert reply.json()["request_id"] == reply.headers["x-request-id"] != given
+
+
+async def test_problems_name_the_values(call: Any, host: Host):
+    reply = await call("POST", PREDICT, body(GOOD, GOOD | {"age": "x"}), {"x-request-id": "r1"})
+    assert reply.status == 422
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.json() == {
+        "type": "urn:aimass:error:invalid_tensor",
+        "title": reply.json()["title"],
+        "status": 422,
+        "detail": "instances.1.age: must be an integer, got 'x'",
+        "code": "invalid_tensor",
+        "request_id": "r1",
+        "errors": [{"loc": ["instances", 1, "age"], "msg": "must be an integer, got 'x'", "type": "type"}],
+    }
+    assert host.lookup("churn").metrics.statuses == {422: 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "raw", "status", "code"),
+    [
+        (PREDICT, b"{", 400, "malformed"),
+        (PREDICT, b"{}", 422, "invalid_tensor"),
+        ("/api/v1/endpoints/nope/predict", b"{}", 404, "not_found"),
+        ("/api/v1/endpoints/soon/predict", b"{}", 503, "unavailable"),
+        (PREDICT, b" " * (1 << 20) + b"{}", 413, "payload_too_large"),
+        (PREDICT, body(*[GOOD] * 513), 413, "payload_too_large"),
+    ],
+)
+async def test_errors_of_the_rest_form(call: Any, host: Host, path: str, raw: bytes, status: int, code: str):
+    host.expect(["churn", "bright", "soon"])
+    reply = await call("POST", path, raw)
+    assert (reply.status, reply.json()["code"]) == (status, code)
+    assert reply.headers.get("retry-after") == ("2" if status == 503 else None)
+
+
+async def test_a_large_body_in_parts_is_refused_when_it_is_too_large(call: Any):
+    assert (await call("POST", PREDICT, b" " * (1 << 20) + b"{}", parts=7)).status == 413
+    assert (await call("POST", PREDICT, body(GOOD), parts=7)).status == 200
+
+
+async def test_a_full_queue_is_429_with_retry_after(call: Any, host: Host):
+    host.lookup("churn")._batcher._rows = 512
+    reply = await call("POST", PREDICT, body(GOOD))
+    assert (reply.status, reply.json()["code"]) == (429, "overloaded")
+    assert int(reply.headers["retry-after"]) >= 1
+    assert (await call("POST", INFER, infer())).status == 429
+    host.lookup("churn")._batcher._rows = 0
+    assert (await call("POST", PREDICT, body(GOOD))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"authorization": "Bearer good"}, 200),
+        ({"authorization": "bearer  good "}, 200),
+        ({"x-api-key": "fresh"}, 200),
+        ({"x-api-key": "reader"}, 403),
+        ({"x-api-key": "unknown"}, 401),
+        ({"authorization": "Basic good"}, 401),
+        ({"authorization": ""}, 401),
+        ({}, 401),
+    ],
+)
+async def test_keys(call: Any, headers: dict[str, str], status: int):
+    for path, raw in ((PREDICT, body(GOOD)), (INFER, infer())):
+        reply = await call("POST", path, raw, headers, key=None)
+        assert reply.status == status
+        assert reply.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+
+
+async def test_a_cached_key_is_not_verified_again(call: Any, keys: Keys):
+    await call("POST", PREDICT, body(GOOD))
+    await call("POST", PREDICT, body(GOOD), key="fresh")
+    assert keys.verified == [b"fresh"]
+
+
+async def test_metadata_needs_read_and_health_nothing(call: Any):
+    assert (await call("GET", "/v2/models/churn", key="reader")).status == 200
+    assert (await call("GET", "/v2", key=None)).status == 401
+    assert (await call("GET", "/v2/health/live", key=None)).status == 200
+    assert (await call("GET", "/v2/health/ready", key=None)).json() == {"ready": True}
+
+
+async def test_an_empty_host_is_alive_and_not_ready(asgi: Callable[[Any], Any], keys: Keys):
+    host = Host(ServingSettings())
+    call = asgi(Dispatcher(inner, host, keys, ServingSettings()))
+    assert (await call("GET", "/v2/health/live")).status == 200
+    reply = await call("GET", "/v2/health/ready")
+    assert (reply.status, reply.json(), reply.headers["retry-after"]) == (503, {"error": "no model is loaded"}, "1")
+    await host.close()
+
+
+async def test_model_metadata(call: Any):
+    for path in ("/v2/models/churn", "/v2/models/churn/versions/3"):
+        assert (await call("GET", path)).json() == {
+            "name": "churn",
+            "versions": ["3"],
+            "platform": "onnxruntime_onnx",
+            "inputs": [
+                {"name": "numeric", "datatype": "FP32", "shape": [-1, 3]},
+                {"name": "categorical", "datatype": "BYTES", "shape": [-1, 1]},
+            ],
+            "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]}],
+        }
+    assert (await call("GET", "/v2")).json()["extensions"] == ["binary_tensor_data", "parameters"]
+    assert (await call("GET", "/v2/models/churn/ready")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "status", "error"),
+    [
+        ("GET", "/v2/models/nope", 404, "Request for unknown model: 'nope' is not found"),
+        ("GET", "/v2/models/churn/versions/4", 404, "Request for unknown model: 'churn' version 4 is not found"),
+        (
+            "GET",
+            "/v2/models/churn/versions/v10/ready",
+            404,
+            "Request for unknown model: 'churn' version v10 is not found",
+        ),
+        ("POST", "/v2/models/churn/versions/4/infer", 404, "Request for unknown model: 'churn' version 4 is not found"),
+        ("GET", "/v2/models/soon/ready", 503, "endpoint 'soon' is not loaded yet"),
+        ("GET", "/v2/models/churn/infer", 405, "Method Not Allowed"),
+        ("POST", "/v2/models/churn", 405, "Method Not Allowed"),
+        ("GET", "/v2/", 404, "Not Found"),
+        ("GET", "/v2/models", 404, "Not Found"),
+        ("GET", "/v2/models/churn/nope", 404, "Not Found"),
+        ("GET", "/v2/models/churn/config", 501, None),
+        ("GET", "/v2/models/stats", 501, None),
+        ("GET", "/v2/models/churn/stats", 501, None),
+        ("POST", "/v2/models/churn/generate", 501, None),
+        ("POST", "/v2/repository/index", 501, None),
+        ("GET", "/v2/logging", 501, None),
+        ("GET", "/v2/trace/setting", 501, None),
+        ("GET", "/v2/systemsharedmemory/status", 501, None),
+        ("POST", "/v2/cudasharedmemory/region/r/register", 501, None),
+    ],
+)
+async def test_other_paths_of_the_protocol(call: Any, host: Host, verb: str, path: str, status: int, error: str | None):
+    host.expect(["churn", "bright", "soon"])
+    reply = await call(verb, path)
+    assert reply.status == status
+    assert list(reply.json()) == ["error"]
+    assert error is None or reply.json()["error"] == error
+
+
+@pytest.mark.parametrize("path", [INFER, "/v2/models/churn/versions/3/infer"])
+async def test_infer_json(call: Any, path: str):
+    reply = await call("POST", path, infer(id="é-1"))
+    assert reply.status == 200
+    answer = reply.json()
+    (output,) = answer.pop("outputs")
+    assert answer == {"model_name": "churn", "model_version": "3", "id": "é-1"}
+    assert output == {
+        "name": "probabilities",
+        "datatype": "FP32",
+        "shape": [1, 2],
+        "data": [pytest.approx(0.94), pytest.approx(0.06)],
+    }
+    assert "inference-header-content-length" not in reply.headers
+
+
+async def test_bad_tensors_are_400_in_the_protocols_form(call: Any):
+    reply = await call("POST", INFER, infer(NUMERIC | {"shape": [1, 4]}, COLOUR))
+    assert (reply.status, list(reply.json())) == (400, ["error"])
+    assert "unexpected shape for input 'numeric'" in reply.json()["error"]
+    assert (await call("POST", INFER, b"{")).status == 400
+    assert (await call("POST", INFER, infer(), {"inference-header-content-length": "x"})).status == 400
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress), ("identity", bytes)],
+)
+@pytest.mark.parametrize(("path", "raw"), [(INFER, infer()), (PREDICT, body(GOOD))])
+async def test_compressed_requests(call: Any, encoding: str, compress: Callable[[bytes], bytes], path: str, raw: bytes):
+    assert (await call("POST", path, compress(raw), {"content-encoding": encoding})).status == 200
+
+
+async def test_bad_and_hostile_compression(call: Any):
+    packed = gzip.compress(infer())
+    for raw, encoding, status in (
+        (packed[:-9], "gzip", 400),
+        (packed + b"more", "gzip", 400),
+        (packed, "deflate", 400),
+        (packed, "br", 400),
+        (gzip.compress(b" " * (64 << 20)), "gzip", 413),  # 64 MiB of spaces in 64 KiB
+    ):
+        assert (await call("POST", INFER, raw, {"content-encoding": encoding})).status == status
+
+
+@pytest.mark.parametrize(
+    ("accepted", "encoding"),
+    [
+        ("gzip", "gzip"),
+        ("deflate, gzip;q=0.5", "deflate"),
+        ("gzip;q=0.2, deflate;q=0.9", "deflate"),
+        ("gzip;q=0", None),
+        ("br", None),
+        ("gzip;q=oops", None),
+        ("gzip; q=0", None),
+        ("gzip; q=0.5", "gzip"),
+    ],
+)
+async def test_compressed_answers(call: Any, accepted: str, encoding: str | None):
+    rows = 200
+    numeric = NUMERIC | {"shape": [rows, 3], "data": [41, 2.5, 1] * rows}
+    colour = COLOUR | {"shape": [rows, 1], "data": ["red"] * rows}
+    raw = infer(numeric, colour)
+    plain = await call("POST", INFER, raw)
+    reply = await call("POST", INFER, raw, {"accept-encoding": accepted})
+    assert reply.headers.get("content-encoding") == encoding
+    unpack = {"gzip": gzip.decompress, "deflate": zlib.decompress, None: bytes}[encoding]
+    assert unpack(reply.body) == plain.body
+    assert int(reply.headers["content-length"]) == len(reply.body)
+
+
+async def test_a_deadline_is_504(call: Any, host: Host):
+    served = host.lookup("churn")
+    served._batcher._clock = lambda: 1e18
+    reply = await call("POST", PREDICT, body(GOOD), {"x-request-timeout-ms": "50"})
+    assert (reply.status, reply.json()["code"]) == (504, "deadline_exceeded")
+    assert (await call("POST", INFER, infer(parameters={"timeout": 50_000}))).status == 504
+    assert (await call("POST", PREDICT, body(GOOD), {"x-request-timeout-ms": "0"})).status == 400
+    assert host.lookup("churn").metrics.statuses == {504: 2, 400: 1}
+
+
+async def test_a_caller_who_leaves_a_slow_model_is_dropped(call: Any, host: Host, caplog: pytest.LogCaptureFixture):
+    served = host.lookup("churn")
+    object.__setattr__(served.plan, "inline", False)
+    runs: list[asyncio.Future[None]] = []
+
+    async def slow(*_: Any) -> Any:
+        runs.append(asyncio.get_running_loop().create_future())
+        await runs[-1]
+
+    served.infer = slow  # type: ignore[method-assign]
+    leave = asyncio.Event()
+    task = asyncio.create_task(call("POST", PREDICT, body(GOOD), leave=leave))
+    await asyncio.sleep(0.01)
+    leave.set()
+    assert (await task).status == 0
+    assert runs[0].cancelled()
+    assert served.metrics.statuses == {499: 1}
+    with caplog.at_level(logging.ERROR):
+        late = await call("POST", PREDICT, body(GOOD), {"x-request-timeout-ms": "5"})
+    assert late.status == 504
+    assert runs[1].cancelled()
+    assert not caplog.records
+
+
+async def test_an_unexpected_failure_is_500_and_logged(call: Any, host: Host, caplog: pytest.LogCaptureFixture):
+    async def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("secret")
+
+    host.lookup("churn").infer = broken  # type: ignore[method-assign]
+    for path, raw in ((PREDICT, body(GOOD)), (INFER, infer())):
+        reply = await call("POST", path, raw)
+        assert reply.status == 500
+        assert b"secret" not in reply.body
+    assert host.lookup("churn").metrics.statuses == {500: 2}
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [
+        ("GET", PREDICT),
+        ("POST", "/api/v1/endpoints/churn/explain"),
+        ("POST", "/api/v1/endpoints"),
+        ("GET", "/v22"),
+        ("GET", "/docs"),
+    ],
+)
+async def test_other_paths_go_to_the_inner_application(call: Any, verb: str, path: str):
+    reply = await call(verb, path)
+    assert (reply.status, reply.body.decode()) == (299, path)
+
+
+async def test_a_picture_by_base64(call: Any):
+    file = io.BytesIO()
+    Image.fromarray(np.full((2, 3), 9, np.uint8)).save(file, "PNG")
+    reply = await call("POST", "/api/v1/endpoints/bright/predict", body(base64.b64encode(file.getvalue()).decode()))
+    assert reply.json()["predictions"] == [{"value": 9.0}]
+
+
+def test_every_error_of_the_tree_has_a_status():
+    def leaves(error: type[AimassError]) -> list[type[AimassError]]:
+        return [error, *(leaf for child in error.__subclasses__() for leaf in leaves(child))]
+
+    assert {error.code for error in leaves(AimassError)} <= set(STATUS)
+
+
+def test_the_openapi_entries_are_valid_and_complete():
+    base = {
+        "openapi": "3.1.0",
+        "info": {"title": "t", "version": "1"},
+        "paths": {},
+        "components": {"schemas": {"Problem": {"type": "object"}}},
+    }
+    openapi = document(base)
+    validate(openapi)
+    assert {
+        (path, verb): op["operationId"] for path, item in openapi["paths"].items() for verb, op in item.items()
+    } == {
+        ("/api/v1/endpoints/{name}/predict", "post"): "endpoints_predict",
+        ("/v2/models/{name}", "get"): "oip_model_metadata",
+        ("/v2/models/{name}/ready", "get"): "oip_model_ready",
+        ("/v2/models/{name}/infer", "post"): "oip_infer",
+        ("/v2/models/{name}/versions/{version}", "get"): "oip_model_version_metadata",
+        ("/v2/models/{name}/versions/{version}/ready", "get"): "oip_model_version_ready",
+        ("/v2/models/{name}/versions/{version}/infer", "post"): "oip_version_infer",
+        ("/v2", "get"): "oip_server_metadata",
+        ("/v2/health/live", "get"): "oip_live",
+        ("/v2/health/ready", "get"): "oip_ready",
+    }

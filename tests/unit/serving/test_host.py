@@ -1,0 +1,206 @@
+
+"""Loading, proving, swapping and draining real ONNX models."""
+
+import asyncio
+import gc
+import json
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from app.core.errors import Corrupt, NotFound, ParityFailed, Unavailable
+from app.serving.host import Batching, Host, ModelSource
+from app.serving.plan import buckets
+from app.settings import ServingSettings
+from app.telemetry.metrics import ServingMetrics
+
+Source = Callable[..., ModelSource]
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+async def host(registry: CollectorRegistry):
+    host = Host(ServingSettings(threads=2), ServingMetrics(registry))
+    yield host
+    await host.close()
+
+
+def numbers(age: float) -> tuple[Any, Any]:
+    return np.array([[age, 0, 0]], np.float32), np.array([[""]], object)
+
+
+async def test_a_loaded_model_answers_only_after_the_swap(host: Host, source: Source, table_folder: Path):
+    served = await host.load(source(table_folder))
+    assert (host.get("churn"), host.ready(), host.models()) == (None, False, [])
+    await host.swap(served)
+    assert (host.get("churn"), host.ready(), host.models()) == (served, True, [served])
+    with host.lookup("churn") as model:
+        answer = await model.infer(numbers(100), 1)
+    np.testing.assert_allclose(answer.outputs[0], [[0.9, 0.1]], rtol=1e-6)
+    assert min(answer.queue_s, answer.batch_s, answer.compute_s) >= 0
+
+
+async def test_unknown_and_not_loaded_are_different(host: Host):
+    with pytest.raises(NotFound, match="Request for unknown model: 'churn' is not found"):
+        host.lookup("churn")
+    host.expect(["churn"])
+    with pytest.raises(Unavailable) as later:
+        host.lookup("churn")
+    assert later.value.retry_after_s == 2.0
+
+
+def copy(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to / "copy")
+    return to / "copy"
+
+
+@pytest.mark.parametrize("missing", ["signature.json", "golden.json", "model.onnx"])
+async def test_a_missing_file_is_named(host: Host, source: Source, table_folder: Path, tmp_path: Path, missing: str):
+    folder = copy(table_folder, tmp_path)
+    (folder / missing).unlink()
+    with pytest.raises(Corrupt, match=missing):
+        await host.load(source(folder))
+
+
+@pytest.mark.parametrize("file", ["signature.json", "golden.json", "model.onnx"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\x00" * 100])
+async def test_a_broken_file_is_named(
+    host: Host, source: Source, table_folder: Path, tmp_path: Path, file: str, content: bytes
+):
+    folder = copy(table_folder, tmp_path)
+    (folder / file).write_bytes(content)
+    with pytest.raises(Corrupt, match=file):
+        await host.load(source(folder))
+
+
+def edit(folder: Path, file: str, change: Callable[[Any], None]) -> None:
+    raw = json.loads((folder / file).read_text())
+    change(raw)
+    (folder / file).write_text(json.dumps(raw))
+
+
+async def test_another_answer_on_the_golden_rows_is_refused(
+    host: Host, source: Source, table_folder: Path, tmp_path: Path
+):
+    folder = copy(table_folder, tmp_path)
+    edit(folder, "golden.json", lambda raw: raw["outputs"]["probabilities"]["data"].__setitem__(3, 0.05))
+    with pytest.raises(ParityFailed, match=r"by up to 0\.01"):
+        await host.load(source(folder))
+    await host.load(source(folder, variant="int8"))  # a variant may differ from fp32; its budget was checked before
+
+
+async def test_a_variant_must_still_be_finite(host: Host, source: Source, picture_folder: Path, tmp_path: Path):
+    folder = copy(picture_folder, tmp_path)
+    edit(folder, "golden.json", lambda raw: raw["outputs"]["value"].update(shape=[2], data=[1, 2]))
+    with pytest.raises(Corrupt, match="the same number of rows"):
+        await host.load(source(folder, variant="int8"))
+
+
+async def test_a_signature_of_another_graph_is_refused(host: Host, source: Source, table_folder: Path, tmp_path: Path):
+    folder = copy(table_folder, tmp_path)
+    edit(folder, "signature.json", lambda raw: raw["inputs"][0].update(datatype="FP64"))
+    edit(folder, "golden.json", lambda raw: raw["inputs"]["numeric"].update(datatype="FP64"))
+    with pytest.raises(Corrupt, match=r"declares input 'numeric' as FP64, model\.onnx has FP32"):
+        await host.load(source(folder))
+
+
+async def test_a_swap_lets_the_old_model_finish_and_then_frees_it(host: Host, source: Source, table_folder: Path):
+    await host.swap(await host.load(source(table_folder, version=1)))
+    old = host.get("churn")
+    assert old is not None
+    with old:
+        await host.swap(await host.load(source(table_folder, version=2)))
+        await asyncio.sleep(0.01)
+        answer = await old.infer(numbers(200), 1)
+        np.testing.assert_allclose(answer.outputs[0], [[0.8, 0.2]], rtol=1e-6)
+    await asyncio.gather(*host._draining)
+    with pytest.raises(Unavailable):
+        await old.infer(numbers(200), 1)
+    new = host.get("churn")
+    assert new is not None
+    assert new.version == "2"
+    assert (await new.infer(numbers(200), 1)).outputs[0].shape == (1, 2)
+
+
+async def test_an_unloaded_model_is_freed_without_the_garbage_collector(host: Host, source: Source, table_folder: Path):
+    await host.swap(await host.load(source(table_folder)))
+    served = host.get("churn")
+    assert served is not None
+    with served:
+        await served.infer(numbers(1), 1)
+    session = weakref.ref(served.plan.run.__self__)  # type: ignore[attr-defined]
+    gc.disable()
+    try:
+        await host.remove("churn")
+        await asyncio.gather(*host._draining)
+        for _ in range(200):  # a lane's thread lets go of its last job a moment after the answer
+            if session() is None:
+                break
+            await asyncio.sleep(0.01)
+        assert session() is None
+    finally:
+        gc.enable()
+
+
+async def test_requests_during_swaps_all_get_answers(host: Host, source: Source, table_folder: Path):
+    await host.swap(await host.load(source(table_folder, version=1)))
+    done = asyncio.Event()
+
+    async def caller(age: int) -> int:
+        count = 0
+        while not done.is_set():
+            with host.lookup("churn") as served:
+                answer = await served.infer(numbers(age), 1)
+            np.testing.assert_allclose(answer.outputs[0], [[1 - age / 1000, age / 1000]], rtol=1e-5)
+            count += 1
+        return count
+
+    callers = [asyncio.create_task(caller(age)) for age in range(10, 200, 10)]
+    for version in range(2, 6):
+        await host.swap(await host.load(source(table_folder, version=version)))
+    done.set()
+    assert min(await asyncio.gather(*callers)) > 0
+
+
+async def test_metrics_follow_the_models(host: Host, source: Source, table_folder: Path, registry: CollectorRegistry):
+    served = await host.load(source(table_folder))
+    await host.swap(served)
+    again = await host.load(source(table_folder, batching=Batching(4, 8)))  # the same version with other limits
+    await host.swap(again)
+    served.metrics.answered(1e-5, 1e-4, 1e-6, 2e-3, 1e-5)
+    served.metrics.statuses[422] += 2
+    with again:
+        await again.infer((np.ones((3, 3), np.float32), np.full((3, 1), "red", object)), 3)
+    text = generate_latest(registry).decode()
+    labels = 'endpoint="churn",variant="fp32",version="3"'
+    compute = 'phase="compute",variant="fp32",version="3"'
+    for line in (
+        'aimass_predict_requests_total{endpoint="churn",status="200",variant="fp32",version="3"} 1.0',
+        'aimass_predict_requests_total{endpoint="churn",status="422",variant="fp32",version="3"} 2.0',
+        f'aimass_predict_phase_seconds_bucket{{endpoint="churn",le="0.001",{compute}}} 0.0',
+        f'aimass_predict_phase_seconds_bucket{{endpoint="churn",le="0.0025",{compute}}} 1.0',
+        f"aimass_predict_batch_rows_sum{{{labels}}} 3.0",
+        f"aimass_predict_queue_rows{{{labels}}} 0.0",
+        'aimass_serving_model_loaded{endpoint="churn",model="telco",variant="fp32",version="3"} 1.0',
+    ):
+        assert text.count(line + "\n") == 1, (line, text)
+    await host.remove("churn")
+    await asyncio.gather(*host._draining)
+    assert "churn" not in generate_latest(registry).decode()
+
+
+def test_buckets_double_up_to_the_largest_batch():
+    assert buckets(1) == [1]
+    assert buckets(2) == [1, 2]
+    assert buckets(48) == [1, 2, 4, 8, 16, 32, 48]
+    assert buckets(64) == [1, 2, 4, 8, 16, 32, 64]
