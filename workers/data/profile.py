@@ -14,7 +14,7 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BINS = 20
 TOP = 20
 _TOP_CHARS = 64 << 20  # of text that is counted by value
-_EXACT_ROWS = 1_000_000  # above, `unique` is a HyperLogLog estimate, some 5 % off
+_EXACT_ROWS = 5_000_000  # above, `unique` is a HyperLogLog estimate, some 5 % off
 _SAMPLE_ROWS = 2_000_000  # quantiles and histograms see at most about this many rows, evenly spaced
 _RELATION_ROWS = 200_000
 _RELATION_UNIQUE = 1000
@@ -63,7 +63,8 @@ def profile_column(column: pl.LazyFrame, name: str, rows: int) -> dict[str, Any]
     present = x.drop_nulls()
     hashes = present.hash()  # 8 bytes a row, however long its text is
     unique = hashes.n_unique() if rows <= _EXACT_ROWS else hashes.approx_n_unique()
-    base = _collect(lazy.select(missing=x.null_count(), unique=unique))
+    moments = {"min": x.min(), "max": x.max(), "mean": x.mean(), "std": x.std()} if dtype.is_numeric() else {}
+    base = _collect(lazy.select(missing=x.null_count(), unique=unique, **moments))
     base["unique"] = min(base["unique"], rows - base["missing"])  # an estimate may overshoot
     entry: dict[str, Any] = {"name": name, "type": _KINDS.get(type(dtype), "text"), **base}
     entry["unique_is_estimate"] = rows > _EXACT_ROWS
@@ -80,14 +81,8 @@ def profile_column(column: pl.LazyFrame, name: str, rows: int) -> dict[str, Any]
         entry["length"] = _collect(lazy.select(min=length.min(), mean=length.mean(), max=length.max()))
         entry["type"] = _string_kind(entry, rows)
     if entry["type"] != "text" or entry["length"]["mean"] * rows <= _TOP_CHARS:
-        counts = (
-            lazy.drop_nulls()
-            .group_by("x")
-            .len()
-            .top_k(TOP, by=["len", "x"])
-            .sort(["len", "x"], descending=[True, False])
-        )
-        top = counts.collect(engine="streaming")
+        counts = lazy.drop_nulls().group_by("x").len().sort(["len", "x"], descending=[True, False])
+        top = counts.head(TOP).collect(engine="streaming")
         entry["top"] = [{"value": _shown(value), "count": count} for value, count in top.iter_rows()]
     return entry
 
@@ -111,17 +106,15 @@ def _string_kind(entry: dict[str, Any], rows: int) -> ColumnKind:
 
 
 def _numbers(lazy: pl.LazyFrame, rows: int) -> dict[str, Any]:
-    x = pl.col("x")
-    moments = _collect(lazy.select(min=x.min(), max=x.max(), mean=x.mean(), std=x.std()))
     step = max(rows // _SAMPLE_ROWS, 1)
-    sample = lazy.select(x.gather_every(step)).collect(engine="streaming").to_series().drop_nulls()
+    sample = lazy.select(pl.col("x").gather_every(step)).collect(engine="streaming").to_series().drop_nulls()
     values = sample.to_numpy().astype(np.float64)
     if not len(values):
-        return moments | {"quantiles": None, "histogram": None}
+        return {"quantiles": None, "histogram": None}
     with np.errstate(over="ignore", invalid="ignore"):  # the distance of two doubles may be infinite
         quantiles = [float(q) for q in np.quantile(values, QUANTILES)]
     known = quantiles if np.isfinite(quantiles).all() else None
-    return moments | {"quantiles": known, "histogram": _histogram(values)}
+    return {"quantiles": known, "histogram": _histogram(values)}
 
 
 def _histogram(values: "np.ndarray[Any, np.dtype[np.float64]]") -> dict[str, Any] | None:
@@ -144,7 +137,8 @@ def _warn_of_single(entries: list[dict[str, Any]], rows: int, findings: Findings
         present = rows - entry["missing"]
         if entry["unique"] == 1 and present > 1:
             constant.append(entry["name"])
-        if entry["unique"] == rows >= _ID_ROWS and _like_id(entry):
+        exact = not entry["unique_is_estimate"]
+        if exact and entry["unique"] == rows >= _ID_ROWS and _like_id(entry):
             ids.append(entry["name"])
     if constant:
         findings.warn(f"constant: {listed(constant, 10)}; a model learns nothing from such a column")

@@ -140,7 +140,7 @@ class _Ingest:
         findings = self.findings
         if findings.rejected_count:
             findings.warn(
-                f"{findings.rejected_count:,} rows or files could not be read and were left out; "
+                f"rows or files that could not be read and were left out: {findings.rejected_count:,}; "
                 f"first: {findings.first_rejection()}"
             )
         result = IngestResult(

@@ -88,7 +88,7 @@ CHINESE = {"id": "integer", "标题": "category", "类别": "category"}
 ACCEPTED: dict[str, tuple[int, dict[str, str], list[int | None], str]] = {
     "03_not_gzip.csv.gz": (60, GOOD, [], ""),
     "06_zip_traversal.zip": (60, GOOD, [None, None, None], "read 'ok/train.csv'"),
-    "10_ragged_rows.csv": (56, GOOD, [6, 10, 21, 32], "4 rows or files could not be read"),
+    "10_ragged_rows.csv": (56, GOOD, [6, 10, 21, 32], "could not be read and were left out: 4"),
     "11_nul_bytes.csv": (60, GOOD, [], "3 lines held NUL"),
     "12_mixed_encodings.csv": (2, {"id": "integer", "text": "category", "label": "category"}, [3, 4], "not UTF-8"),
     "13_gb18030.csv": (45, CHINESE, [], "GB18030"),

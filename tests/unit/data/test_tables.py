@@ -328,3 +328,16 @@ def test_long_cells_are_no_obstacle_to_the_sniffer(ingest: Callable[..., Any]):
     got = ingest(csv("a,b", "1," + "word " * 60_000, "2,short"))
     assert got.table["a"].to_list() == [1, 2]
     assert got.table["b"].str.len_chars()[0] == 299_999
+
+
+def test_large_tables_are_profiled_by_estimate_and_sample(ingest: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("workers.data.profile._EXACT_ROWS", 100)
+    monkeypatch.setattr("workers.data.profile._SAMPLE_ROWS", 100)
+    got = ingest(csv("id,c", *[f"{i},{'ab'[i % 2]}" for i in range(1000)]))
+    entry = got.column("id")
+    assert entry["unique_is_estimate"] is True
+    assert 900 <= entry["unique"] <= 1000
+    assert (entry["min"], entry["max"], entry["mean"]) == (0, 999, 499.5)
+    assert sum(entry["histogram"]["counts"]) == 100
+    assert entry["quantiles"] == [0.0, 247.5, 495.0, 742.5, 990.0]
+    assert not got.warned("as an id is")
