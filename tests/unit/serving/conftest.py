@@ -50,7 +50,7 @@ TABLE = Signature(
 
 @pytest.fixture(scope="session")
 def table_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """score = age + 2 * charge (0 if missing) + 4 * member + (red 10, blue 20, else 0); probabilities = [1-s/1000, s/1000]."""
+    """s = age + 2 * charge (0 if missing) + 4 * member + (red 10, blue 20, else 0); answers [1 - s/1000, s/1000]."""
     weights = numpy_helper.from_array(np.array([[1], [2], [4]], np.float32), "weights")
     zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
     scale = numpy_helper.from_array(np.full(1, 1000, np.float32), "scale")

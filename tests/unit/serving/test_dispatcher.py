@@ -54,7 +54,7 @@ class Keys:
         return Principal("3", "fresh", frozenset({"admin"}))
 
 
-async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+async def inner(scope: Scope, _receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
     await send({"type": "http.response.start", "status": 299, "headers": []})

@@ -1,4 +1,3 @@
-
 """Loading, proving, swapping and draining real ONNX models."""
 
 import asyncio

@@ -1,0 +1,298 @@
+# ruff: noqa: ANN401 - JSON and client objects are of any type
+"""The Open Inference Protocol as NVIDIA's own client speaks it, against a live server on this machine."""
+
+import asyncio
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import uvicorn
+from onnx import TensorProto, helper, numpy_helper
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException
+
+from app.core.errors import Unauthenticated
+from app.core.principal import Principal
+from app.core.signature import Column, Signature, Tensor
+from app.gateway.predict.dispatcher import Dispatcher
+from app.gateway.predict.ports import Receive, Scope, Send
+from app.gateway.predict.protocol import JoiningProtocol
+from app.serving.host import Batching, Host, ModelSource
+from app.settings import ServingSettings
+
+pytestmark = pytest.mark.enable_socket
+
+
+def key() -> dict[str, str]:
+    """A new one each time: the client writes its own headers into it."""
+    return {"x-api-key": "good"}
+
+
+# numbers [n, 3] and words [n, 1] in; value = sum of the numbers + 100 if the word is "red", and the words again, out.
+SIGNATURE = Signature(
+    "regression",
+    (Tensor("numbers", "FP32", (-1, 3)), Tensor("words", "BYTES", (-1, 1))),
+    (Tensor("value", "FP32", (-1,)), Tensor("echo", "BYTES", (-1, 1))),
+    (
+        *(Column(name, "number", "numbers", at) for at, name in enumerate("abc")),
+        Column("word", "category", "words", 0),
+    ),
+)
+
+
+def write_model(folder: Path) -> Path:
+    axes = numpy_helper.from_array(np.array([1], np.int64), "axes")
+    nodes = [
+        helper.make_node(
+            "LabelEncoder",
+            ["words"],
+            ["codes"],
+            domain="ai.onnx.ml",
+            keys_strings=["red"],
+            values_floats=[100.0],
+            default_float=0.0,
+        ),
+        helper.make_node("Concat", ["numbers", "codes"], ["all"], axis=1),
+        helper.make_node("ReduceSum", ["all", "axes"], ["value"], keepdims=0),
+        helper.make_node("Identity", ["words"], ["echo"]),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "sum",
+        [info("numbers", TensorProto.FLOAT, ["n", 3]), info("words", TensorProto.STRING, ["n", 1])],
+        [info("value", TensorProto.FLOAT, ["n"]), info("echo", TensorProto.STRING, ["n", 1])],
+        [axes],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "model.onnx")
+    golden = {
+        "inputs": {
+            "numbers": {"datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]},
+            "words": {"datatype": "BYTES", "shape": [1, 1], "data": ["red"]},
+        },
+        "outputs": {
+            "value": {"datatype": "FP32", "shape": [1], "data": [106]},
+            "echo": {"datatype": "BYTES", "shape": [1, 1], "data": ["red"]},
+        },
+    }
+    (folder / "signature.json").write_text(json.dumps(SIGNATURE.to_json()))
+    (folder / "golden.json").write_text(json.dumps(golden))
+    return folder
+
+
+class Keys:
+    def cached(self, key: bytes, /) -> Principal | None:
+        return Principal("1", "good", frozenset({"predict", "read"})) if key == b"good" else None
+
+    async def verify(self, key: bytes, /) -> Principal:
+        raise Unauthenticated(f"the API key of {len(key)} bytes is unknown")
+
+
+async def nothing(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = write_model(tmp_path_factory.mktemp("sum"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    started, stop = threading.Event(), threading.Event()
+
+    async def run() -> None:
+        settings = ServingSettings()
+        host = Host(settings)
+        source = ModelSource("sum", "sum", 7, "fp32", folder, folder / "model.onnx", Batching(16, 4096))
+        await host.swap(await host.load(source))
+        app = Dispatcher(nothing, host, Keys(), settings)
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=JoiningProtocol, lifespan="off", access_log=False, log_level="warning")
+        )
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        started.set()
+        await asyncio.to_thread(stop.wait)
+        server.should_exit = True
+        await serving
+        await host.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    assert started.wait(60)
+    host, port = listener.getsockname()
+    yield f"{host}:{port}"
+    stop.set()
+    thread.join(30)
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Any]:
+    client = triton.InferenceServerClient(address, concurrency=4)
+    yield client
+    client.close()
+
+
+def inputs(numbers: np.ndarray, words: np.ndarray, *, binary: tuple[bool, bool] = (True, True)) -> list[Any]:
+    first = triton.InferInput("numbers", list(numbers.shape), "FP32")
+    first.set_data_from_numpy(numbers, binary_data=binary[0])
+    second = triton.InferInput("words", list(words.shape), "BYTES")
+    second.set_data_from_numpy(words, binary_data=binary[1])
+    return [first, second]
+
+
+def sample(rows: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    numbers = rng.normal(size=(rows, 3)).astype(np.float32)
+    words = rng.choice(np.array(["red", "blau", "a b", ""], object), (rows, 1))
+    return numbers, words, numbers.sum(axis=1) + np.where(words[:, 0] == "red", np.float32(100), np.float32(0))
+
+
+def test_metadata(client: Any):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("sum", headers=key())
+    assert client.is_model_ready("sum", "7", headers=key())
+    assert not client.is_model_ready("sum", "8", headers=key())
+    assert not client.is_model_ready("nope", headers=key())
+    assert client.get_server_metadata(headers=key())["extensions"] == ["binary_tensor_data", "parameters"]
+    metadata = client.get_model_metadata("sum", "7", headers=key())
+    assert metadata["inputs"] == [
+        {"name": "numbers", "datatype": "FP32", "shape": [-1, 3]},
+        {"name": "words", "datatype": "BYTES", "shape": [-1, 1]},
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 50])
+@pytest.mark.parametrize("binary_in", [(True, True), (False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("binary_out", [None, True, False])
+def test_infer_binary_json_and_mixed(client: Any, rows: int, binary_in: tuple[bool, bool], *, binary_out: bool | None):
+    numbers, words, expected = sample(rows)
+    outputs = None
+    if binary_out is not None:
+        outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("echo", "value")]
+    result = client.infer(
+        "sum", inputs(numbers, words, binary=binary_in), outputs=outputs, request_id="r-1", headers=key()
+    )
+    np.testing.assert_allclose(result.as_numpy("value"), expected, rtol=1e-5)
+    echo = [w.decode() if isinstance(w, bytes) else w for w in result.as_numpy("echo").ravel()]
+    assert echo == words.ravel().tolist()
+    response = result.get_response()
+    assert (response["id"], response["model_name"], response["model_version"]) == ("r-1", "sum", "7")
+    names = [output["name"] for output in response["outputs"]]
+    assert names == (["value", "echo"] if outputs is None else ["echo", "value"])
+
+
+@pytest.mark.parametrize("request_compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("response_compression", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_compression(client: Any, request_compression: str | None, response_compression: str | None, *, binary: bool):
+    numbers, words, expected = sample(500)
+    result = client.infer(
+        "sum",
+        inputs(numbers, words, binary=(binary, binary)),
+        headers=key(),
+        request_compression_algorithm=request_compression,
+        response_compression_algorithm=response_compression,
+    )
+    np.testing.assert_allclose(result.as_numpy("value"), expected, rtol=1e-5)
+
+
+def test_bytes_are_utf8(client: Any):
+    # Binary only: for JSON the client counts characters, not bytes, and so cuts the body short.
+    numbers, words = np.zeros((2, 3), np.float32), np.array([["ζ"], ["né€"]], object)
+    echo = client.infer("sum", inputs(numbers, words), headers=key()).as_numpy("echo")
+    assert [word.decode() for word in echo.ravel()] == ["ζ", "né€"]
+
+
+def test_many_at_once_get_their_own_answers(client: Any):
+    requests = [(sample(1 + seed % 5, seed)) for seed in range(100)]
+    waiting = [client.async_infer("sum", inputs(numbers, words), headers=key()) for numbers, words, _ in requests]
+    for job, (_, words, expected) in zip(waiting, requests, strict=True):
+        result = job.get_result()
+        np.testing.assert_allclose(result.as_numpy("value"), expected, rtol=1e-5)
+        assert [w.decode() for w in result.as_numpy("echo").ravel()] == words.ravel().tolist()
+
+
+def test_errors_reach_the_client_as_text(client: Any):
+    numbers, words, _ = sample(2)
+    cases = [
+        ("nope", inputs(numbers, words), {}, "404", "Request for unknown model: 'nope' is not found"),
+        ("sum", inputs(numbers, words), {"model_version": "8"}, "404", "version 8 is not found"),
+        ("sum", inputs(numbers, words)[:1], {}, "400", "expected 2 inputs but got 1 inputs for model 'sum'"),
+        ("sum", inputs(numbers[:, :2].copy(), words), {}, "400", "Expected [-1, 3], got [2, 2]"),
+        ("sum", inputs(numbers, words), {"sequence_id": 3, "sequence_start": True}, "501", "sequences"),
+        (
+            "sum",
+            inputs(numbers, words),
+            {"outputs": [triton.InferRequestedOutput("x")]},
+            "400",
+            "unexpected inference output",
+        ),
+        (
+            "sum",
+            inputs(numbers, words),
+            {"outputs": [triton.InferRequestedOutput("value", class_count=1)]},
+            "501",
+            "not in",
+        ),
+    ]
+    for model, tensors, more, status, words_ in cases:
+        with pytest.raises(InferenceServerException) as failed:
+            client.infer(model, tensors, headers=key(), **more)
+        assert failed.value.status() == status
+        assert words_ in failed.value.message()
+    with pytest.raises(InferenceServerException) as failed:
+        client.infer("sum", inputs(numbers, words))
+    assert failed.value.status() == "401"
+    for call in (client.get_model_config, client.get_inference_statistics):
+        with pytest.raises(InferenceServerException) as failed:
+            call("sum", headers=key())
+        assert failed.value.status() == "501"
+
+
+def test_reserved_parameters_that_are_honoured_or_harmless(client: Any):
+    numbers, words, expected = sample(2)
+    result = client.infer(
+        "sum", inputs(numbers, words), priority=1, timeout=5_000_000, parameters={"mine": "x"}, headers=key()
+    )
+    np.testing.assert_allclose(result.as_numpy("value"), expected, rtol=1e-5)
+
+
+def test_a_connection_is_kept_through_good_and_bad_answers(address: str):
+    connection = http.client.HTTPConnection(address, timeout=10)
+    body = json.dumps({"instances": [{"a": 1, "b": 2, "c": 3, "word": "red"}]})
+    for path, content, status in (
+        ("/api/v1/endpoints/sum/predict", body, 200),
+        ("/api/v1/endpoints/sum/predict", "{", 400),
+        ("/api/v1/endpoints/nope/predict", body, 404),
+        ("/elsewhere", body, 404),
+        ("/api/v1/endpoints/s%75m/predict", body, 200),
+    ):
+        connection.request("POST", path, content, key())
+        answer = connection.getresponse()
+        text = answer.read()
+        assert (answer.status, answer.getheader("connection")) == (status, None)
+        if status == 200:
+            assert json.loads(text)["predictions"] == [{"value": 106.0}]
+    connection.close()
+
+
+def test_head_and_pipelined_requests(address: str):
+    host, port = address.split(":")
+    body = json.dumps({"instances": [{"a": 1, "b": 2, "c": 3, "word": "-"}]}).encode()
+    request = (
+        b"POST /api/v1/endpoints/sum/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: good\r\nContent-Length: %d\r\n"
+        % len(body)
+    )
+    with socket.create_connection((host, int(port)), 10) as raw:
+        raw.sendall((request + b"\r\n" + body) * 2 + request + b"Connection: close\r\n\r\n" + body)
+        answers = b"".join(iter(lambda: raw.recv(65536), b""))
+    assert answers.count(b"HTTP/1.1 200 OK") == 3
+    assert answers.count(b'{"value":6.0}') == 3
