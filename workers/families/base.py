@@ -93,7 +93,12 @@ class Fitted(Protocol):
 
 
 class Family(Protocol):
-    """A family's implementation, made from its validated parameters."""
+    """A family's implementation, made from its validated parameters.
+
+    `devices` are what it can train on, of `cpu` and `cuda`.
+    """
+
+    devices: tuple[str, ...]
 
     def __init__(self, params: Mapping[str, Any]) -> None: ...
 

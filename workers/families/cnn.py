@@ -74,6 +74,8 @@ class _Probabilities(nn.Module):
 class Cnn:
     """The family."""
 
+    devices = ("cpu", "cuda")
+
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 

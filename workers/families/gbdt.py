@@ -25,6 +25,8 @@ _METRIC_EVERY = 5
 class Gbdt:
     """The family."""
 
+    devices = ("cpu",)
+
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 

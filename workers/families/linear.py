@@ -19,9 +19,13 @@ from workers.export.runtime import Inputs
 from workers.families.base import Array, LearningData
 from workers.families.encoding import DenseEncoder
 
+_NEVER = -1e4  # a logit whose probability is 0 in float32
+
 
 class Linear:
     """The family."""
+
+    devices = ("cpu",)
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
@@ -40,10 +44,11 @@ class Linear:
             estimator.fit(x, data.train.y)
         for warning in caught:
             job.log(f"linear: {str(warning.message).splitlines()[0]}", level="warning")
-        weights = np.atleast_2d(estimator.coef_).T.astype(np.float32)
-        bias = np.atleast_1d(estimator.intercept_).astype(np.float32)
+        weights, bias = np.atleast_2d(estimator.coef_).T, np.atleast_1d(estimator.intercept_)
+        if data.task == "classification" and len(estimator.classes_) < data.n_classes:
+            weights, bias = _all_classes(weights, bias, estimator.classes_, data.n_classes)
         solved = int(np.max(estimator.n_iter_)) if estimator.n_iter_ is not None else 1
-        return FittedLinear(data, encoder, weights, bias, solved)
+        return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), solved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,16 @@ class FittedLinear:
     def facts(self) -> dict[str, Any]:
         """Solver iterations and number of weights."""
         return {"iterations": self.iterations, "weights": int(self.weights.size)}
+
+
+def _all_classes(weights: Array, bias: Array, known: Array, n_classes: int) -> tuple[Array, Array]:
+    """Columns for every class: one without a training row has probability 0."""
+    if weights.shape[1] == 1:  # two known classes share one column: their logits are 0 and the score
+        weights = np.concatenate([np.zeros_like(weights), weights], axis=1)
+        bias = np.concatenate([np.zeros_like(bias), bias])
+    full, offsets = np.zeros((len(weights), n_classes)), np.full(n_classes, _NEVER)
+    full[:, known], offsets[known] = weights, bias
+    return full, offsets
 
 
 def _design(encoder: DenseEncoder, inputs: Inputs) -> sp.csr_matrix:

@@ -45,6 +45,8 @@ class Network(nn.Module):
 class Mlp:
     """The family."""
 
+    devices = ("cpu", "cuda")
+
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 

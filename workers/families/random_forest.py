@@ -21,6 +21,8 @@ _STEPS = 10  # how often progress is told and a request to stop is seen
 class RandomForest:
     """The family."""
 
+    devices = ("cpu",)
+
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -18,9 +19,9 @@ def job_threads(job: JobContext) -> int:
     return int(limits.get("threads") or len(os.sched_getaffinity(0)))
 
 
-def choose_device(asked: str, *, torch_family: bool) -> str:
-    """`cpu` or `cuda`. InvalidSpec when CUDA is asked for and there is none; families without torch use the CPU."""
-    if asked == "cpu" or not torch_family:
+def choose_device(asked: str, able: Sequence[str]) -> str:
+    """`cpu` or `cuda`. InvalidSpec when CUDA is asked for and absent; families that cannot use it take the CPU."""
+    if asked == "cpu" or "cuda" not in able:
         return "cpu"
     import torch  # noqa: PLC0415 - loaded for torch families alone
 

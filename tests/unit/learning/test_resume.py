@@ -1,6 +1,9 @@
 """A job that was stopped goes on where its checkpoint ends."""
 
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,3 +86,18 @@ def test_a_job_prints_nothing(make_job: MakeJob, mixed: pl.DataFrame, capfd: pyt
         train.run(make_job(mixed, name=family, family=family, training={"epochs": 1}, compress={}, **SPEC))
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
+
+
+def test_a_job_loads_torch_only_for_networks(make_job: MakeJob, mixed: pl.DataFrame):
+    job = make_job(mixed, family="gbdt", compress={}, **SPEC)
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from workers.context import Events, JobContext\n"
+        "from workers.jobs import compress, train\n"
+        "spec, folder = json.loads(sys.argv[1]), Path(sys.argv[2])\n"
+        "train.run(JobContext('j', 'train', 1, spec, folder, Events(1)))\n"
+        "assert not {'torch', 'fastapi', 'sqlalchemy', 'redis'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, json.dumps(job.spec), str(job.folder)], check=True, capture_output=True)
+    assert (job.output / "model.onnx").exists()

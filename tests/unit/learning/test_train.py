@@ -235,10 +235,15 @@ def test_odd_rows_are_counted_and_told(make_job: MakeJob, mixed: pl.DataFrame):
     assert any("'constant' is left out" in w for w in card["warnings"])
 
 
-def test_a_class_with_one_row(make_job: MakeJob, mixed: pl.DataFrame):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_class_that_training_rows_lack(make_job: MakeJob, mixed: pl.DataFrame, family: str):
     labels = ["rare", *mixed["target"].to_list()[1:]]
-    job = make_job(mixed.with_columns(pl.Series("target", labels)), family="gbdt", features={"drop": ["amount"]})
+    frame = mixed.with_columns(pl.Series("target", labels))
+    job = make_job(frame, family=family, features={"drop": ["amount"]}, split={"seed": 2}, training=FAST)
     result = train.run(job)
+    parts = pl.read_parquet(job.output / "split.parquet")
+    assert parts.filter(pl.col("__row_id") == 0)["part"].item() == "test"
+    assert result["metrics"]["accuracy"] > 0.7
     assert result["signature"]["classes"] == ("no", "rare", "yes")
     card = json.loads((job.output / "card.json").read_text())
     assert any("divided at random" in w for w in card["warnings"])
