@@ -58,7 +58,7 @@ CASES = (
     Case("housing-forest", HOUSING, "median_house_value", "random_forest", "rmse", 52_000, "47,730 tuned forest"),
     Case(
         "fashion-cnn", FASHION, "label", "cnn", "accuracy", 0.915, "0.903-0.921 for 3 convolutions",
-        {"training": {"epochs": 12, "batch_size": 128, "optimizer": {"lr": 0.004}}},
+        {"training": {"epochs": 8, "batch_size": 128, "optimizer": {"lr": 0.004}}},
     ),
     Case(
         "bees-cnn", BEES, "label", "cnn", "accuracy", None, "0.60-0.75 without pre-trained weights",

@@ -10,11 +10,15 @@ import pytest
 
 from app.core.errors import InvalidData, InvalidSpec, ParityFailed
 from app.core.signature import Signature
+from app.specs.jobs import CompressBudget, TrainSpec
+from workers.compression.variants import Compressor
+from workers.evaluation.variant import Judge
 from workers.export.runtime import open_session
 from workers.jobs import compress, train
+from workers.training.prepare import prepare
 
 MakeJob = Callable[..., Any]
-FAST = {"epochs": 30, "batch_size": 32, "optimizer": {"lr": 0.01}}
+FAST = {"epochs": 15, "batch_size": 32, "optimizer": {"lr": 0.01}}
 FAMILIES = ["linear", "gbdt", "random_forest", "mlp"]
 
 
@@ -70,7 +74,7 @@ def test_three_classes(make_job: MakeJob, wine: pl.DataFrame, family: str):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_regression(make_job: MakeJob, diabetes: pl.DataFrame, family: str):
-    job = make_job(diabetes, family=family, task="regression", training={**FAST, "epochs": 60})
+    job = make_job(diabetes, family=family, task="regression", training={**FAST, "epochs": 40})
     result = train.run(job)
     assert result["main_metric"] == "rmse"
     assert result["metrics"]["r2"] > 0.3
@@ -158,16 +162,21 @@ def test_compress_later_judges_by_the_same_rows(make_job: MakeJob, mixed: pl.Dat
     assert [str(p.relative_to(later.output)) for p in later.output.rglob("*.onnx")] == [variant["path"]]
 
 
-def test_a_variant_over_the_budget_is_not_kept(make_job: MakeJob, diabetes: pl.DataFrame):
-    job = make_job(diabetes, family="mlp", task="regression", training=FAST, compress={"max_metric_drop": 0.0})
-    result = train.run(job)
-    variant = result["variants"][1]
-    if variant["metrics"]["rmse"] <= result["metrics"]["rmse"]:
-        pytest.skip("rounding happened to help")
-    assert variant["state"] == "rejected"
-    assert "over the budget of 0" in variant["reason"]
-    assert variant["path"] is None
-    assert not (job.output / "variants").exists()
+def test_a_variant_over_the_budget_is_rejected_with_its_numbers(make_job: MakeJob, mixed: pl.DataFrame):
+    models = []
+    for trees in (100, 1):
+        spec = {"family": "gbdt", "params": {"n_estimators": trees, "num_leaves": 4}, "features": {"drop": ["amount"]}}
+        job = make_job(mixed, name=f"trees-{trees}", **spec)
+        train.run(job)
+        models.append((job.output / "model.onnx").read_bytes())
+    prepared = prepare(job, TrainSpec.model_validate(job.spec).check_family())
+    judge = Judge("classification", *prepared.part("test"), positive=1, threads=1)
+    compressor = Compressor(models[0], prepared, judge, "roc_auc", CompressBudget(max_metric_drop=0.001))
+    variant = compressor._decide("stump", models[1], {"method": "stump"})
+    assert (variant.state, variant.path, variant.bytes) == ("rejected", None, len(models[1]))
+    assert "over the budget of 0.001" in str(variant.reason)
+    assert variant.metrics["roc_auc"] < judge.metrics(models[0])["roc_auc"] - 0.001
+    assert variant.latency["p50_ms"] > 0
 
 
 @pytest.mark.parametrize(
