@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from app.serving.tensors import DTYPES, FLOAT32_MAX
 from app.serving.types import Array, Tensors
 
 _MAX_ERRORS = 100
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 40  # characters of a bad value that a message repeats
 
 
@@ -113,7 +115,7 @@ def _value(value: Any, column: Column) -> tuple[float | str, tuple[str, str] | N
             return ("" if column.type == "category" else math.nan), None
         return 0.0, ("null is not accepted: the column had no missing values in training", "null")
     if column.type == "category":
-        return (value, None) if isinstance(value, str) else ("", (f"must be a text, got {shown}", "type"))
+        return _text(value)
     if column.type == "boolean":
         return (
             (float(value), None) if isinstance(value, bool) else (0.0, (f"must be true or false, got {shown}", "type"))
@@ -128,6 +130,15 @@ def _value(value: Any, column: Column) -> tuple[float | str, tuple[str, str] | N
     if column.type == "integer" and value != int(value):
         return 0.0, (f"must be an integer, got {shown}", "type")
     return float(value), None
+
+
+def _text(value: Any) -> tuple[str, tuple[str, str] | None]:  # noqa: ANN401 - any JSON value
+    shown = repr(value)[:_SHOWN]
+    if not isinstance(value, str):
+        return "", (f"must be a text, got {shown}", "type")
+    if _SURROGATE.search(value):
+        return "", (f"must be Unicode text, got half a character: {shown}", "encoding")
+    return value, None
 
 
 class CarefulImages:

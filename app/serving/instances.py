@@ -16,7 +16,7 @@ from app.core.errors import AimassError, Corrupt
 from app.core.signature import Column, Signature
 from app.serving.careful import CarefulImages, CarefulTable, from_base64
 from app.serving.images import decode_image
-from app.serving.tensors import DTYPES, FLOAT32_MAX
+from app.serving.tensors import DTYPES, FLOAT32_MAX, INLINE_JSON_BYTES
 from app.serving.types import Array, Tensors
 
 _NUMBER = Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
@@ -25,7 +25,12 @@ _KINDS: dict[str, Any] = {"number": _NUMBER, "integer": _INTEGER, "boolean": boo
 
 
 class InstanceDecoder(Protocol):
-    """Body bytes to tensors in the signature's order, and the number of rows."""
+    """Body bytes to tensors in the signature's order, and the number of rows.
+
+    Bodies up to `inline_bytes` are decoded so quickly that the event loop may do it.
+    """
+
+    inline_bytes: int
 
     def __call__(self, body: bytes) -> tuple[Tensors, int]:
         """Malformed for a body that is not JSON, InvalidTensor with `errors` for values that do not fit."""
@@ -43,6 +48,8 @@ def instance_decoder(signature: Signature) -> InstanceDecoder:
 
 class _Table:
     """Rows of named values. A msgspec struct per model holds the columns in tensor order, each tensor a slice of it."""
+
+    inline_bytes = INLINE_JSON_BYTES
 
     def __init__(self, signature: Signature) -> None:
         self._careful = CarefulTable(signature)
@@ -88,6 +95,8 @@ def _struct_decoder(columns: list[Column]) -> msgspec.json.Decoder[Any]:
 
 class _Images:
     """Pictures as base64 text or nested lists of 0-255, bare or under the column's name."""
+
+    inline_bytes = 0  # a few bytes of PNG may be many megapixels
 
     def __init__(self, signature: Signature) -> None:
         if signature.image is None:  # the factory has checked; this tells the type checker

@@ -20,6 +20,7 @@ from app.serving.types import Array, Tensors
 
 EXTENSIONS = ("binary_tensor_data", "parameters")
 PLATFORM = "onnxruntime_onnx"
+_MAX_TIMEOUT = 10**15  # microseconds
 
 
 @dataclass(slots=True)
@@ -240,6 +241,6 @@ def _timeout(parameters: dict[str, Any]) -> float | None:
     timeout = parameters.get("timeout")
     if timeout is None:
         return None
-    if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
+    if not isinstance(timeout, int) or isinstance(timeout, bool) or not 0 <= timeout <= _MAX_TIMEOUT:
         raise Malformed.at("parameters", "timeout", msg="must be a whole number of microseconds")
     return timeout / 1e6 if timeout else None

@@ -8,8 +8,8 @@ import logging
 
 from app.core.errors import AimassError, Forbidden, Unauthenticated
 from app.core.principal import Scope as KeyScope
-from app.gateway.predict.exchange import ClientGone, Exchange
-from app.gateway.predict.oip import MethodNotAllowed, OipApi
+from app.gateway.predict.exchange import ClientGone, Exchange, MethodNotAllowed
+from app.gateway.predict.oip import OipApi
 from app.gateway.predict.ports import AsgiApp, Authenticator, Receive, Scope, Send
 from app.gateway.predict.rest import PredictApi
 from app.serving.host import Host
@@ -38,7 +38,7 @@ class Dispatcher:
             await self._inner(scope, receive, send)
             return
         path: str = scope["path"]
-        if path.startswith(_PREFIX) and path.endswith(_SUFFIX) and scope["method"] == "POST":
+        if path.startswith(_PREFIX) and path.endswith(_SUFFIX):
             exchange = Exchange(scope, receive, send)
             await self._guard(exchange, path[len(_PREFIX) : -len(_SUFFIX)])
         elif path.startswith("/v2/") or path == "/v2":
@@ -61,7 +61,7 @@ class Dispatcher:
             await exchange.refuse(error, oip=oip)
             self._count(exchange, error.code)
         except MethodNotAllowed as allowed:
-            await exchange.oip_error("Method Not Allowed", 405, [(b"allow", str(allowed).encode())])
+            await exchange.wrong_method(str(allowed), oip=oip)
         except ClientGone:
             exchange.status = _GONE
             self._count(exchange, "client_gone")

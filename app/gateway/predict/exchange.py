@@ -25,11 +25,12 @@ OIP_STATUS = STATUS | dict.fromkeys(("invalid_input", "invalid_tensor"), 400)
 Headers = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
 _PROBLEM = (b"content-type", PROBLEM_TYPE.encode())
+_WHOLE = re.compile(rb"[0-9]{1,15}")
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _SMALLEST_COMPRESSED = 1024  # bytes; below, the work is worth more than the bytes
+_COMPRESSED_INLINE = 64 * 1024  # bytes; takes about a millisecond
 _LEVEL = 1
 _WBITS = {b"gzip": 31, b"deflate": 15}  # deflate is the zlib format
-_LARGE = 64 * 1024  # bytes; decoding this much takes about as long as a thread switch costs the others
 Result = TypeVar("Result")
 _prefix = os.urandom(8).hex()
 _counter = itertools.count()
@@ -37,6 +38,10 @@ _counter = itertools.count()
 
 class ClientGone(Exception):
     """The client closed the connection before its request was whole, or before the answer."""
+
+
+class MethodNotAllowed(Exception):
+    """The path exists for another verb, which is the argument."""
 
 
 class Exchange:
@@ -76,10 +81,9 @@ class Exchange:
         """When the caller stops waiting, on `perf_counter`'s clock: `timeout_s` or header X-Request-Timeout-Ms."""
         header = self.headers.get(b"x-request-timeout-ms")
         if header is not None:
-            if not header.isdigit() or not int(header):
-                raise Malformed.at("X-Request-Timeout-Ms", msg="must be a whole number of milliseconds, at least 1")
-            timeout_s = min(int(header) / 1e3, timeout_s or math.inf)
-        return self.started + timeout_s if timeout_s else math.inf
+            millis = whole_number(header, "X-Request-Timeout-Ms", "milliseconds")
+            timeout_s = min(millis / 1e3, timeout_s or math.inf)
+        return math.inf if timeout_s is None else self.started + timeout_s
 
     async def until_gone(self) -> None:
         """Return when the client has closed the connection."""
@@ -97,7 +101,8 @@ class Exchange:
         """As `answer`, compressed if the caller accepts it and it is worth it."""
         accepted = self.headers.get(b"accept-encoding")
         if accepted and len(body) >= _SMALLEST_COMPRESSED and (encoding := _negotiate(accepted)):
-            body = await spread(len(body), partial(zlib.compress, body, _LEVEL, _WBITS[encoding]))
+            work = partial(zlib.compress, body, _LEVEL, _WBITS[encoding])
+            body = await spread(work, threaded=len(body) > _COMPRESSED_INLINE)
             headers += ((b"content-encoding", encoding), (b"vary", b"accept-encoding"))
         await self.answer(status, body, headers)
 
@@ -115,6 +120,15 @@ class Exchange:
             body = problem_body(status, error.code, error.detail, self.request_id, error.errors)
             await self.answer(status, body, [_PROBLEM, *headers])
 
+    async def wrong_method(self, allowed: str, *, oip: bool) -> None:
+        """Answer 405."""
+        headers = [(b"allow", allowed.encode())]
+        if oip:
+            await self.oip_error("Method Not Allowed", 405, headers)
+        else:
+            body = problem_body(405, "method_not_allowed", f"only {allowed} is possible here", self.request_id)
+            await self.answer(405, body, [_PROBLEM, *headers])
+
     async def _rest(self, first: bytes, limit: int) -> bytes:
         parts, size, more = [first], len(first), True
         while more:
@@ -130,9 +144,16 @@ class Exchange:
         return b"".join(parts)
 
 
-async def spread(size: int, work: Callable[[], Result]) -> Result:
-    """Do `work` on `size` bytes: at once if that is quick, in a thread if it would hold up everybody else."""
-    return work() if size < _LARGE else await asyncio.to_thread(work)
+async def spread(work: Callable[[], Result], *, threaded: bool) -> Result:
+    """Do `work` at once, or in a thread where it would hold up everybody else."""
+    return await asyncio.to_thread(work) if threaded else work()
+
+
+def whole_number(value: bytes, header: str, unit: str) -> int:
+    """A header's value as a number; Malformed if it is not one."""
+    if not _WHOLE.fullmatch(value):
+        raise Malformed.at(header, msg=f"must be a whole number of {unit}")
+    return int(value)
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -7,22 +7,19 @@ from typing import Any
 
 import orjson
 
-from app.core.errors import Malformed, NotBuilt, NotFound, Unavailable
+from app.core.errors import NotBuilt, NotFound, Unavailable
 from app.core.principal import Scope
-from app.gateway.predict.exchange import JSON, Exchange, spread
+from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed, spread, whole_number
 from app.gateway.predict.running import record, run
 from app.serving.host import Host, ServedModel
 from app.serving.oip import EXTENSIONS
+from app.serving.tensors import INLINE_JSON_BYTES
 
 _BINARY = (b"content-type", b"application/octet-stream")
 _LENGTH = b"inference-header-content-length"
 # Parts of the protocol's extensions that this release does not have: the answer says so.
 _NOT_BUILT_MODEL = {"config", "stats", "generate", "generate_stream", "trace"}
 _NOT_BUILT_SERVER = {"repository", "logging", "trace", "systemsharedmemory", "cudasharedmemory"}
-
-
-class MethodNotAllowed(Exception):
-    """The path exists for the other verb."""
 
 
 class OipApi:
@@ -89,8 +86,10 @@ class OipApi:
         with served:
             exchange.metrics = served.metrics
             body = await exchange.body(self._max_body)
-            length = _header_length(exchange.headers.get(_LENGTH))
-            request = await spread(len(body) if length is None else length, partial(served.oip.decode, body, length))
+            given = exchange.headers.get(_LENGTH)
+            length = None if given is None else whole_number(given, "Inference-Header-Content-Length", "bytes")
+            json_bytes = len(body) if length is None else length
+            request = await spread(partial(served.oip.decode, body, length), threaded=json_bytes > INLINE_JSON_BYTES)
             parsed = time.perf_counter()
             answer = await run(exchange, served, request.inputs, request.rows, request.timeout_s)
             computed = time.perf_counter()
@@ -106,11 +105,3 @@ class OipApi:
         if exchange.method != "GET":
             raise MethodNotAllowed("GET")
         await exchange.answer(200, orjson.dumps(document), [JSON])
-
-
-def _header_length(value: bytes | None) -> int | None:
-    if value is None:
-        return None
-    if not value.isdigit():
-        raise Malformed.at("Inference-Header-Content-Length", msg="must be a whole number of bytes")
-    return int(value)

@@ -3,7 +3,7 @@
 import time
 from functools import partial
 
-from app.gateway.predict.exchange import JSON, Exchange, spread
+from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed, spread
 from app.gateway.predict.running import record, run
 from app.serving.host import Host
 
@@ -17,10 +17,14 @@ class PredictApi:
 
     async def predict(self, exchange: Exchange, endpoint: str) -> None:
         """Answer one request; errors of the tree are the dispatcher's to answer."""
+        if exchange.method != "POST":
+            raise MethodNotAllowed("POST")
         with self._host.lookup(endpoint) as served:
             exchange.metrics = served.metrics
             body = await exchange.body(self._max_body)
-            inputs, rows = await spread(len(body), partial(served.instances, body))
+            inputs, rows = await spread(
+                partial(served.instances, body), threaded=len(body) > served.instances.inline_bytes
+            )
             parsed = time.perf_counter()
             answer = await run(exchange, served, inputs, rows)
             computed = time.perf_counter()

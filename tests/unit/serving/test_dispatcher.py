@@ -365,8 +365,33 @@ async def test_a_deadline_is_504(call: Any, host: Host):
     reply = await call("POST", PREDICT, body(GOOD), {"x-request-timeout-ms": "50"})
     assert (reply.status, reply.json()["code"]) == (504, "deadline_exceeded")
     assert (await call("POST", INFER, infer(parameters={"timeout": 50_000}))).status == 504
-    assert (await call("POST", PREDICT, body(GOOD), {"x-request-timeout-ms": "0"})).status == 400
-    assert host.lookup("churn").metrics.statuses == {504: 2, 400: 1}
+    for value in ("-1", "1.5", "", "9" * 5000):
+        assert (await call("POST", PREDICT, body(GOOD), {"x-request-timeout-ms": value})).status == 400
+    assert host.lookup("churn").metrics.statuses == {504: 2, 400: 4}
+
+
+async def test_predict_is_post_only(call: Any):
+    reply = await call("GET", PREDICT)
+    assert (reply.status, reply.json()["code"], reply.headers["allow"]) == (405, "method_not_allowed", "POST")
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"timeout": 10**400}, {"timeout": 1e400}, {"binary_data_output": 3}, {"timeout": True}]
+)
+async def test_hostile_parameters_are_400(call: Any, parameters: dict[str, Any]):
+    assert (await call("POST", INFER, infer(parameters=parameters))).status == 400
+
+
+@pytest.mark.parametrize("shape", [[10**30, 3], [2**63, 0], [1, -1], [True, 3], [1.5, 3], "1", [[1], 3], []])
+async def test_hostile_shapes_are_400(call: Any, shape: Any):
+    assert (await call("POST", INFER, infer(NUMERIC | {"shape": shape}, COLOUR))).status == 400
+
+
+async def test_half_a_character_is_refused(call: Any):
+    raw = body(GOOD).replace(b'"red"', rb'"\ud800"')
+    reply = await call("POST", PREDICT, raw)
+    assert (reply.status, reply.json()["errors"][0]["loc"]) == (422, ["instances", 0, "colour"])
+    assert (await call("POST", INFER, infer().replace(b'"red"', rb'"\ud800"'))).status == 400
 
 
 async def test_a_caller_who_leaves_a_slow_model_is_dropped(call: Any, host: Host, caplog: pytest.LogCaptureFixture):
@@ -409,7 +434,6 @@ async def test_an_unexpected_failure_is_500_and_logged(call: Any, host: Host, ca
 @pytest.mark.parametrize(
     ("verb", "path"),
     [
-        ("GET", PREDICT),
         ("POST", "/api/v1/endpoints/churn/explain"),
         ("POST", "/api/v1/endpoints"),
         ("GET", "/v22"),
