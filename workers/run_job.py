@@ -85,6 +85,7 @@ class JobRun:
             await self._fail(JobFailure(error.code, error.detail, error.retryable))
         finally:
             await child.end(0)
+            child.forget()
             heartbeat.close()
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
             await tell_watchers(self._platform, self._lease.job_id)
@@ -92,21 +93,21 @@ class JobRun:
 
     async def _supervise(self, child: Child) -> None:
         child.start(self._folder)
-        tasks = [
-            asyncio.create_task(self._listen(child), name="listen"),
-            asyncio.create_task(self._flush_often(), name="flush"),
-            asyncio.create_task(self._watch_limits(child), name="limits"),
-        ]
+        listening = asyncio.create_task(self._listen(child), name="listen")
+        over = asyncio.Event()
+        flushing = asyncio.create_task(self._flush_until(over), name="flush")
+        watching = asyncio.create_task(self._watch_limits(child), name="limits")
         try:
-            ends: set[asyncio.Future[Any]] = {tasks[0], self._interrupted}
+            ends: set[asyncio.Future[Any]] = {listening, self._interrupted}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             why = self._interrupted.result() if self._interrupted.done() else None
             await child.end(self._grace_s(why))
-            await tasks[0]  # what it told before it went
+            await listening  # what it told before it went
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            watching.cancel()
+            listening.cancel()
+            over.set()  # not cancelled: what it has taken in hand must reach the registry
+            await asyncio.gather(listening, flushing, watching, return_exceptions=True)
         await self._settle(why, child)
 
     def _grace_s(self, why: Interruption | None) -> float:
@@ -140,9 +141,10 @@ class JobRun:
                 case _:
                     log.debug("job=%s %s", self._lease.job_id, event.event)
 
-    async def _flush_often(self) -> None:
-        while True:
-            await asyncio.sleep(FLUSH_S)
+    async def _flush_until(self, over: asyncio.Event) -> None:
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), FLUSH_S)
             with contextlib.suppress(Unavailable):  # told again when the registry is back
                 await self._flush()
 
@@ -179,42 +181,44 @@ class JobRun:
                 self.interrupt("memory")
 
     async def _settle(self, why: Interruption | None, child: Child) -> None:
-        """Write the outcome; every write is fenced, so a lost lease writes nothing."""
-        lease = self._lease
-        if why == "lost":
-            log.warning("job=%s attempt=%d lost its lease; nothing is written", lease.job_id, lease.attempt)
-            return
-        await self._flush()
-        if self._outcome is not None and self._outcome.event == "result":
-            if not await finish_job(self._platform, lease, self._outcome.data["result"], self._folder / "output"):
-                log.warning("job=%s attempt=%d lost its lease; its result was dropped", lease.job_id, lease.attempt)
-        elif why == "cancel":
-            await self._ledger.cancelled(lease.job_id, lease.attempt)
-        elif self._outcome is not None and self._outcome.event == "error":
-            error = self._outcome.data
-            await self._fail(
-                JobFailure(error["code"], error["detail"], bool(error["retryable"]), tuple(error["errors"]))
+        """Write the outcome. Every write is fenced: False means that the lease was lost and nothing was written."""
+        if why == "lost" or not await self._write_outcome(why, child):
+            log.warning(
+                "job=%s attempt=%d lost its lease; nothing was written", self._lease.job_id, self._lease.attempt
             )
-        elif why == "timeout":
-            await self._fail(JobFailure("job_timed_out", f"the job ran longer than timeout_s = {lease.timeout_s:g}"))
-        elif why == "memory":
-            detail = f"the job needs more than resources.memory_mb = {lease.memory_mb}; raise it or use less data"
-            await self._fail(JobFailure("job_memory_exceeded", detail))
-        elif why == "drain":
-            await self._ledger.release(lease.job_id, lease.attempt)
-            await announce_due(self._platform)
-        else:
-            await self._crashed(child)
 
-    async def _crashed(self, child: Child) -> None:
+    async def _write_outcome(self, why: Interruption | None, child: Child) -> bool:
+        lease, told = self._lease, self._outcome
+        await self._flush()
+        if told is not None and told.event == "result":
+            return await finish_job(self._platform, lease, told.data["result"], self._folder / "output")
+        if why == "cancel":
+            return await self._ledger.cancelled(lease.job_id, lease.attempt)
+        if told is not None and told.event == "error":
+            error = told.data
+            failure = JobFailure(error["code"], error["detail"], bool(error["retryable"]), tuple(error["errors"]))
+            return await self._fail(failure)
+        if why == "timeout":
+            return await self._fail(
+                JobFailure("job_timed_out", f"the job ran longer than timeout_s = {lease.timeout_s:g}")
+            )
+        if why == "memory":
+            detail = f"the job needs more than resources.memory_mb = {lease.memory_mb}; raise it or use less data"
+            return await self._fail(JobFailure("job_memory_exceeded", detail))
+        if why == "drain":
+            released = await self._ledger.release(lease.job_id, lease.attempt)
+            await announce_due(self._platform)
+            return released
+        return await self._crashed(child)
+
+    async def _crashed(self, child: Child) -> bool:
         code = child.process.returncode
         lines = [{"level": "error", "message": line} for line in child.last_errors()]
         if lines:
             await self._ledger.progress(self._lease.job_id, self._lease.attempt, None, [], lines)
         how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
-        await self._fail(JobFailure("job_crashed", f"the job's process ended with {how}", retryable=True))
+        return await self._fail(JobFailure("job_crashed", f"the job's process ended with {how}", retryable=True))
 
-    async def _fail(self, failure: JobFailure) -> None:
-        await self._ledger.fail(
-            self._lease.job_id, self._lease.attempt, failure, self._platform.settings.queue.backoff_s
-        )
+    async def _fail(self, failure: JobFailure) -> bool:
+        backoff_s = self._platform.settings.queue.backoff_s
+        return await self._ledger.fail(self._lease.job_id, self._lease.attempt, failure, backoff_s)

@@ -74,6 +74,9 @@ class Child:
         if self.voice >= 0:
             os.close(self.voice)
             self.voice = -1
+
+    def forget(self) -> None:
+        """Remove what it wrote to its standard error."""
         self.errors.unlink(missing_ok=True)
 
     def memory_bytes(self) -> int:
@@ -121,6 +124,7 @@ class Supervisor:
         """End the reserve."""
         if self._spare is not None:
             await self._spare.end(0)
+            self._spare.forget()
             self._spare = None
 
     async def _spawn(self, *, preload: bool) -> Child:

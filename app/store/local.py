@@ -4,9 +4,11 @@ A file is written aside, fsynced, renamed into place, and its folder fsynced: af
 """
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from app.core.errors import Corrupt, NotFound
 from app.store.ports import CHUNK_BYTES, check_digest
 
 ABANDONED_S = 86_400.0
+HOST = socket.gethostname()
 
 
 class LocalWriter:
@@ -80,14 +83,17 @@ class LocalStore:
         self._sweep_abandoned()
 
     def _sweep_abandoned(self) -> None:
-        """Remove what writers that were killed left in `tmp/`."""
+        """Remove what killed writers left in `tmp/`: of this machine at once, of others (the folder may be shared) later."""
         for path in (self._root / "tmp").iterdir():
-            if time.time() - path.stat().st_mtime > ABANDONED_S:
-                path.unlink(missing_ok=True)
+            host, pid, _ = path.name.rsplit("-", 2)
+            with contextlib.suppress(FileNotFoundError):  # finished or swept by somebody else meanwhile
+                dead = not Path(f"/proc/{pid}").exists() if host == HOST else _age_s(path) > ABANDONED_S
+                if dead:
+                    path.unlink()
 
     def temporary(self) -> Path:
-        """A new name on the same file system."""
-        return self._root / "tmp" / secrets.token_hex(16)
+        """A new name on the same file system, which tells whose it is."""
+        return self._root / "tmp" / f"{HOST}-{os.getpid()}-{secrets.token_hex(8)}"
 
     def path(self, sha256: str) -> Path:
         """Where the content is kept. NotFound if this is no digest, so that no other path can be named."""
@@ -149,6 +155,10 @@ class LocalStore:
 
     async def close(self) -> None:
         """Nothing is kept open."""
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
 
 
 def _fsync_folder(path: Path) -> None:

@@ -164,12 +164,13 @@ class TestLocalFolder:
             await store.fetch(digest, tmp_path / "x")
         assert not (tmp_path / "x").exists()
 
-    async def test_what_a_killed_writer_left_is_swept_after_a_day(self, tmp_path: Path) -> None:
+    async def test_what_killed_writers_left_is_swept(self, tmp_path: Path) -> None:
         store = LocalStore(tmp_path / "store")
-        old, new = store.temporary(), store.temporary()
-        for path in (old, new):
+        mine = store.temporary()
+        dead = mine.with_name(mine.name.replace(f"-{os.getpid()}-", "-4194305-"))  # above the largest process id
+        elsewhere, long_ago = mine.with_name("other-1-aa"), mine.with_name("other-1-bb")
+        for path in (mine, dead, elsewhere, long_ago):
             path.write_bytes(b"half")
-        os.utime(old, (0, 0))
+        os.utime(long_ago, (0, 0))
         LocalStore(tmp_path / "store")
-        assert not old.exists()
-        assert new.exists()
+        assert sorted(path.name for path in mine.parent.iterdir()) == sorted([mine.name, elsewhere.name])

@@ -1,0 +1,21 @@
+"""A platform with short leases, so that crashes are noticed within a test's patience."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.platform import Platform, breast_cancer_csv
+
+SHORT = {
+    "AIMASS_QUEUE_LEASE_S": "3",
+    "AIMASS_QUEUE_RECONCILE_S": "0.5",
+    "AIMASS_QUEUE_BACKOFF_S": "0.2",
+    "AIMASS_QUEUE_REPUSH_S": "2",
+}
+
+
+@pytest.fixture(scope="module")
+def platform() -> Iterator[Platform]:
+    with Platform(**SHORT) as running:
+        assert running.upload("tumours", breast_cancer_csv())["state"] == "ready"
+        yield running

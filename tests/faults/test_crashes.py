@@ -1,0 +1,191 @@
+"""Processes that are killed, frozen or too large: jobs run to their end once, and never twice at a time."""
+
+import contextlib
+import signal
+import time
+
+import psutil
+
+from tests.faults.conftest import SHORT
+from tests.support.jobs import long, quick
+from tests.support.platform import Platform, breast_cancer_csv
+from tests.support.servers import wait_until
+
+
+def until_training(platform: Platform, job_id: str, fraction: float = 0.0) -> None:
+    """Wait until the child of this job reports progress and a checkpoint can have been stored."""
+
+    def trains() -> bool:
+        progress = platform.job(job_id)["progress"]
+        return progress["fraction"] > fraction and "epoch" in progress["step"]
+
+    wait_until(trains, 60, "the job trains")
+    time.sleep(1.0)  # a checkpoint is stored a moment after it was written
+
+
+def states(platform: Platform, job_id: str) -> list[str]:
+    return [data["state"] for _, kind, data in platform.events(job_id) if kind == "state"]
+
+
+class TestChild:
+    def test_a_killed_child_is_run_again_from_its_checkpoint(self, platform: Platform) -> None:
+        job = platform.submit(
+            **long(
+                "child-killed",
+                training={"epochs": 80, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
+            )
+        )
+        until_training(platform, job["id"])
+        [child] = platform.children()
+        child.kill()
+        ended = platform.wait(job["id"], "succeeded", 180)
+        assert ended["attempt"] == 2
+        assert states(platform, job["id"]) == ["queued", "running", "queued", "running", "succeeded"]
+        assert "resumed from epoch" in platform.logs(job["id"])
+        assert platform.call("GET", "/api/v1/models/child-killed")["latest_version"] == 1
+
+    def test_a_child_above_its_memory_limit_fails_and_names_the_setting(self, platform: Platform) -> None:
+        job = platform.submit(**long("too-large", resources={"memory_mb": 256}))
+        ended = platform.wait(job["id"], "failed")
+        assert ended["error"]["code"] == "job_memory_exceeded"
+        assert "resources.memory_mb = 256" in ended["error"]["detail"]
+        assert ended["attempt"] == 1
+        platform.call("GET", "/api/v1/models/too-large", 404)
+
+    def test_a_child_above_its_time_limit_fails_and_names_the_setting(self, platform: Platform) -> None:
+        job = platform.submit(**long("too-long", timeout_s=4))
+        ended = platform.wait(job["id"], "failed")
+        assert (ended["error"]["code"], ended["attempt"]) == ("job_timed_out", 1)
+        assert "timeout_s = 4" in ended["error"]["detail"]
+        assert not platform.children()
+
+
+class TestCancel:
+    def test_a_running_job_is_cancelled_and_its_process_is_gone(self, platform: Platform) -> None:
+        job = platform.submit(**long("cancelled"))
+        until_training(platform, job["id"])
+        [child] = platform.children()
+        platform.call("POST", f"/api/v1/jobs/{job['id']}/cancel", 202)
+        platform.wait(job["id"], "cancelled", 10)
+        assert not child.is_running()
+        assert platform.call("POST", f"/api/v1/jobs/{job['id']}/cancel", 202)["state"] == "cancelled"
+        platform.call("GET", "/api/v1/models/cancelled", 404)
+
+    def test_a_queued_job_is_cancelled_at_once(self, platform: Platform) -> None:
+        first = platform.submit(**long("first"))
+        platform.wait(first["id"], "running", 30)
+        queued = platform.submit(**quick("never"))
+        assert platform.call("POST", f"/api/v1/jobs/{queued['id']}/cancel", 202)["state"] == "cancelled"
+        platform.call("POST", f"/api/v1/jobs/{first['id']}/cancel", 202)
+        platform.wait(first["id"], "cancelled", 30)
+
+
+class TestAgent:
+    def test_a_killed_agent_takes_its_child_along_and_the_job_is_run_once_more(self, platform: Platform) -> None:
+        job = platform.submit(
+            **long(
+                "agent-killed",
+                training={"epochs": 80, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
+            )
+        )
+        until_training(platform, job["id"])
+        [agent], [child] = platform.agents(), platform.children()
+        agent.kill()
+        wait_until(
+            lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5, "the child dies with its agent"
+        )
+        ended = platform.wait(job["id"], "succeeded", 180)
+        assert ended["attempt"] == 2
+        assert states(platform, job["id"]) == ["queued", "running", "queued", "running", "succeeded"]
+        assert "resumed from epoch" in platform.logs(job["id"])
+        assert platform.call("GET", "/api/v1/models/agent-killed")["latest_version"] == 1
+
+    def test_a_frozen_agent_loses_its_job_and_writes_nothing_when_it_thaws(self) -> None:
+        with Platform(workers=2, **SHORT) as platform:
+            platform.upload("tumours", breast_cancer_csv())
+            job = platform.submit(**long("frozen"))
+            until_training(platform, job["id"])
+            [child] = platform.children()
+            agent = psutil.Process(child.ppid())
+            agent.send_signal(signal.SIGSTOP)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                wait_until(
+                    lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE,
+                    20,
+                    "the silent agent's child stops itself",
+                )
+            wait_until(
+                lambda: platform.job(job["id"])["attempt"] == 2 and platform.job(job["id"])["state"] == "running",
+                30,
+                "the other agent takes over",
+            )
+            second = platform.job(job["id"])["worker"]
+            agent.send_signal(signal.SIGCONT)
+            wait_until(
+                lambda: any("lost its lease" in line for line in platform.output),
+                20,
+                "the thawed agent sees that it lost",
+            )
+            now = platform.job(job["id"])
+            assert (now["state"], now["attempt"], now["worker"]) == ("running", 2, second)
+            assert states_now(platform, job["id"]) == ["queued", "running", "queued", "running"]
+            platform.call("POST", f"/api/v1/jobs/{job['id']}/cancel", 202)
+            platform.wait(job["id"], "cancelled", 30)
+
+    def test_a_stopped_platform_gives_its_job_back_and_a_new_one_resumes_it(self) -> None:
+        platform = Platform(**SHORT)
+        try:
+            platform.start()
+            platform.upload("tumours", breast_cancer_csv())
+            job = platform.submit(
+                **long(
+                    "drained",
+                    training={"epochs": 80, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 60},
+                )
+            )
+            until_training(platform, job["id"])
+            assert platform.stop() == 0
+            assert platform.processes("") == []
+            platform.output.clear()
+            with platform:
+                ended = platform.wait(job["id"], "succeeded", 180)
+                assert ended["attempt"] == 2
+                assert "resumed from epoch" in platform.logs(job["id"])
+        finally:
+            platform.kill_all()
+
+
+def states_now(platform: Platform, job_id: str) -> list[str]:
+    """States so far of a job that still runs: its stream does not end, so it is read until it is silent."""
+    import json  # noqa: PLC0415
+
+    found: list[str] = []
+    kind = ""
+    with (
+        contextlib.suppress(Exception),
+        platform.client.stream("GET", f"/api/v1/jobs/{job_id}/events", timeout=2) as stream,
+    ):
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                kind = line.removeprefix("event: ")
+            elif line.startswith("data: ") and kind == "state":
+                found.append(json.loads(line.removeprefix("data: "))["state"])
+            if len(found) == 4:
+                break
+    return found
+
+
+class TestLauncher:
+    def test_a_killed_launcher_leaves_no_orphan(self) -> None:
+        platform = Platform(**SHORT)
+        try:
+            platform.start()
+            platform.upload("tumours", breast_cancer_csv())
+            job = platform.submit(**long("orphan"))
+            until_training(platform, job["id"])
+            assert len(platform.processes("")) >= 5
+            platform.process.kill()
+            platform.process.wait()
+            wait_until(lambda: platform.processes("") == [], 30, "everything ends with the launcher")
+        finally:
+            platform.kill_all()

@@ -1,0 +1,105 @@
+"""The gateway killed in the middle of an upload and of predictions."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections import Counter
+
+import httpx
+
+from tests.support.jobs import quick
+from tests.support.platform import KEY, Platform, breast_cancer_csv
+from tests.support.servers import wait_until
+
+
+def stored_files(platform: Platform) -> set[str]:
+    return {
+        str(path) for path in (platform.data_dir / "store").rglob("*") if path.is_file() and path.parent.name != "tmp"
+    }
+
+
+def test_a_gateway_killed_during_an_upload_leaves_no_half_data_set(platform: Platform) -> None:
+    before = stored_files(platform)
+    head = (
+        "POST /api/v1/datasets HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: multipart/form-data; boundary=B\r\n"
+        "content-length: 100000000\r\n\r\n"
+        '--B\r\ncontent-disposition: form-data; name="name"\r\n\r\nhalf\r\n'
+        '--B\r\ncontent-disposition: form-data; name="file"; filename="a.csv"\r\n\r\na,b\r\n'
+    ).format(key=KEY)
+    assert platform.url is not None
+    port = int(platform.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head.encode() + b"1,2\n" * 1_000_000)
+        time.sleep(0.5)
+        [gateway] = platform.processes("app.gateway.main")
+        gateway.kill()
+        gateway.wait(5)
+    wait_until(lambda: _ready(platform), 30, "the launcher starts the gateway again")
+    platform.call("GET", "/api/v1/datasets/half", 404)
+    assert stored_files(platform) == before
+    assert platform.upload("half", b"a,b\n1,2\n3,4\n")["version"] == 1
+
+
+def test_a_broken_upload_leaves_nothing(platform: Platform) -> None:
+    assert platform.url is not None
+    port = int(platform.url.rsplit(":", 1)[1])
+    head = f"POST /api/v1/datasets HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: multipart/form-data; boundary=B\r\ncontent-length: 5000000\r\n\r\n"
+    part = '--B\r\ncontent-disposition: form-data; name="name"\r\n\r\nbroken\r\n--B\r\ncontent-disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head.encode() + part.encode() + b"1,2\n" * 1000)
+    wait_until(lambda: not any((platform.data_dir / "store" / "tmp").iterdir()), 10, "the temporary file is removed")
+    platform.call("GET", "/api/v1/datasets/broken", 404)
+
+
+def test_a_gateway_killed_during_predictions_is_back_and_answers_right(platform: Platform) -> None:
+    job = platform.submit(**quick("served", deploy={"endpoint": "served"}))
+    platform.wait(job["id"], "succeeded")
+    wait_until(
+        lambda: platform.call("GET", "/api/v1/endpoints/served")["state"] == "ready", 20, "the endpoint is loaded"
+    )
+    columns = [
+        c["name"]
+        for c in platform.call("GET", "/api/v1/datasets/tumours/versions/1")["schema"]["columns"]
+        if c["name"] != "diagnosis"
+    ]
+    rows = [line.split(",") for line in breast_cancer_csv().decode().splitlines()[1:]]
+    instances = [dict(zip(columns, map(float, row[:-1]), strict=True)) for row in rows[:20]]
+    url = f"{platform.url}/api/v1/endpoints/served/predict"
+    expected = [
+        platform.call("POST", "/api/v1/endpoints/served/predict", json={"instances": [i]})["predictions"]
+        for i in instances
+    ]
+    answers: Counter[str] = Counter()
+    stop = threading.Event()
+
+    def load() -> None:
+        with httpx.Client(headers={"x-api-key": KEY}) as client:
+            while not stop.is_set():
+                for number, instance in enumerate(instances):
+                    with contextlib.suppress(httpx.HTTPError):
+                        answer = client.post(url, json={"instances": [instance]})
+                        right = answer.status_code == 200 and answer.json()["predictions"] == expected[number]
+                        answers["right" if right else str(answer.status_code)] += 1
+
+    threads = [threading.Thread(target=load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: answers["right"] > 100, 20, "predictions flow")
+    [gateway] = platform.processes("app.gateway.main")
+    gateway.kill()
+    gateway.wait(5)
+    wait_until(lambda: _ready(platform), 30, "the launcher starts the gateway again")
+    back_at = answers["right"]
+    wait_until(lambda: answers["right"] > back_at + 100, 20, "predictions flow again")
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(answers) <= {"right", "503"}, answers  # 503: asked while the model was being loaded again
+
+
+def _ready(platform: Platform) -> bool:
+    try:
+        return platform.client.get("/readyz").status_code == 200
+    except httpx.HTTPError:
+        return False
