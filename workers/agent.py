@@ -46,7 +46,11 @@ class Agent:
         folder.mkdir(parents=True, exist_ok=True)
         lease_s = self._settings.queue.lease_s
         self._supervisor = Supervisor(
-            folder, threads=self._threads, silence_s=lease_s, warm=self._settings.worker.spare
+            folder,
+            device=self._settings.worker.device,
+            threads=self._threads,
+            silence_s=lease_s,
+            warm=self._settings.worker.spare,
         )
 
     def drain(self) -> None:

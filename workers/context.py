@@ -90,5 +90,5 @@ class JobContext:
         return self.stop.is_set()
 
 
-class Stopped(Exception):  # noqa: N818 - not an error: the job was asked to stop and did
+class Stopped(Exception):
     """Raised by a job that stopped early because `should_stop()` became true."""

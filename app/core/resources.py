@@ -97,7 +97,9 @@ class ModelVersion:
         if name is not None:
             return next((v for v in accepted if v.name == name), None)
         fastest = max((v.items_per_s for v in accepted), default=0.0)
-        return min((v for v in accepted if v.items_per_s >= fastest * (1 - SAME_SPEED)), key=lambda v: v.bytes, default=None)
+        return min(
+            (v for v in accepted if v.items_per_s >= fastest * (1 - SAME_SPEED)), key=lambda v: v.bytes, default=None
+        )
 
 
 @dataclass(frozen=True, slots=True)

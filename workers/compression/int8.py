@@ -19,7 +19,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from workers.export.runtime import Inputs, rows_of, take
+from workers.learning import Inputs, rows_of, take
 
 CALIBRATION_ROWS = 512
 _BATCH = 64

@@ -10,10 +10,10 @@ import onnx
 from app.specs.jobs import CompressBudget
 from workers.compression.int8 import CALIBRATION_ROWS, quantize_convolutions, quantize_weights
 from workers.compression.trees import NOTE, truncate_trees
+from workers.data.prepare import Prepared
 from workers.evaluation.metrics import metric_drop
 from workers.evaluation.variant import Judge, Variant
-from workers.export.runtime import take
-from workers.training.prepare import Prepared
+from workers.learning import take
 
 _GAIN = 1.05  # smaller or faster by this factor, or it is not worth a file
 _TREE_SHARE = 0.5  # of the budget that truncation may use up on validation rows, since test rows will differ

@@ -3,16 +3,15 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workers.export.runtime import Inputs, open_session, rows_of, take
+from workers.export.runtime import open_session
+from workers.host import host_name
+from workers.learning import Inputs, rows_of, take
 
 _BATCHES = {"tabular": 256, "image": 32}
-_ISA = ("avx512_vnni", "avx_vnni", "avx512_bf16", "avx512f", "avx2", "asimddp", "asimd")  # what kernels are chosen by
 _MIN_RUNS, _MAX_RUNS = 20, 1000
 
 
@@ -73,16 +72,3 @@ def _times(run: Any, budget_s: float) -> list[float]:  # noqa: ANN401 - any call
         run(len(taken))
         taken.append(time.perf_counter() - start)
     return taken
-
-
-@cache
-def host_name() -> str:
-    """The processor's name and the widest instruction sets that kernels are chosen by."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown processor"
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    found = "+".join(name for name in _ISA if name in flags)
-    return f"{facts.get('model name', 'processor')} ({found or 'baseline'})"

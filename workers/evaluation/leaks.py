@@ -6,9 +6,8 @@ import numpy as np
 from sklearn.metrics import r2_score, recall_score
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from workers.export.runtime import Inputs, take
-from workers.families.base import Array, LearningData
 from workers.families.encoding import TreeEncoder
+from workers.learning import Array, Inputs, LearningData, take
 
 _ROWS = 5000
 _SUSPICIOUS = 0.985  # balanced accuracy or R2 of one column alone

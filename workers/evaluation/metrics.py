@@ -7,7 +7,7 @@ import numpy.typing as npt
 from sklearn import metrics as sk
 
 from app.core.signature import Task
-from workers.families.base import Array
+from workers.learning import Array
 
 LOWER_IS_BETTER = frozenset({"log_loss", "rmse", "mae"})
 _EPSILON = 1e-7  # probabilities are float32; log loss needs them off 0 and 1

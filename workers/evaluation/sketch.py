@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from app.core.signature import Signature
-from workers.export.runtime import Inputs
-from workers.families.base import Array
+from workers.learning import Array, Inputs
 
 _BINS = 20
 _TOP = 50

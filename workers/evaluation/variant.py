@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from workers.evaluation.latency import Latency, compare_latency
 from workers.evaluation.metrics import evaluate
-from workers.export.runtime import Inputs, open_session, predict
-from workers.families.base import Array
+from workers.export.runtime import open_session, predict
+from workers.learning import Array, Inputs
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from app.core.errors import ParityFailed
-from workers.export.runtime import Inputs, open_session, predict, rows_of, take
+from workers.export.runtime import open_session, predict
+from workers.learning import Inputs, rows_of, take
 
 MIN_ROWS = 1000
 BATCHES = (1, 7)

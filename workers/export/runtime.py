@@ -1,13 +1,11 @@
 """ONNX Runtime as the jobs use it: one session, fixed threads, no waiting threads that spin."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-Inputs = Mapping[str, npt.NDArray[Any]]
+from workers.learning import Inputs, rows_of, take
+
 _ERRORS_ONLY = 3
 
 
@@ -19,16 +17,6 @@ def open_session(model: bytes, threads: int) -> ort.InferenceSession:
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def rows_of(inputs: Inputs) -> int:
-    """Rows of a batch; every tensor has the same number."""
-    return len(next(iter(inputs.values())))
-
-
-def take(inputs: Inputs, rows: npt.NDArray[np.int64] | slice) -> dict[str, npt.NDArray[Any]]:
-    """The chosen rows of every tensor."""
-    return {name: np.ascontiguousarray(value[rows]) for name, value in inputs.items()}
 
 
 def predict(session: ort.InferenceSession, inputs: Inputs, batch: int = 1024) -> npt.NDArray[np.float32]:

@@ -1,82 +1,15 @@
 """What a family is: it fits on typed arrays and gives back a model that predicts and exports itself."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol, cast
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from app.core.errors import Misconfigured
-from app.core.signature import Signature, Task
 from app.specs.families import Family as Descriptor
-from app.specs.jobs import TrainingSpec
 from workers.context import JobContext
-from workers.export.runtime import Inputs
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Standard:
-    """Mean and spread of a regression target, so that families learn values near one."""
-
-    mean: float = 0.0
-    scale: float = 1.0
-
-    @classmethod
-    def of(cls, values: Array) -> "Standard":
-        """Of training targets; a constant target keeps its unit."""
-        return cls(float(values.mean()), float(values.std()) or 1.0)
-
-    def shrink(self, values: Array) -> npt.NDArray[np.float64]:
-        """To zero mean and unit spread."""
-        return (values.astype(np.float64) - self.mean) / self.scale
-
-    def restore(self, values: Array) -> npt.NDArray[np.float64]:
-        """Back to the target's own unit."""
-        return values.astype(np.float64) * self.scale + self.mean
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Rows to learn from or to watch.
-
-    `inputs` are the graph's inputs as the signature describes them. `y` is int64 [N] class indices, or float64 [N]
-    standardised values.
-    """
-
-    inputs: Inputs
-    y: Array
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-@dataclass(frozen=True, slots=True)
-class LearningData:
-    """All that a family learns from. Test rows are not here."""
-
-    signature: Signature
-    train: Part
-    validation: Part
-    standard: Standard = Standard()
-    bounds: tuple[Array, Array] | None = None  # clip the `numeric` tensor: low [n], high [n], infinite = open
-    training: TrainingSpec = field(default_factory=TrainingSpec)
-    threads: int = 1
-    device: str = "cpu"
-
-    @property
-    def task(self) -> Task:
-        """Classification or regression."""
-        return self.signature.task
-
-    @property
-    def n_classes(self) -> int:
-        """Classes, or 0 for regression."""
-        return len(self.signature.classes)
+from workers.learning import Array, Inputs, LearningData
 
 
 class Fitted(Protocol):

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from workers.context import JobContext
-from workers.export.runtime import Inputs, rows_of
 from workers.export.torch_graph import export_module
-from workers.families.base import Array, LearningData, Part
+from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.loop import Tensors, train
 
 _BATCH = 512

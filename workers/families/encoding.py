@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.export.graph import ML, Graph
-from workers.export.runtime import Inputs, rows_of
-from workers.families.base import Array, LearningData
+from workers.learning import Array, Inputs, LearningData, rows_of
 
 MAX_CATEGORIES = 1000  # a column's rarer values count as unseen
 SMOOTHING = 20.0  # rows' worth of the overall mean in each category's mean (Micci-Barreca 2001)

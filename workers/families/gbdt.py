@@ -11,10 +11,9 @@ import onnx
 
 from workers.context import JobContext, Stopped
 from workers.export.graph import Graph, binary_probabilities, value_output
-from workers.export.runtime import Inputs
 from workers.export.trees import Ensemble
-from workers.families.base import Array, LearningData
 from workers.families.encoding import TreeEncoder
+from workers.learning import Array, Inputs, LearningData
 from workers.training.files import write_atomically
 
 _CHECKPOINT = "gbdt.txt"  # LightGBM's own text format

@@ -15,9 +15,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from workers.context import JobContext
 from workers.export.graph import Graph, binary_probabilities, value_output
-from workers.export.runtime import Inputs
-from workers.families.base import Array, LearningData
 from workers.families.encoding import DenseEncoder
+from workers.learning import Array, Inputs, LearningData
 
 _NEVER = -1e4  # a logit whose probability is 0 in float32
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from workers.context import JobContext
 from workers.export.graph import Graph, value_output
-from workers.export.runtime import Inputs
-from workers.families.base import Array, LearningData, Part
 from workers.families.encoding import DenseEncoder
+from workers.learning import Array, Inputs, LearningData, Part
 from workers.training.loop import Tensors, train
 
 _EMBEDDING = 8

@@ -10,10 +10,9 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
 from workers.context import JobContext, Stopped
 from workers.export.graph import Graph, binary_probabilities, value_output
-from workers.export.runtime import Inputs
 from workers.export.trees import Ensemble
-from workers.families.base import Array, LearningData
 from workers.families.encoding import TreeEncoder
+from workers.learning import Array, Inputs, LearningData
 
 _STEPS = 10  # how often progress is told and a request to stop is seen
 

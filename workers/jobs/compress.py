@@ -8,10 +8,10 @@ from app.core.signature import Signature
 from app.specs.jobs import CompressSpec
 from workers.compression.variants import Compressor
 from workers.context import JobContext
+from workers.data.prepare import reload
+from workers.data.splits import SPLIT_FILE
 from workers.evaluation.variant import Judge
-from workers.training.host import job_threads
-from workers.training.prepare import reload
-from workers.training.splits import SPLIT_FILE
+from workers.host import job_threads
 
 
 def run(job: JobContext) -> dict[str, Any]:

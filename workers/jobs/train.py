@@ -13,17 +13,18 @@ from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.compression.variants import Compressor
 from workers.context import JobContext
+from workers.data.prepare import Prepared, prepare
+from workers.data.splits import SPLIT_FILE
+from workers.data.tables import instance_schema
 from workers.evaluation.leaks import leak_hints
 from workers.evaluation.metrics import baseline, default_metric, evaluate, order, positive_class
 from workers.evaluation.sketch import make_sketch
 from workers.evaluation.variant import Judge, Variant
 from workers.export.parity import MIN_ROWS, Parity, check_parity
-from workers.export.runtime import open_session, predict, take
-from workers.families.base import Fitted, LearningData, load_family
-from workers.training.host import choose_device, environment, job_threads
-from workers.training.prepare import Prepared, prepare
-from workers.training.splits import SPLIT_FILE
-from workers.training.tables import instance_schema
+from workers.export.runtime import open_session, predict
+from workers.families.base import Fitted, load_family
+from workers.host import choose_device, environment, job_threads
+from workers.learning import LearningData, take
 
 MODEL_FILE, SIGNATURE_FILE, CARD_FILE = "model.onnx", "signature.json", "card.json"
 SKETCH_FILE, GOLDEN_FILE = "sketch.json", "golden.json"

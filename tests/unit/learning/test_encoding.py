@@ -7,8 +7,8 @@ from app.core.signature import Column, Signature, Tensor
 from workers.export.graph import Graph
 from workers.export.runtime import open_session
 from workers.export.trees import Ensemble, floor_float32
-from workers.families.base import LearningData, Part
 from workers.families.encoding import CategoryEncoder, DenseEncoder, NumericEncoder, TreeEncoder
+from workers.learning import LearningData, Part
 
 NUMERIC = np.asarray([[1, np.nan], [3, 10], [5, 30], [7, 20]], np.float32)
 CATEGORICAL = np.asarray([["a", "x"], ["b", ""], ["a", "x"], ["c", "y"]], object)

@@ -8,12 +8,13 @@ import pytest
 from app.core.errors import InvalidData
 from app.core.signature import Column, Signature, Tensor
 from app.specs.jobs import SplitSpec
-from workers.evaluation.latency import compare_latency, host_name
+from workers.data.splits import load_split, split_rows
+from workers.data.tables import Notes, as_text, check_classes, read_target, table_inputs
+from workers.evaluation.latency import compare_latency
 from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, positive_class
 from workers.evaluation.sketch import make_sketch
 from workers.export.graph import Graph
-from workers.training.splits import load_split, split_rows
-from workers.training.tables import Notes, as_text, check_classes, read_target, table_inputs
+from workers.host import host_name
 
 Y = np.asarray([0, 0, 0, 1, 1])
 P = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.55, 0.45]])

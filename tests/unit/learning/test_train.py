@@ -12,10 +12,10 @@ from app.core.errors import InvalidData, InvalidSpec, ParityFailed
 from app.core.signature import Signature
 from app.specs.jobs import CompressBudget, TrainSpec
 from workers.compression.variants import Compressor
+from workers.data.prepare import prepare
 from workers.evaluation.variant import Judge
 from workers.export.runtime import open_session
 from workers.jobs import compress, train
-from workers.training.prepare import prepare
 
 MakeJob = Callable[..., Any]
 FAST = {"epochs": 15, "batch_size": 32, "optimizer": {"lr": 0.01}}

@@ -12,7 +12,7 @@ from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Column, ColumnType, Signature, Task, Tensor
 from app.specs.data import ROW_ID
 from app.specs.jobs import DropDuplicates, FeatureSpec, TrainSpec
-from workers.families.base import Array
+from workers.learning import Array
 
 MAX_CLASSES = 1000
 _ID_SHARE = 0.5  # a text column with more distinct values per row than this names rows rather than describing them

@@ -14,11 +14,9 @@ from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.context import JobContext
-from workers.export.runtime import Inputs, take
-from workers.families.base import Array, LearningData, Part, Standard
-from workers.training.images import choose_format, decode_all
-from workers.training.splits import Split, load_split, split_rows
-from workers.training.tables import (
+from workers.data.images import choose_format, decode_all
+from workers.data.splits import Split, load_split, split_rows
+from workers.data.tables import (
     Notes,
     Target,
     check_columns,
@@ -28,6 +26,7 @@ from workers.training.tables import (
     read_target,
     table_inputs,
 )
+from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
 IMAGE_COLUMN = "image"
 

@@ -3,14 +3,18 @@
 import os
 import platform
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from app.core.errors import InvalidSpec
 from workers.context import JobContext
-from workers.evaluation.latency import host_name
 
 _LIBRARIES = ("aimass", "lightgbm", "lightning", "numpy", "onnx", "onnxruntime", "polars", "scikit-learn", "torch")
+
+
+_ISA = ("avx512_vnni", "avx_vnni", "avx512_bf16", "avx512f", "avx2", "asimddp", "asimd")  # what kernels are chosen by
 
 
 def job_threads(job: JobContext) -> int:
@@ -45,3 +49,16 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+@cache
+def host_name() -> str:
+    """The processor's name and the widest instruction sets that kernels are chosen by."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown processor"
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    found = "+".join(name for name in _ISA if name in flags)
+    return f"{facts.get('model name', 'processor')} ({found or 'baseline'})"

@@ -12,8 +12,8 @@ from app.core.errors import InvalidData
 from app.core.signature import Task
 from app.specs.data import ROW_ID
 from app.specs.jobs import SplitSpec
-from workers.families.base import Array
-from workers.training.tables import Notes
+from workers.data.tables import Notes
+from workers.learning import Array
 
 SPLIT_FILE = "split.parquet"
 MIN_ROWS = 10
