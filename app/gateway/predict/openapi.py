@@ -233,7 +233,7 @@ def _predict() -> Json:
         "requestBody": {"required": True, "content": _content("PredictRequest", examples=_PREDICT_EXAMPLES)},
         "responses": {
             "200": _answer(200, _content("PredictResponse")),
-            **_errors("Problem", PROBLEM_TYPE, 400, 401, 403, 404, 413, 422, 429, 500, 503, 504),
+            **_errors("Problem", PROBLEM_TYPE, 400, 401, 403, 404, 405, 413, 422, 429, 500, 503, 504),
         },
     }
 
