@@ -1,4 +1,4 @@
-"""Every setting, in small groups; each is an environment variable `AIMASS_<GROUP>_<NAME>` and listed in the README from here."""
+"""Every setting, in small groups; each is an environment variable `AIMASS_<GROUP>_<NAME>`, listed in the README."""
 
 from pathlib import Path
 from typing import Annotated, Any

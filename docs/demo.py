@@ -75,7 +75,9 @@ class Platform:
 def start(folder: str) -> Platform:
     """Run `aimass up` and wait for its lines."""
     command = [str(Path(sys.executable).parent / "aimass"), "up", "--port", "0", "--data-dir", folder]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "AIMASS_LOG_LEVEL": "warning"})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "AIMASS_LOG_LEVEL": "warning"}
+    )
     key = url = ""
     assert process.stdout is not None
     for line in process.stdout:
@@ -108,7 +110,12 @@ def upload(platform: Platform, name: str, filename: str, content: bytes) -> None
 
 def follow(platform: Platform, jobs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     """Progress bars of jobs, live from their event streams, until each has ended."""
-    columns = (TextColumn("  {task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} % {task.fields[step]}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("  {task.description:<24}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} % {task.fields[step]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as bars:
         for title, job_id in jobs:
             follow_one(platform, job_id, bars, bars.add_task(title, total=1.0, step="queued"))
@@ -153,8 +160,15 @@ def predict(platform: Platform, name: str, instance: Any, oip: dict[str, Any]) -
 async def load(platform: Platform, path: str, body: bytes) -> float:
     """Requests/s of `CONNECTIONS` connections that send one request after the other for `LOAD_S` seconds."""
     url = platform.client.base_url
-    head = f"POST {path} HTTP/1.1\r\nhost: {url.host}\r\nauthorization: Bearer {platform.key}\r\ncontent-length: {len(body)}\r\n\r\n"
-    request = head.encode() + body
+    head = (
+        f"POST {path} HTTP/1.1",
+        f"host: {url.host}",
+        f"x-api-key: {platform.key}",
+        f"content-length: {len(body)}",
+        "",
+        "",
+    )
+    request = "\r\n".join(head).encode() + body
     done = 0
 
     async def client() -> None:
@@ -179,7 +193,9 @@ async def load(platform: Platform, path: str, body: bytes) -> float:
 def show(platform: Platform, rows: list[tuple[str, float]]) -> None:
     """What came out."""
     headers = ("model", "version", "served", "test metric", "size", "p50 at batch 1", "items/s", "HTTP requests/s")
-    table = Table(*headers, title="before → after compression (a variant that is not better, or costs accuracy, is not served)")
+    table = Table(
+        *headers, title="before → after compression (a variant that is not better, or costs accuracy, is not served)"
+    )
     for name, rate in rows:
         endpoint = platform.call("GET", f"/api/v1/endpoints/{name}")
         version = platform.call("GET", f"/api/v1/models/{name}/versions/{endpoint['version']}")
@@ -219,10 +235,21 @@ def run(platform: Platform) -> None:
     console.print("[bold]train[/bold]")
     common = {"kind": "train", "task": "classification"}
     trees = submit(platform, **common, model="tumours", dataset="tumours@1", target="diagnosis", family="gbdt")
-    net = submit(platform, **common, model="digits", dataset="digits@1", target="label", family="cnn", training={"epochs": 15, "batch_size": 64})
+    net = submit(
+        platform,
+        **common,
+        model="digits",
+        dataset="digits@1",
+        target="label",
+        family="cnn",
+        training={"epochs": 15, "batch_size": 64},
+    )
     follow(platform, [("gbdt on tumours", trees), ("cnn on digits", net)])
     console.print("[bold]compress[/bold]")
-    jobs = [(f"compress {name}", submit(platform, kind="compress", model=name, version=1, budget={"max_metric_drop": 0.01})) for name in ("tumours", "digits")]
+    jobs = [
+        (f"compress {name}", submit(platform, kind="compress", model=name, version=1, budget={"max_metric_drop": 0.01}))
+        for name in ("tumours", "digits")
+    ]
     follow(platform, jobs)
     console.print("[bold]deploy and predict[/bold]")
     for name in ("tumours", "digits"):

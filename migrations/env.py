@@ -1,4 +1,4 @@
-"""How migrations run: one at a time (advisory lock on PostgreSQL, write lock on SQLite), with lock and statement time-outs."""
+"""How migrations run: one at a time (advisory lock on PostgreSQL, write lock on SQLite), with time-outs."""
 
 import asyncio
 

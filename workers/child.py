@@ -4,8 +4,9 @@
     python -m workers.child --agent PARENT_PID --events FD --silence SECONDS
                                        import the heavy libraries, then wait on standard input for a line with a FOLDER
 
-With an agent, standard input also carries its sign of life: one byte now and then. A child that hears nothing for `silence`
-seconds, or reads end-of-file, kills its process group: its agent is frozen or dead and somebody else may run the job.
+With an agent, standard input also carries its sign of life: one byte now and then. A child that hears nothing for
+`silence` seconds, or reads end-of-file, kills its process group: its agent is frozen or dead, and somebody else may run
+the job.
 """
 
 import argparse
@@ -85,7 +86,7 @@ def _watch_agent(silence_s: float) -> NoReturn:
 
 
 def run_folder(folder: Path, events: Events) -> int:
-    """Run the job in `folder`; its last event is `result`, `error` or `stopped`. The exit status: 0 if the job told its end."""
+    """Run the job in `folder`; its last event is `result`, `error` or `stopped`. 0 if the job told its end."""
     raw = json.loads((folder / "job.json").read_text())
     job = JobContext(raw["id"], raw["kind"], raw["attempt"], raw["spec"], folder, events)
     signal.signal(signal.SIGTERM, lambda _signal, _frame: job.stop.set())

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from app.core.errors import AimassError, Unavailable
+from app.core.errors import AimassError, Crashed, MemoryExceeded, TimedOut, Unavailable
 from app.core.jobs import JobFailure, Lease, MetricPoint, Progress
 from app.registry.ledger import SqlLedger
 from app.services.announce import announce_due, tell_watchers
@@ -23,6 +23,7 @@ from workers.supervisor import Child, Supervisor
 log = logging.getLogger("aimass.job")
 FLUSH_S = 0.25
 WATCH_MEMORY_S = 0.25
+MEMORY_DETAIL = "the job needs more than resources.memory_mb = {}; raise it or use less data"
 CANCEL_GRACE_S = 0.3  # a cancelled job's checkpoint is of no use to anyone
 
 Interruption = Literal["lost", "cancel", "drain", "timeout", "memory"]
@@ -82,7 +83,7 @@ class JobRun:
             await lay_out_job(self._platform, self._lease, self._folder, self._threads)
             await self._supervise(child)
         except AimassError as error:
-            await self._fail(JobFailure(error.code, error.detail, error.retryable))
+            await self._fail(JobFailure.of(error))
         finally:
             await child.end(0)
             child.forget()
@@ -194,30 +195,27 @@ class JobRun:
             return await finish_job(self._platform, lease, told.data["result"], self._folder / "output")
         if why == "cancel":
             return await self._ledger.cancelled(lease.job_id, lease.attempt)
-        if told is not None and told.event == "error":
-            error = told.data
-            failure = JobFailure(error["code"], error["detail"], bool(error["retryable"]), tuple(error["errors"]))
-            return await self._fail(failure)
-        if why == "timeout":
-            return await self._fail(
-                JobFailure("job_timed_out", f"the job ran longer than timeout_s = {lease.timeout_s:g}")
-            )
-        if why == "memory":
-            detail = f"the job needs more than resources.memory_mb = {lease.memory_mb}; raise it or use less data"
-            return await self._fail(JobFailure("job_memory_exceeded", detail))
-        if why == "drain":
+        if (why == "drain" and told is None) or (told is not None and told.event == "stopped"):
             released = await self._ledger.release(lease.job_id, lease.attempt)
             await announce_due(self._platform)
             return released
-        return await self._crashed(child)
+        return await self._fail(await self._why_failed(why, child))
 
-    async def _crashed(self, child: Child) -> bool:
-        code = child.process.returncode
+    async def _why_failed(self, why: Interruption | None, child: Child) -> JobFailure:
+        lease, told = self._lease, self._outcome
+        if told is not None and told.event == "error":
+            error = told.data
+            return JobFailure(error["code"], error["detail"], bool(error["retryable"]), tuple(error["errors"]))
+        if why == "timeout":
+            return JobFailure.of(TimedOut(f"the job ran longer than timeout_s = {lease.timeout_s:g}"))
+        if why == "memory":
+            return JobFailure.of(MemoryExceeded(MEMORY_DETAIL.format(lease.memory_mb)))
         lines = [{"level": "error", "message": line} for line in child.last_errors()]
         if lines:
-            await self._ledger.progress(self._lease.job_id, self._lease.attempt, None, [], lines)
+            await self._ledger.progress(lease.job_id, lease.attempt, None, [], lines)
+        code = child.process.returncode
         how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
-        return await self._fail(JobFailure("job_crashed", f"the job's process ended with {how}", retryable=True))
+        return JobFailure.of(Crashed(f"the job's process ended with {how}"))
 
     async def _fail(self, failure: JobFailure) -> bool:
         backoff_s = self._platform.settings.queue.backoff_s

@@ -21,7 +21,7 @@ ALIVE = b"\0"
 
 @dataclass(slots=True)
 class Child:
-    """One process group, its event pipe, the pipe that it hears its agent on, and the file of its standard error."""
+    """One process group: its event pipe, the pipe it hears its agent on, the file of its standard error."""
 
     process: Process
     events: asyncio.StreamReader
@@ -42,7 +42,7 @@ class Child:
         self._tell(ALIVE)
 
     def _tell(self, message: bytes) -> None:
-        # Written directly, since signs of life come from the heartbeat's thread. A full pipe means a child that is busy.
+        # Written directly, since signs of life come from the heartbeat's thread. A full pipe means a busy child.
         with contextlib.suppress(OSError):
             os.write(self.voice, message)
 

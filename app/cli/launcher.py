@@ -180,7 +180,7 @@ class Launcher:
                 f"cannot listen on {host}:{port} (AIMASS_GATEWAY_HOST, AIMASS_GATEWAY_PORT): {error.strerror}"
             ) from None
         listener.listen(2048)
-        listener.set_inheritable(True)  # noqa: FBT003 - the parameter is positional only
+        listener.set_inheritable(True)
         command = [sys.executable, "-m", "app.gateway.main", "--fd", str(listener.fileno())]
         self._listener = listener
         self._add(Child("gateway", command, pass_fds=(listener.fileno(),)))
@@ -198,7 +198,7 @@ class Launcher:
             self._add(Child(f"worker {number} ({device})", [sys.executable, "-m", "workers.agent"], environment))
 
     def _wait_ready(self, url: str) -> bool:
-        """True once /readyz is 200; False if a signal came first. Misconfigured, with what is missing, after two minutes."""
+        """True once /readyz is 200; False if a signal came first. Misconfigured, with what is missing, in the end."""
         deadline = time.monotonic() + READY_WITHIN_S
         missing = "no answer"
         while not self._stopping:
@@ -247,7 +247,7 @@ def _answers(path: Path) -> bool:
 
 
 async def _first_key(settings: Settings, secret: str | None) -> str | None:
-    """Make the first key if there is none, or make sure that the operator's own exists; its secret if it was made now."""
+    """Make the first key if there is none, or see that the operator's own exists; its secret if it was made now."""
     database = Database(settings.database_url, settings.database)
     try:
         async with database.write() as session:

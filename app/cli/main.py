@@ -33,6 +33,7 @@ def up(
     api_key: Annotated[
         str | None, typer.Option(help="make this the first key instead of a random one", envvar="AIMASS_API_KEY")
     ] = None,
+    *,
     embedded: Annotated[
         bool, typer.Option("--embedded/--no-embedded", help="start a valkey server when none is set")
     ] = True,

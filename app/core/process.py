@@ -11,7 +11,7 @@ PR_SET_PDEATHSIG = 1
 def die_with_parent(parent_pid: int, sig: signal.Signals = signal.SIGTERM) -> None:
     """Ask the kernel for `sig` when the parent's thread ends, and exit at once if the parent has gone already.
 
-    The signal comes when the *thread* that spawned this process ends (prctl(2)), so parents spawn from their main thread.
+    The signal comes when the *thread* that spawned this process ends (prctl(2)): spawn from the main thread.
     """
     if sys.platform != "linux":
         return

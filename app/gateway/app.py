@@ -26,9 +26,9 @@ from app.gateway.predict.dispatcher import Dispatcher
 from app.gateway.predict.openapi import document
 from app.gateway.probes import endpoints as probes
 from app.gateway.probes.jobs import JobMetrics
-from app.serving.host import Host
 from app.services.platform import Platform, open_platform
 from app.services.reconcile import reconcile_queue
+from app.serving.host import Host
 from app.settings import Settings
 from app.specs.endpoints import EndpointSpec
 from app.specs.jobs import CompressSpec, TrainSpec

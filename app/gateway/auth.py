@@ -1,5 +1,6 @@
-"""API keys: verified against the registry once, then remembered for a while; revoked keys are forgotten at once here and
-within the time to live in other gateways.
+"""API keys: verified against the registry once, then remembered for a while.
+
+A revoked key is forgotten at once in this gateway, and within the time to live in others.
 """
 
 import time

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
-
 from prometheus_client import CollectorRegistry
 
 from app.core.errors import Forbidden, InvalidInput, Unauthenticated

@@ -35,7 +35,6 @@ STATUS: dict[str, int] = {
     "job_timed_out": 500,
     "job_memory_exceeded": 500,
     "export_parity_failed": 500,
-    "stale_attempt": 409,
     "corrupt": 500,
     "misconfigured": 500,
     "internal": 500,

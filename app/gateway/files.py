@@ -33,7 +33,7 @@ async def download(platform: Platform, file: StoredFile, filename: str, range_he
 
 
 def _span(header: str | None, size: int) -> tuple[int, int] | None:
-    """[start, end) of a Range header; the whole file for none, or for a form that servers may ignore; None: unsatisfiable."""
+    """[start, end) of a Range header; the whole file for none, or for a form to be ignored; None: unsatisfiable."""
     match = _RANGE.match(header or "")
     if match is None or (not match[1] and not match[2]):
         return 0, size

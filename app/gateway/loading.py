@@ -75,7 +75,7 @@ class Loader:
         await self._tell(name)
 
     async def sync(self) -> None:
-        """Make this process's memory what the registry says. A model that cannot be loaded leaves the old one serving."""
+        """Make this process serve what the registry says. A model that cannot be loaded leaves the old one serving."""
         async with self._lock:
             async with self._platform.database.read() as session:
                 endpoints = await EndpointReader(session).all()

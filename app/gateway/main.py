@@ -16,7 +16,7 @@ BACKLOG = 2048
 
 
 def main() -> None:
-    """Serve until SIGTERM. With --fd, on a socket that the launcher listens on, so that restarts refuse no connection."""
+    """Serve until SIGTERM; with --fd on the launcher's own socket, so that a restart refuses no connection."""
     parser = argparse.ArgumentParser(prog="python -m app.gateway.main", description=__doc__)
     parser.add_argument("--fd", type=int)
     arguments = parser.parse_args()

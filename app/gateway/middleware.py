@@ -1,4 +1,4 @@
-"""What every request through FastAPI gets: an id, bounded bodies, safe headers, and an answer even to our own mistakes."""
+"""What every request through FastAPI gets: an id, a bounded body, safe headers, an answer even to our mistakes."""
 
 import logging
 import re

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.core.errors import InvalidSpec, NotFound
+from app.core.errors import Crashed, InvalidSpec, NotFound
 from app.core.ids import new_id
 from app.core.jobs import (
     TERMINAL,
@@ -186,7 +186,7 @@ class MemoryLedger:
             if entry.job.state == "running" and entry.lease_until < self._clock()
         ]
         for entry in late:
-            failure = JobFailure("job_crashed", f"worker '{entry.job.worker}' stopped answering", retryable=True)
+            failure = JobFailure.of(Crashed(f"worker '{entry.job.worker}' stopped answering"))
             await self.fail(entry.job.id, entry.job.attempt, failure, backoff_s)
         return len(late)
 

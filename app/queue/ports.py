@@ -1,4 +1,4 @@
-"""What the queue needs of the outside. `app.registry.jobs` and `app.queue.memory` fulfil `Ledger`; `redis` and `memory` `Wake`."""
+"""What the queue is made of: `Ledger` (`app.registry.ledger`, `app.queue.memory`) and `Wake` (`redis`, `memory`)."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol

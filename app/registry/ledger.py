@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.core.jobs import DeviceClass, HeartbeatAnswer, Job, JobFailure, Lease, MetricPoint, NewJob, Progress, Ready
-from app.registry.jobs import JobLedger, JobReader
+from app.registry.job_ledger import JobLedger
+from app.registry.jobs import JobReader
 from app.registry.session import Database
 
 
 class SqlLedger:
-    """See `app.registry.jobs.JobLedger` for what each call does."""
+    """See `app.registry.job_ledger.JobLedger` for what each call does."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -1,4 +1,4 @@
-"""Bring the registry's schema up to date: Alembic under an advisory lock, with time-outs, safe to start from every process."""
+"""Bring the registry's schema up to date: Alembic under an advisory lock, safe to start from every process."""
 
 from pathlib import Path
 

@@ -197,7 +197,7 @@ class ModelWriter(ModelReader):
             await self._write.execute(insert(VariantRow).values(version_id=version_id, created_at=now(), **known))
 
     async def move_alias(self, name: str, alias: str, version: int, *, by: str, reason: str) -> AliasMove:
-        """Point the alias at a version, atomically, and remember who did it and why. NotFound if there is no such version."""
+        """Point the alias at a version, atomically; who did it and why is kept. NotFound without such a version."""
         await self.version(name, version)
         model = await self._row(name)
         await self._write.execute(

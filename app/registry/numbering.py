@@ -1,4 +1,4 @@
-"""Version numbers without a race: the name's row is the counter, and its lock is held until the version is committed."""
+"""Version numbers without a race: the name's row is the counter, locked until the version is committed."""
 
 from sqlalchemy import select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -10,7 +10,7 @@ from app.registry.tables import DatasetRow, ModelRow
 
 
 async def next_version(session: WriteSession, table: type[DatasetRow | ModelRow], name: str) -> tuple[str, int]:
-    """(id of the named row, next version number); the name is made if it is new. Gaps never appear: a rollback undoes it."""
+    """(id of the named row, next version number); the name is made if it is new. A rollback leaves no gap."""
     upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
     await session.execute(
         upsert(table)

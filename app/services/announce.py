@@ -5,12 +5,12 @@ import contextlib
 from app.core.errors import Unavailable
 from app.core.jobs import Job, Ready
 from app.queue.ports import JOB_CHANNEL
-from app.registry.jobs import JobLedger
+from app.registry.job_ledger import JobLedger
 from app.services.platform import Platform
 
 
 async def announce_due(platform: Platform) -> int:
-    """Announce every due job that agents have not been told of lately; how many. Without Redis the reconciler does it later."""
+    """Announce every due job that agents have not been told of lately; how many. Without Redis it is done later."""
     async with platform.database.write() as session:
         ready = await JobLedger(session).unannounced(platform.settings.queue.repush_s)
     for job in ready:

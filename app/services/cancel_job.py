@@ -5,7 +5,7 @@ import contextlib
 from app.core.errors import Unavailable
 from app.core.jobs import Job
 from app.queue.ports import CANCEL_CHANNEL
-from app.registry.jobs import JobLedger
+from app.registry.job_ledger import JobLedger
 from app.services.announce import tell_watchers
 from app.services.platform import Platform
 

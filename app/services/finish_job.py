@@ -14,7 +14,7 @@ from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.datasets import DatasetReader, DatasetWriter
 from app.registry.endpoints import EndpointWriter
 from app.registry.files import remove_files
-from app.registry.jobs import JobLedger
+from app.registry.job_ledger import JobLedger
 from app.registry.models import ModelWriter
 from app.registry.session import WriteSession
 from app.services.announce import announce_due, tell_watchers

@@ -29,7 +29,7 @@ def once(principal: Principal, key: str | None, operation: str, request: Any) ->
 
 
 async def create_once(session: WriteSession, request: Once, create: Callable[[], Awaitable[str]]) -> str:
-    """The name or id of what `create` makes, or of what it made before for the same key; in the caller's transaction."""
+    """The name or id of what `create` makes, or made before for the same key; in the caller's transaction."""
     if request.key is None:
         return await create()
     made = await replay(session, request.principal.key_id, request.key, request.fingerprint)

@@ -2,7 +2,7 @@
 
 from app.registry.files import forget_blob, unused_blobs
 from app.registry.idempotency import forget_old
-from app.registry.jobs import JobLedger
+from app.registry.job_ledger import JobLedger
 from app.registry.workers import forget_dead
 from app.services.announce import announce_due
 from app.services.platform import Platform
@@ -24,7 +24,7 @@ async def sweep(platform: Platform, grace_s: float = BLOB_GRACE_S) -> int:
     async with platform.database.write() as session:
         unused = await unused_blobs(session, grace_s)
         for sha256 in unused:
-            # Within the transaction: whoever wants to name this content again waits for the row, and then stores it anew.
+            # Within the transaction: whoever wants to name this content again waits for the row.
             await forget_blob(session, sha256)
             await platform.store.delete(sha256)
         await forget_old(session)

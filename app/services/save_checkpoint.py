@@ -4,7 +4,7 @@ from pathlib import Path
 
 from app.core.jobs import Lease
 from app.registry.files import add_files, remove_files
-from app.registry.jobs import JobLedger
+from app.registry.job_ledger import JobLedger
 from app.services.keep_files import keep_folder
 from app.services.platform import Platform
 

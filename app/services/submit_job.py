@@ -4,7 +4,7 @@ from app.core.errors import Conflict, FieldError, InvalidInput, InvalidSpec, Not
 from app.core.jobs import DeviceClass, Job, NewJob
 from app.core.resources import DatasetVersion
 from app.registry.datasets import DatasetReader
-from app.registry.jobs import JobLedger
+from app.registry.job_ledger import JobLedger
 from app.registry.models import ModelReader
 from app.registry.session import WriteSession
 from app.services.announce import announce_job

@@ -4,7 +4,7 @@ from app.core.errors import InvalidInput
 from app.core.jobs import Job, NewJob
 from app.core.resources import DatasetVersion, StoredFile
 from app.registry.datasets import DatasetWriter
-from app.registry.jobs import JobLedger
+from app.registry.job_ledger import JobLedger
 from app.services.announce import announce_job
 from app.services.idempotent import Once, create_once
 from app.services.platform import Platform

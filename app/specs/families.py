@@ -57,7 +57,7 @@ class MlpParams(FamilyParams):
 
     hidden: Annotated[
         list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=1, max_length=16, description="units per layer")
-    ] = [128, 64]  # noqa: RUF012 - pydantic copies defaults
+    ] = [128, 64]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     activation: Literal["relu", "gelu", "silu"] = "relu"
 
@@ -67,7 +67,7 @@ class CnnParams(FamilyParams):
 
     channels: Annotated[
         list[Annotated[int, Field(ge=4, le=1024)]], Field(min_length=1, max_length=6, description="channels per block")
-    ] = [32, 64, 128]  # noqa: RUF012 - pydantic copies defaults
+    ] = [32, 64, 128]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     image_size: Annotated[
         int | None, Field(ge=8, le=512, description="pixels a side; null: from the data, at most 96")

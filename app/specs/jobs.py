@@ -11,8 +11,12 @@ from app.specs.base import Name, Spec
 from app.specs.families import family
 
 Priority = Literal[0, 1, 2]
-MetricName = Literal["accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "rmse", "mae", "r2"]
-CLASSIFICATION_METRICS = frozenset({"accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss"})
+MetricName = Literal[
+    "accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "rmse", "mae", "r2"
+]
+CLASSIFICATION_METRICS = frozenset(
+    {"accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss"}
+)
 _DATASET = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})@(?P<version>[1-9][0-9]{0,8})$")
 
 
@@ -64,7 +68,9 @@ class FeatureSpec(Spec):
 
     drop: Annotated[list[str], Field(description="columns to leave out")] = []
     types: Annotated[dict[str, FeatureType], Field(description="read these columns as this type")] = {}
-    steps: Annotated[list[Clip], Field(description="transformations that become part of the model", max_length=100)] = []
+    steps: Annotated[
+        list[Clip], Field(description="transformations that become part of the model", max_length=100)
+    ] = []
 
 
 class SplitSpec(Spec):
@@ -129,7 +135,12 @@ class Resources(Spec):
 class CompressBudget(Spec):
     """What a compressed variant may cost to be accepted."""
 
-    max_metric_drop: Annotated[float, Field(ge=0, le=1, description="largest loss of the version's main metric on test rows; relative for RMSE and MAE")] = 0.01
+    max_metric_drop: Annotated[
+        float,
+        Field(
+            ge=0, le=1, description="largest loss of the version's main metric on test rows; relative for RMSE and MAE"
+        ),
+    ] = 0.01
 
 
 class DeploySpec(Spec):
@@ -160,7 +171,9 @@ class TrainSpec(JobSpec):
     features: FeatureSpec = FeatureSpec()
     clean: Annotated[list[CleanStep], Field(max_length=100)] = []
     split: SplitSpec = SplitSpec()
-    metrics: Annotated[list[MetricName], Field(description="first = main metric; default: roc_auc (2 classes), accuracy, rmse")] = []
+    metrics: Annotated[
+        list[MetricName], Field(description="first = main metric; default: roc_auc (2 classes), accuracy, rmse")
+    ] = []
     training: TrainingSpec = TrainingSpec()
     compress: CompressBudget | None = None
     deploy: DeploySpec | None = None

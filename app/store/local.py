@@ -1,6 +1,6 @@
 """The store in a local folder: `ab/cd/abcd…` by digest, `tmp/` for files being written.
 
-A file is written aside, fsynced, renamed into place, and its folder fsynced: after a crash it is there whole or not at all.
+A file is written aside, fsynced, renamed into place, and its folder fsynced: after a crash it is whole or absent.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class LocalStore:
         self._sweep_abandoned()
 
     def _sweep_abandoned(self) -> None:
-        """Remove what killed writers left in `tmp/`: of this machine at once, of others (the folder may be shared) later."""
+        """Remove what killed writers left in `tmp/`: of this machine at once, of others (a shared folder) later."""
         for path in (self._root / "tmp").iterdir():
             host, pid, _ = path.name.rsplit("-", 2)
             with contextlib.suppress(FileNotFoundError):  # finished or swept by somebody else meanwhile

@@ -31,7 +31,7 @@ class Writer(Protocol):
         """Append."""
 
     async def commit(self) -> str:
-        """Make the content readable, durably; its SHA-256 in hex. Committing what is there already changes nothing."""
+        """Make the content readable, durably; its SHA-256 in hex. What is there already stays as it is."""
 
     async def abort(self) -> None:
         """Forget what was written; harmless after `commit`."""
@@ -53,7 +53,7 @@ class Store(Protocol):
         """The bytes [start, end) in chunks. NotFound otherwise."""
 
     async def fetch(self, sha256: str, target: Path) -> None:
-        """Put the content at `target` on this machine, verified against its digest: NotFound, or Corrupt and no file."""
+        """Put the content at `target` on this machine, verified by its digest. NotFound, or Corrupt and no file."""
 
     async def delete(self, sha256: str) -> None:
         """Remove the content; removing what is not there is no error."""

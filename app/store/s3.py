@@ -1,6 +1,6 @@
 """The store in an S3 bucket (or anything that speaks S3): `PREFIX/ab/cd/abcd…` by digest.
 
-The key is the digest, which is known only at the end, so an upload is spooled to a local file and sent from there in parts;
+The key is the digest, which is known only at the end: an upload is spooled to a local file and sent from there.
 S3 shows an object whole or not at all.
 """
 

@@ -1,6 +1,6 @@
 """`/api/v1/datasets`."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -151,8 +151,8 @@ async def rows(
     version: int,
     state: GatewayDep,
     _: Reader,
-    limit: int = Query(20, ge=1, le=100),
-    offset: int = Query(0, ge=0),
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    offset: Annotated[int, Query(ge=0)] = 0,
 ) -> dict[str, Any]:
     """The first rows as they were parsed; at most 100 are kept for this."""
     found = await _version(state, name, version)
@@ -182,7 +182,7 @@ async def delete(
     state: GatewayDep,
     _: Trainer,
     *,
-    detach: bool = Query(default=False, description="delete although models were trained on it"),
+    detach: Annotated[bool, Query(description="delete although models were trained on it")] = False,
 ) -> None:
     """Delete a version; 409 while a model version was trained on it, unless `detach`."""
     async with state.platform.database.write() as session:

@@ -38,7 +38,7 @@ _BODY: dict[str, Any] = {
 async def put(
     name: Name, response: Response, state: GatewayDep, _: Trainer, body: Annotated[dict[str, Any], Body()]
 ) -> EndpointOut:
-    """Route an endpoint to a model version. Answers once the version is loaded and proven; until then nothing changes."""
+    """Route an endpoint to a model version. Answers once it is loaded and proven; until then nothing changes."""
     spec = _parse(name, body)
     route = spec.routes[0]
     async with state.platform.database.read() as session:

@@ -45,7 +45,7 @@ async def livez() -> Alive:
     responses={503: {"model": Readiness, "description": "Unready"}},
 )
 async def readyz(state: GatewayDep) -> JSONResponse:
-    """200 when the registry, Redis and the store answer and every endpoint is loaded; otherwise 503 that names what is missing."""
+    """200 when registry, Redis and store answer and every endpoint is loaded; otherwise 503 that says what is not."""
     names = list(CHECKS)
     results = await asyncio.gather(*(_checked(CHECKS[name](state.platform)) for name in names))
     checks = dict(zip(names, results, strict=True)) | {"endpoints": _endpoints(state)}

@@ -1,0 +1,297 @@
+"""The queue's ledger: changes of jobs. Every write for a running job is fenced by `attempt`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, cast
+
+from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from app.core.errors import Crashed, InvalidSpec, NotFound
+from app.core.ids import new_id
+from app.core.jobs import (
+    TERMINAL,
+    DeviceClass,
+    HeartbeatAnswer,
+    Job,
+    JobFailure,
+    Lease,
+    MetricPoint,
+    NewJob,
+    Progress,
+    Ready,
+)
+from app.registry.jobs import JobReader, due, job_of
+from app.registry.session import WriteSession, now
+from app.registry.tables import DatasetVersionRow, FileRow, JobAfterRow, JobEventRow, JobRow, MetricPointRow
+
+
+class JobLedger(JobReader):
+    """Changes of jobs, within the caller's transaction."""
+
+    def __init__(self, session: WriteSession) -> None:
+        super().__init__(session)
+        self._dialect = session.get_bind().dialect.name
+
+    async def enqueue(self, job: NewJob) -> Job:
+        """Add a job. InvalidSpec when one named in `after` does not exist or ended without success."""
+        waiting = await self._unfinished(job.after)
+        row = JobRow(
+            id=new_id(),
+            kind=job.kind,
+            state="queued",
+            spec=job.spec,
+            priority=job.priority,
+            device=job.device,
+            model=job.model,
+            timeout_s=job.timeout_s,
+            memory_mb=job.memory_mb,
+            attempt=0,
+            max_attempts=job.max_attempts,
+            cancel_requested=False,
+            waiting_for=waiting,
+            progress=asdict(Progress()),
+            created_at=now(),
+            not_before=now(),
+        )
+        self._session.add(row)
+        await self._session.flush()
+        self._session.add_all(JobAfterRow(job_id=row.id, after_id=other) for other in dict.fromkeys(job.after))
+        await self._event(row.id, "state", {"state": "queued"})
+        await self._session.flush()
+        await self._session.refresh(row)
+        return job_of(row, tuple(dict.fromkeys(job.after)))
+
+    async def _unfinished(self, after: Sequence[str]) -> int:
+        if not after:
+            return 0
+        # Locked, so that none of them can finish unseen between this look and the insert.
+        rows = await self._session.execute(
+            select(JobRow.id, JobRow.state).where(JobRow.id.in_(after)).with_for_update()
+        )
+        states = {job_id: state for job_id, state in rows}  # noqa: C416 - rows are not pairs to the type checker
+        for position, other in enumerate(after):
+            if other not in states:
+                raise InvalidSpec.at("after", position, msg=f"there is no job '{other}'", type="not_found")
+            if states[other] in {"failed", "cancelled"}:
+                raise InvalidSpec.at(
+                    "after", position, msg=f"job '{other}' has {states[other]}; this job could never start"
+                )
+        return sum(state not in TERMINAL for state in states.values())
+
+    async def claim(self, job_id: str, worker: str, lease_s: float) -> Lease | None:
+        """Queued and due → running with the next attempt."""
+        row = await self._session.scalar(
+            update(JobRow)
+            .where(JobRow.id == job_id, due())
+            .values(
+                state="running",
+                attempt=JobRow.attempt + 1,
+                lease_until=now() + lease_s,
+                worker=worker,
+                started_at=func.coalesce(JobRow.started_at, now()),
+            )
+            .returning(JobRow)
+        )
+        if row is None:
+            return None
+        await self._event(job_id, "state", {"state": "running", "attempt": row.attempt, "worker": worker})
+        files = await self._session.scalars(select(FileRow).where(FileRow.owner == job_id))
+        checkpoint = {file.path: file.sha256 for file in files}
+        return Lease(row.id, row.attempt, row.kind, row.spec, row.timeout_s, row.memory_mb, checkpoint)
+
+    async def heartbeat(self, job_id: str, attempt: int, lease_s: float) -> HeartbeatAnswer:
+        """Renew the lease: `held`, `cancel` (held, but the child must stop) or `lost`."""
+        cancel = await self._session.scalar(
+            update(JobRow)
+            .where(_held(job_id, attempt))
+            .values(lease_until=now() + lease_s)
+            .returning(JobRow.cancel_requested)
+        )
+        return "lost" if cancel is None else "cancel" if cancel else "held"
+
+    async def holds(self, job_id: str, attempt: int) -> bool:
+        """True if the attempt still has the lease; the row stays locked until the transaction ends."""
+        return await self._session.scalar(select(JobRow.id).where(_held(job_id, attempt)).with_for_update()) is not None
+
+    async def progress(
+        self,
+        job_id: str,
+        attempt: int,
+        progress: Progress | None,
+        points: Sequence[MetricPoint],
+        log: Sequence[dict[str, Any]],
+    ) -> bool:
+        """Record what the child told since the last call."""
+        if not await self.holds(job_id, attempt):
+            return False
+        if progress is not None:
+            await self._session.execute(update(JobRow).where(JobRow.id == job_id).values(progress=asdict(progress)))
+            await self._event(job_id, "progress", asdict(progress))
+        if points:
+            await self._add_points(job_id, points)
+        for line in log:
+            await self._event(job_id, "log", line)
+        return True
+
+    async def _add_points(self, job_id: str, points: Sequence[MetricPoint]) -> None:
+        upsert = postgresql_insert if self._dialect == "postgresql" else sqlite_insert
+        latest = {
+            (p.name, p.step): {"job_id": job_id, "name": p.name, "step": p.step, "value": p.value, "at": p.at}
+            for p in points
+        }
+        statement = upsert(MetricPointRow).values(list(latest.values()))
+        await self._session.execute(
+            statement.on_conflict_do_update(
+                index_elements=["job_id", "name", "step"],
+                set_={"value": statement.excluded.value, "at": statement.excluded.at},
+            )
+        )
+        await self._session.execute(
+            insert(JobEventRow),
+            [
+                {
+                    "job_id": job_id,
+                    "type": "metric",
+                    "at": p.at,
+                    "data": {"name": p.name, "step": p.step, "value": p.value},
+                }
+                for p in points
+            ],
+        )
+
+    async def succeed(self, job_id: str, attempt: int, result: dict[str, Any]) -> bool:
+        """Running → succeeded; jobs that waited for this one may become due."""
+        done = asdict(Progress(1.0, "done"))
+        if not await self._leave(job_id, attempt, "succeeded", result=result, progress=done, error=None):
+            return False
+        waiters = select(JobAfterRow.job_id).where(JobAfterRow.after_id == job_id)
+        await self._session.execute(
+            update(JobRow)
+            .where(JobRow.id.in_(waiters), JobRow.state == "queued")
+            .values(waiting_for=JobRow.waiting_for - 1, pushed_at=None)
+        )
+        return True
+
+    async def fail(self, job_id: str, attempt: int, failure: JobFailure, backoff_s: float) -> bool:
+        """Running → queued with back-off when another attempt may help, otherwise → failed with everything after it."""
+        row = await self._session.scalar(select(JobRow).where(_held(job_id, attempt)).with_for_update())
+        if row is None:
+            return False
+        if failure.retryable and row.attempt < row.max_attempts and not row.cancel_requested:
+            wait_s = backoff_s * 2 ** (row.attempt - 1)
+            row.state, row.worker, row.lease_until, row.pushed_at = "queued", None, None, None
+            row.not_before = now() + wait_s
+            row.error = failure.to_json()
+            await self._event(job_id, "state", {"state": "queued", "error": failure.to_json(), "retry_in_s": wait_s})
+            return True
+        if row.cancel_requested:
+            return await self._leave(job_id, attempt, "cancelled")
+        return await self._leave(job_id, attempt, "failed", error=failure.to_json())
+
+    async def release(self, job_id: str, attempt: int) -> bool:
+        """Running → queued at once. The attempt's number stays used (it is a token), so one more is allowed."""
+        released = await self._session.scalar(
+            update(JobRow)
+            .where(_held(job_id, attempt))
+            .values(state="queued", worker=None, lease_until=None, pushed_at=None, max_attempts=JobRow.max_attempts + 1)
+            .returning(JobRow.id)
+        )
+        if released is not None:
+            await self._event(job_id, "state", {"state": "queued", "reason": "the worker is shutting down"})
+        return released is not None
+
+    async def cancelled(self, job_id: str, attempt: int) -> bool:
+        """Running → cancelled."""
+        return await self._leave(job_id, attempt, "cancelled")
+
+    async def _leave(self, job_id: str, attempt: int, state: str, **values: Any) -> bool:  # noqa: ANN401 - column values
+        left = await self._session.scalar(
+            update(JobRow)
+            .where(_held(job_id, attempt))
+            .values(state=state, finished_at=now(), lease_until=None, **values)
+            .returning(JobRow.id)
+        )
+        if left is None:
+            return False
+        await self._ended(job_id, state, values.get("error"))
+        return True
+
+    async def _ended(self, job_id: str, state: str, error: dict[str, Any] | None) -> None:
+        """What follows from a job's end: its event, its data set's state, the end of jobs that can never start now."""
+        await self._event(job_id, "state", {"state": state} | ({"error": error} if error else {}))
+        if state == "succeeded":
+            return
+        reason = error or JobFailure("cancelled", "the ingest job was cancelled").to_json()
+        await self._session.execute(
+            update(DatasetVersionRow)
+            .where(DatasetVersionRow.job_id == job_id, DatasetVersionRow.state == "ingesting")
+            .values(state="failed", error=reason)
+        )
+        waiters = select(JobAfterRow.job_id).where(JobAfterRow.after_id == job_id)
+        abandoned = JobFailure("dependency_failed", f"job '{job_id}', which this job waits for, has {state}").to_json()
+        ended = await self._session.scalars(
+            update(JobRow)
+            .where(JobRow.id.in_(waiters), JobRow.state == "queued")
+            .values(state="failed", error=abandoned, finished_at=now())
+            .returning(JobRow.id)
+        )
+        for waiter in list(ended):
+            await self._ended(waiter, "failed", abandoned)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Queued → cancelled at once; running → marked for its agent; terminal → unchanged. NotFound otherwise."""
+        row = await self._session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
+        if row is None:
+            raise NotFound(f"there is no job '{job_id}'")
+        if row.state == "queued":
+            row.state, row.cancel_requested, row.error = "cancelled", True, None
+            row.finished_at = now()
+            await self._session.flush()
+            await self._ended(job_id, "cancelled", None)
+        elif row.state == "running":
+            row.cancel_requested = True
+        await self._session.flush()
+        await self._session.refresh(row)
+        return await self.get(job_id)
+
+    async def expire(self, backoff_s: float) -> int:
+        """Every lease that ran out → queued or failed, as if its process had crashed."""
+        rows = await self._session.execute(
+            select(JobRow.id, JobRow.attempt, JobRow.worker)
+            .where(JobRow.state == "running", JobRow.lease_until < now())
+            .with_for_update(skip_locked=True)
+        )
+        expired = list(rows)
+        for job_id, attempt, worker in expired:
+            failure = JobFailure.of(Crashed(f"worker '{worker}' stopped answering"))
+            await self.fail(job_id, attempt, failure, backoff_s)
+        return len(expired)
+
+    async def unannounced(self, repush_s: float, limit: int = 1000) -> list[Ready]:
+        """Due jobs not announced for `repush_s`; marks them announced."""
+        forgotten = or_(JobRow.pushed_at.is_(None), JobRow.pushed_at < now() - repush_s)
+        rows = list(
+            await self._session.scalars(
+                select(JobRow)
+                .where(due(), forgotten)
+                .order_by(JobRow.priority, JobRow.id)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+        )
+        await self.announced([row.id for row in rows])
+        return [Ready(row.id, cast("DeviceClass", row.device), row.priority) for row in rows]
+
+    async def announced(self, job_ids: Sequence[str]) -> None:
+        """Note that agents have been told of these jobs."""
+        if job_ids:
+            await self._session.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(pushed_at=now()))
+
+    async def _event(self, job_id: str, kind: str, data: dict[str, Any]) -> None:
+        await self._session.execute(insert(JobEventRow).values(job_id=job_id, type=kind, at=now(), data=data))
+
+
+def _held(job_id: str, attempt: int) -> ColumnElement[bool]:
+    return and_(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == "running")
