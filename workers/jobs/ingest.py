@@ -17,6 +17,7 @@ from workers.data.delimited import read_delimited
 from workers.data.findings import Findings, Tick, limits_from, listed, shorten, unreadable
 from workers.data.jsonl import read_jsonl
 from workers.data.parquet import read_parquet
+from workers.data.preview import preview
 from workers.data.profile import columns_of, profile_table
 from workers.data.sniff import Format, refused, sniff
 from workers.data.table import TableWriter, write_inferred
@@ -152,7 +153,7 @@ class _Ingest:
             rejected_first=findings.rejected_first,
             details=findings.details,
         )
-        profile = {**result.model_dump(mode="json"), "columns": entries}
+        profile = {**result.model_dump(mode="json"), "columns": entries, "preview": preview(self.target)}
         (self.job.output / PROFILE_FILE).write_text(
             json.dumps(profile, allow_nan=False, ensure_ascii=False), encoding="utf-8"
         )

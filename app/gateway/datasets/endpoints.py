@@ -133,7 +133,9 @@ async def get_version(name: str, version: int, state: GatewayDep, _: Reader) -> 
 async def profile(name: str, version: int, state: GatewayDep, _: Reader) -> dict[str, Any]:
     """Statistics, histograms and warnings of each column."""
     found = await _version(state, name, version)
-    return await _read_json(state, found, PROFILE_FILE)
+    read = await _read_json(state, found, PROFILE_FILE)
+    read.pop("preview", None)  # `rows` shows it
+    return read
 
 
 async def _read_json(state: Gateway, version: DatasetVersion, path: str) -> dict[str, Any]:
