@@ -49,7 +49,7 @@ bench-serving: $(STAMP) ## prediction speed against a plain server and the raw l
 	$(BIN)/python bench/serving.py
 
 bench-jobs: $(STAMP) ## the queue and the lists
-	$(BIN)/python bench/jobs.py
+	$(BIN)/python -m bench.jobs
 
 quality: $(STAMP) ## scores on ../shared/data against the references
 	$(BIN)/python bench/quality.py

@@ -22,7 +22,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
-    """A PostgreSQL server: AIMASS_TEST_DATABASE_URL, else a private one. Every caller gets an empty database of its own."""
+    """A PostgreSQL server: AIMASS_TEST_DATABASE_URL, else a private one; databases are made in it."""
     given = os.environ.get("AIMASS_TEST_DATABASE_URL")
     if given:
         yield given

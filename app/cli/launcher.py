@@ -19,12 +19,10 @@ from types import FrameType
 
 import httpx
 
+from app.cli.prepare import first_key
 from app.cli.valkey import find_server, server_command
 from app.core.errors import Misconfigured
-from app.core.principal import SCOPES
-from app.registry.keys import KeyWriter
 from app.registry.migrate import upgrade
-from app.registry.session import Database
 from app.settings import Settings
 from app.telemetry.log import configure_logging
 
@@ -163,7 +161,7 @@ class Launcher:
             time.sleep(0.02)
 
     def _make_first_key(self) -> None:
-        secret = asyncio.run(_first_key(self._settings, self._options.api_key))
+        secret = asyncio.run(first_key(self._settings, self._options.api_key))
         if secret and not self._options.api_key:
             sys.stdout.write(f"API key (shown once): {secret}\n")
             sys.stdout.flush()
@@ -244,22 +242,6 @@ def _answers(path: Path) -> bool:
             return False
         probe.sendall(b"PING\r\n")
         return probe.recv(16).startswith(b"+PONG")
-
-
-async def _first_key(settings: Settings, secret: str | None) -> str | None:
-    """Make the first key if there is none, or see that the operator's own exists; its secret if it was made now."""
-    database = Database(settings.database_url, settings.database)
-    try:
-        async with database.write() as session:
-            keys = KeyWriter(session)
-            if secret is not None:
-                if await keys.find(secret) is not None:
-                    return None
-            elif await keys.count():
-                return None
-            return (await keys.create("first", list(SCOPES), secret))[1]
-    finally:
-        await database.close()
 
 
 def count_gpus() -> int:

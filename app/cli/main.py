@@ -1,5 +1,6 @@
 """The `aimass` command."""
 
+import asyncio
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.cli.launcher import Launcher, Options
+from app.cli.prepare import first_key
 from app.core.errors import AimassError
 from app.registry.migrate import upgrade
 from app.settings import Settings, describe
@@ -50,6 +52,18 @@ def migrate() -> None:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     upgrade(settings.database_url)
     sys.stdout.write("the registry is up to date\n")
+
+
+@cli.command()
+def prepare(
+    api_key: Annotated[str, typer.Option(help="the first key", envvar="AIMASS_API_KEY")],
+) -> None:
+    """Bring the schema up to date and see that the API key exists; for deployments whose processes start apart."""
+    settings = Settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    upgrade(settings.database_url)
+    asyncio.run(first_key(settings, api_key))
+    sys.stdout.write("the registry is up to date and has the key\n")
 
 
 @cli.command()

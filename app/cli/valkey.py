@@ -29,7 +29,7 @@ def server_command(server: str, folder: Path, socket_path: Path) -> list[str]:
     """The command that runs `server` on a unix socket, with what it holds kept in `folder`."""
     if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH:
         raise Misconfigured(
-            f"AIMASS_DATA_DIR is too long for a socket in it: {socket_path}; choose a shorter one or set AIMASS_REDIS_URL"
+            f"AIMASS_DATA_DIR is too long for a socket in it: {socket_path}; choose another or set AIMASS_REDIS_URL"
         )
     folder.mkdir(parents=True, exist_ok=True)
     options = {

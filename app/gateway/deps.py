@@ -34,8 +34,8 @@ class Gateway:
     job_metrics: JobMetrics
 
 
-def gateway(request: Request) -> Gateway:
-    """The process's state."""
+async def gateway(request: Request) -> Gateway:
+    """The process's state. A coroutine, like every dependency here: FastAPI runs plain functions in a thread."""
     found: Gateway = request.app.state.gateway
     return found
 
@@ -76,7 +76,7 @@ class PageQuery:
     cursor: str | None
 
 
-def _page(
+async def _page(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE, description="items a page")] = 50,
     cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
 ) -> PageQuery:
@@ -93,7 +93,7 @@ def number_cursor(page: PageQuery) -> str | None:
     return page.cursor
 
 
-def _key(
+async def _key(
     key: Annotated[
         str | None, Header(alias="Idempotency-Key", max_length=MAX_KEY_LENGTH, description="makes a retry safe")
     ] = None,

@@ -74,8 +74,8 @@ class DatasetReader:
             str(rows[limit - 1].version) if len(rows) > limit else None,
         )
 
-    async def version(self, name: str, version: int) -> DatasetVersion:
-        """One version with its files. NotFound otherwise."""
+    async def version(self, name: str, version: int, *, files: bool = True) -> DatasetVersion:
+        """One version, with its files if they are wanted. NotFound otherwise."""
         row = await self._session.scalar(
             select(DatasetVersionRow)
             .join(DatasetRow)
@@ -84,7 +84,7 @@ class DatasetReader:
         )
         if row is None:
             raise NotFound(f"there is no data set '{name}@{version}'")
-        return _version(name, row, await files_of(self._session, row.id))
+        return _version(name, row, await files_of(self._session, row.id) if files else ())
 
 
 class DatasetWriter(DatasetReader):

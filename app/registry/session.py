@@ -4,16 +4,19 @@ A read session and a write session are different types, so that a repository say
 session begins IMMEDIATE: it takes the write lock at once and can never be refused it half way through.
 """
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, event
+from sqlalchemy import Float, event
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from app.core.errors import Misconfigured, Unavailable
 from app.settings import DatabaseSettings
@@ -27,7 +30,7 @@ class WriteSession(AsyncSession):
     """One transaction, committed by `Database.write` when its block ends well."""
 
 
-class now(ColumnElement[float]):  # noqa: N801 - reads as SQL
+class now(FunctionElement[float]):  # noqa: N801 - reads as SQL
     """The database's clock, seconds since the epoch, moving within a transaction."""
 
     inherit_cache = True
@@ -73,6 +76,10 @@ class Database:
             self._write = _sqlite_engine(address, "IMMEDIATE", settings)
         else:
             self._read = self._write = _postgresql_engine(address, settings)
+        # SQLite has one writer at a time; waiting in line is quicker than its busy handler, which sleeps and polls.
+        self._turn: asyncio.Lock | contextlib.nullcontext[None] = (
+            asyncio.Lock() if self.is_sqlite else contextlib.nullcontext()
+        )
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[ReadSession]:
@@ -85,7 +92,7 @@ class Database:
     async def write(self) -> AsyncIterator[WriteSession]:
         """A transaction: commits when the block ends, rolls back when it raises."""
         with _translated():
-            async with WriteSession(self._write, expire_on_commit=False) as session, session.begin():
+            async with self._turn, WriteSession(self._write, expire_on_commit=False) as session, session.begin():
                 yield session
 
     async def close(self) -> None:
@@ -112,7 +119,11 @@ class _translated:  # noqa: N801 - a context manager that reads as a phrase
 
 def _sqlite_engine(address: str, begin: str, settings: DatabaseSettings) -> AsyncEngine:
     engine = create_async_engine(
-        address, pool_size=5, max_overflow=5, connect_args={"timeout": settings.lock_timeout_s}
+        address,
+        pool_size=5,
+        max_overflow=5,
+        pool_reset_on_return=None,
+        connect_args={"timeout": settings.lock_timeout_s},
     )
     _prepare_sqlite(engine.sync_engine, begin)
     return engine

@@ -6,7 +6,7 @@ from app.core.resources import DatasetVersion
 from app.registry.datasets import DatasetReader
 from app.registry.job_ledger import JobLedger
 from app.registry.models import ModelReader
-from app.registry.session import WriteSession
+from app.registry.session import ReadSession
 from app.services.announce import announce_job
 from app.services.idempotent import Once, create_once
 from app.services.platform import Platform
@@ -18,14 +18,19 @@ async def submit_job(platform: Platform, request: Once, spec: TrainSpec | Compre
     """The queued job. InvalidSpec names what does not fit; nothing is queued then."""
     if isinstance(spec, TrainSpec):
         spec = spec.check_family()
-    async with platform.database.write() as session:
-        check = _check_train(session, spec) if isinstance(spec, TrainSpec) else _check_compress(session, spec)
+    job: Job | None = None
+    async with platform.database.read() as reading:
+        check = _check_train(reading, spec) if isinstance(spec, TrainSpec) else _check_compress(reading, spec)
         after = await check
+    async with platform.database.write() as session:
 
         async def create() -> str:
-            return (await JobLedger(session).enqueue(_new_job(platform, spec, after))).id
+            nonlocal job
+            job = await JobLedger(session).enqueue(_new_job(platform, spec, after))
+            return job.id
 
-        job = await JobLedger(session).get(await create_once(session, request, create))
+        made = await create_once(session, request, create)
+        job = job or await JobLedger(session).get(made)
     await announce_job(platform, job)
     return job
 
@@ -64,11 +69,11 @@ def _new_job(platform: Platform, spec: TrainSpec | CompressSpec, after: list[str
     )
 
 
-async def _check_train(session: WriteSession, spec: TrainSpec) -> list[str]:
+async def _check_train(session: ReadSession, spec: TrainSpec) -> list[str]:
     """Ids of jobs to wait for. InvalidSpec when the data set cannot be trained on as asked."""
     name, number = parse_dataset(spec.dataset)
     try:
-        data = await DatasetReader(session).version(name, number)
+        data = await DatasetReader(session).version(name, number, files=False)
     except NotFound as error:
         raise InvalidSpec.at("dataset", msg=error.detail, type="not_found") from None
     if data.state == "failed":
@@ -117,7 +122,7 @@ def _named(spec: TrainSpec) -> list[tuple[tuple[str | int, ...], str]]:
     return named
 
 
-async def _check_compress(session: WriteSession, spec: CompressSpec) -> list[str]:
+async def _check_compress(session: ReadSession, spec: CompressSpec) -> list[str]:
     try:
         version = await ModelReader(session).version(spec.model, spec.version)
     except NotFound as error:

@@ -1,4 +1,4 @@
-"""Who may import whom: the contracts of pyproject.toml, the one library a room is known by, and probes of real processes."""
+"""Who may import whom: the contracts of pyproject.toml, the libraries of each room, and probes of real processes."""
 
 import ast
 import subprocess

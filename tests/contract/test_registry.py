@@ -13,7 +13,8 @@ from app.registry.datasets import DatasetReader, DatasetWriter
 from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.files import add_files, files_of, forget_blob, remove_files, unused_blobs
 from app.registry.idempotency import remember, replay
-from app.registry.jobs import JobLedger, JobReader
+from app.registry.job_ledger import JobLedger
+from app.registry.jobs import JobReader
 from app.registry.keys import KeyReader, KeyWriter
 from app.registry.models import ModelReader, ModelWriter
 from app.registry.session import Database
@@ -78,10 +79,14 @@ class TestNumbering:
 
     async def test_a_rolled_back_create_leaves_no_gap(self, database: Database) -> None:
         data = name()
-        with pytest.raises(RuntimeError, match="on purpose"):
+
+        async def create_and_fail() -> None:
             async with database.write() as session:
                 await DatasetWriter(session).create(data, "auto", content(), "a.csv")
                 raise RuntimeError("on purpose")
+
+        with pytest.raises(RuntimeError, match="on purpose"):
+            await create_and_fail()
         async with database.write() as session:
             made = await DatasetWriter(session).create(data, "auto", content(), "a.csv")
         assert made.version == 1

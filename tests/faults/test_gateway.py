@@ -19,18 +19,34 @@ def stored_files(platform: Platform) -> set[str]:
     }
 
 
+def upload_head(name: str, length: int) -> bytes:
+    """A request for `length` bytes of form, up to the first line of its file."""
+    lines = (
+        "POST /api/v1/datasets HTTP/1.1",
+        "host: x",
+        f"authorization: Bearer {KEY}",
+        "content-type: multipart/form-data; boundary=B",
+        f"content-length: {length}",
+        "",
+        "--B",
+        'content-disposition: form-data; name="name"',
+        "",
+        name,
+        "--B",
+        'content-disposition: form-data; name="file"; filename="a.csv"',
+        "",
+        "a,b\n",
+    )
+    return "\r\n".join(lines).encode()
+
+
 def test_a_gateway_killed_during_an_upload_leaves_no_half_data_set(platform: Platform) -> None:
     before = stored_files(platform)
-    head = (
-        "POST /api/v1/datasets HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: multipart/form-data; boundary=B\r\n"
-        "content-length: 100000000\r\n\r\n"
-        '--B\r\ncontent-disposition: form-data; name="name"\r\n\r\nhalf\r\n'
-        '--B\r\ncontent-disposition: form-data; name="file"; filename="a.csv"\r\n\r\na,b\r\n'
-    ).format(key=KEY)
+    body = upload_head("half", 100_000_000) + b"1,2\n" * 1_000_000
     assert platform.url is not None
     port = int(platform.url.rsplit(":", 1)[1])
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(head.encode() + b"1,2\n" * 1_000_000)
+        connection.sendall(body)
         time.sleep(0.5)
         [gateway] = platform.processes("app.gateway.main")
         gateway.kill()
@@ -44,10 +60,8 @@ def test_a_gateway_killed_during_an_upload_leaves_no_half_data_set(platform: Pla
 def test_a_broken_upload_leaves_nothing(platform: Platform) -> None:
     assert platform.url is not None
     port = int(platform.url.rsplit(":", 1)[1])
-    head = f"POST /api/v1/datasets HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-type: multipart/form-data; boundary=B\r\ncontent-length: 5000000\r\n\r\n"
-    part = '--B\r\ncontent-disposition: form-data; name="name"\r\n\r\nbroken\r\n--B\r\ncontent-disposition: form-data; name="file"; filename="a.csv"\r\n\r\n'
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(head.encode() + part.encode() + b"1,2\n" * 1000)
+        connection.sendall(upload_head("broken", 5_000_000) + b"1,2\n" * 1000)
     wait_until(lambda: not any((platform.data_dir / "store" / "tmp").iterdir()), 10, "the temporary file is removed")
     platform.call("GET", "/api/v1/datasets/broken", 404)
 

@@ -163,12 +163,17 @@ class Platform:
 
     def upload(self, name: str, content: bytes, filename: str = "data.csv", **form: str) -> dict[str, Any]:
         """Upload and wait until the version is ready or has failed."""
-        made = self.call(
-            "POST", "/api/v1/datasets", 201, data={"name": name, **form}, files={"file": (filename, content)}
-        )
-        path = made["links"]["self"]
+        path = self.send(name, content, filename, **form)["links"]["self"]
         wait_until(lambda: self.call("GET", path)["state"] != "ingesting", 60, f"{name} is ingested")
         version: dict[str, Any] = self.call("GET", path)
+        return version
+
+    def send(self, name: str, content: bytes, filename: str = "data.csv", **form: str) -> dict[str, Any]:
+        """Upload; the version as it is at once."""
+        form = {"name": name, **form}
+        version: dict[str, Any] = self.call(
+            "POST", "/api/v1/datasets", 201, data=form, files={"file": (filename, content)}
+        )
         return version
 
     def submit(self, status: int = 202, **spec: Any) -> dict[str, Any]:

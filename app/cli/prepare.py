@@ -1,0 +1,22 @@
+"""What has to be there before any process serves: the schema and a first API key."""
+
+from app.core.principal import SCOPES
+from app.registry.keys import KeyWriter
+from app.registry.session import Database
+from app.settings import Settings
+
+
+async def first_key(settings: Settings, secret: str | None) -> str | None:
+    """Make the first key if there is none, or see that the operator's own exists; its secret if it was made now."""
+    database = Database(settings.database_url, settings.database)
+    try:
+        async with database.write() as session:
+            keys = KeyWriter(session)
+            if secret is not None:
+                if await keys.find(secret) is not None:
+                    return None
+            elif await keys.count():
+                return None
+            return (await keys.create("first", list(SCOPES), secret))[1]
+    finally:
+        await database.close()
