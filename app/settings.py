@@ -102,7 +102,6 @@ class WorkerSettings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0, description="time from SIGTERM to SIGKILL, for a checkpoint")] = 30.0
     spare: Annotated[bool, Field(description="keep one child ready that has imported torch")] = True
     threads: Annotated[int, Field(ge=0, description="cores for one job; 0: all that this process may use")] = 0
-    memory_mb: Annotated[int, Field(ge=0, description="most that a job may ask for, MiB; 0: what the machine has")] = 0
 
 
 class LimitSettings(BaseSettings):

@@ -7,9 +7,11 @@ import asyncio
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from app.core.errors import AimassError, Unavailable
 from app.core.jobs import DeviceClass
@@ -42,11 +44,10 @@ class Agent:
         self._threads = self._settings.worker.threads or len(os.sched_getaffinity(0))
         self._draining = asyncio.Event()
         self._run: JobRun | None = None
-        folder = platform.scratch / "jobs"
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = own_folder(platform.scratch / "jobs", self._id)
         lease_s = self._settings.queue.lease_s
         self._supervisor = Supervisor(
-            folder,
+            self._folder,
             device=self._settings.worker.device,
             threads=self._threads,
             silence_s=lease_s,
@@ -81,6 +82,7 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*side, return_exceptions=True)
             await self._supervisor.close()
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
             async with self._platform.database.write() as session:
                 await unregister(session, self._id)
 
@@ -94,7 +96,9 @@ class Agent:
         if lease is None:  # somebody else was faster, or it was cancelled
             return
         log.info("job=%s attempt=%d kind=%s starts", lease.job_id, lease.attempt, lease.kind)
-        self._run = JobRun(self._platform, self._supervisor, lease, worker=self._id, threads=self._threads)
+        self._run = JobRun(
+            self._platform, self._supervisor, lease, self._folder, worker=self._id, threads=self._threads
+        )
         if self._draining.is_set():
             self._run.interrupt("drain")
         try:
@@ -138,6 +142,19 @@ class Agent:
             turn += 1
             if turn % SWEEP_EVERY == 0:
                 await sweep(self._platform)
+
+
+def own_folder(parent: Path, worker_id: str) -> Path:
+    """A new folder for this agent's jobs. Those of agents of this machine that were killed are removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    host, _, _ = worker_id.rsplit("-", 2)
+    for left in parent.iterdir():
+        other, pid, _ = left.name.rsplit("-", 2)
+        if other == host and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = parent / worker_id
+    folder.mkdir()
+    return folder
 
 
 async def _guarded(name: str, step: Callable[[], Awaitable[None]]) -> None:

@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from app.core.errors import AimassError, Crashed, MemoryExceeded, TimedOut, Unavailable
@@ -42,7 +43,9 @@ class _Told:
 class JobRun:
     """One attempt. `interrupt` may be called from any thread, and the first reason given counts."""
 
-    def __init__(self, platform: Platform, supervisor: Supervisor, lease: Lease, *, worker: str, threads: int) -> None:
+    def __init__(
+        self, platform: Platform, supervisor: Supervisor, lease: Lease, folder: Path, *, worker: str, threads: int
+    ) -> None:
         self._platform = platform
         self._supervisor = supervisor
         self._lease = lease
@@ -53,7 +56,7 @@ class JobRun:
         self._interrupted: asyncio.Future[Interruption] = self._loop.create_future()
         self._told = _Told()
         self._outcome: ChildEvent | None = None
-        self._folder = platform.scratch / "jobs" / f"{lease.job_id}-{lease.attempt}"
+        self._folder = folder / f"{lease.job_id}-{lease.attempt}"
 
     @property
     def job_id(self) -> str:
@@ -130,9 +133,11 @@ class JobRun:
                     )
                     self._told.points.append(point)
                 case "log":
-                    self._told.log.append(
-                        {"level": str(event.data.get("level")), "message": str(event.data.get("message"))[:10_000]}
-                    )
+                    line = {"level": str(event.data.get("level")), "message": str(event.data.get("message"))[:10_000]}
+                    self._told.log.append(line | {"at": event.at})
+                case "started":
+                    message = f"attempt {self._lease.attempt} has started"
+                    self._told.log.append({"level": "info", "message": message, "at": event.at})
                 case "checkpoint":
                     self._told.checkpoint = True
                 case "result" | "error" | "stopped":

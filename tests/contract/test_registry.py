@@ -1,9 +1,16 @@
 """The registry's promises, on SQLite and on PostgreSQL."""
 
 import asyncio
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.engine import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.core.errors import Conflict, IdempotencyMismatch, NotFound
 from app.core.ids import new_id
@@ -17,7 +24,9 @@ from app.registry.job_ledger import JobLedger
 from app.registry.jobs import JobReader
 from app.registry.keys import KeyReader, KeyWriter
 from app.registry.models import ModelReader, ModelWriter
-from app.registry.session import Database
+from app.registry.session import Database, async_url
+from app.registry.tables import Base
+from tests.support.databases import empty_database
 
 
 def name() -> str:
@@ -296,3 +305,30 @@ class TestJobs:
             cursor = page.next_cursor
         assert seen == ids[::-1]
         assert cursor is None
+
+
+class TestMigrations:
+    async def test_processes_that_start_at_once_migrate_once(
+        self, request: pytest.FixtureRequest, tmp_path: Path, registry_url: str
+    ) -> None:
+        if registry_url.startswith("sqlite"):
+            url = f"sqlite:///{tmp_path / 'new.db'}"
+        else:
+            url = await asyncio.to_thread(empty_database, request.getfixturevalue("postgres_url"))
+        command = [sys.executable, "-m", "app.cli.main", "migrate"]
+        environment = os.environ | {"AIMASS_DATABASE_URL": url, "AIMASS_DATA_DIR": str(tmp_path)}
+        started = [await asyncio.create_subprocess_exec(*command, env=environment) for _ in range(4)]
+        assert [await process.wait() for process in started] == [0, 0, 0, 0]
+        database = Database(url)
+        async with database.read() as session:
+            assert await KeyReader(session).count() == 0
+        await database.close()
+
+    async def test_the_models_and_the_migrations_agree(self, registry_url: str) -> None:
+        def differences(connection: Connection) -> list[Any]:
+            return compare_metadata(MigrationContext.configure(connection), Base.metadata)
+
+        engine = create_async_engine(async_url(registry_url))
+        async with engine.connect() as connection:
+            assert await connection.run_sync(differences) == []
+        await engine.dispose()

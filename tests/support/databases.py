@@ -21,11 +21,16 @@ def sqlite_registry(folder: Path) -> str:
 
 def postgres_registry(server_url: str) -> str:
     """A new database of a PostgreSQL server, migrated; its address."""
-    name = f"t_{secrets.token_hex(6)}"
-    asyncio.run(_create(server_url, name))
-    url = make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    url = empty_database(server_url)
     upgrade(url)
     return url
+
+
+def empty_database(server_url: str) -> str:
+    """A new database of a PostgreSQL server, without any table; its address."""
+    name = f"t_{secrets.token_hex(6)}"
+    asyncio.run(_create(server_url, name))
+    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
 
 
 async def _create(server_url: str, name: str) -> None:
