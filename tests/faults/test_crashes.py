@@ -32,7 +32,7 @@ class TestChild:
         job = platform.submit(
             **long(
                 "child-killed",
-                training={"epochs": 80, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
+                training={"epochs": 150, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
             )
         )
         until_training(platform, job["id"])
@@ -85,7 +85,7 @@ class TestAgent:
         job = platform.submit(
             **long(
                 "agent-killed",
-                training={"epochs": 80, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
+                training={"epochs": 150, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
             )
         )
         until_training(platform, job["id"])
@@ -140,7 +140,7 @@ class TestAgent:
             job = platform.submit(
                 **long(
                     "drained",
-                    training={"epochs": 80, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 60},
+                    training={"epochs": 150, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 60},
                 )
             )
             until_training(platform, job["id"])

@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from app.specs.jobs import TrainingSpec
@@ -139,9 +140,13 @@ class _Watch(Callback):
 
     def on_train_batch_end(self, *_args: Any, **_more: Any) -> None:  # noqa: ANN401 - the hook's signature, unused
         if self.job.should_stop():
-            if self.saved:
-                self.job.checkpointed()
-            raise Stopped
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Announce the last whole epoch, which is on disk, and end."""
+        if self.saved:
+            self.job.checkpointed()
+        raise Stopped
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - as above
         epoch = trainer.current_epoch + 1
@@ -216,10 +221,13 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
         batches.epoch = lambda: trainer.current_epoch
         resume = job.checkpoint / _CHECKPOINT
         learner = _Learner(network, loss, spec, job)
-        trainer.fit(
-            learner, batches, Batches(validation, max(spec.batch_size, _EVALUATION_BATCH)),
-            ckpt_path=resume if resume.exists() else None, weights_only=True,
-        )  # fmt: skip
+        try:
+            trainer.fit(
+                learner, batches, Batches(validation, max(spec.batch_size, _EVALUATION_BATCH)),
+                ckpt_path=resume if resume.exists() else None, weights_only=True,
+            )  # fmt: skip
+        except SIGTERMException:  # Lightning looks for the signal too, and may see it before `watch` does
+            watch.stop()
     if best.weights:
         network.load_state_dict(copy.deepcopy(best.weights))
     network.cpu().eval()
