@@ -73,6 +73,8 @@ def create_app(settings: Settings) -> Dispatcher:
 def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with contextlib.suppress(AimassError):  # without a registry it starts all the same, and /readyz says why
+            await state.loader.sync()
         tasks = [
             asyncio.create_task(state.loader.run(), name="loader"),
             asyncio.create_task(_reconcile(state.platform), name="reconcile"),

@@ -112,15 +112,17 @@ class Loader:
         try:
             spec = EndpointSpec.model_validate(endpoint.spec)
             served, _ = await self._load(endpoint.name, endpoint.model, endpoint.version, endpoint.variant, spec)
-        except AimassError as error:
+        except Exception as error:  # noqa: BLE001 - one endpoint that cannot be loaded must not hold up the others
+            why = error.detail if isinstance(error, AimassError) else f"{type(error).__name__}: {error}"
             log.warning(
                 "endpoint=%s version=%s@%d cannot be loaded: %s",
                 endpoint.name,
                 endpoint.model,
                 endpoint.version,
-                error.detail,
+                why,
             )
-            self._known[endpoint.name] = Loading(endpoint.revision, error.detail)
+            again = isinstance(error, AimassError) and error.retryable  # the store was away, say: the next sync tries
+            self._known[endpoint.name] = Loading(-1 if again else endpoint.revision, why)
             return
         await self._host.swap(served)
         self._known[endpoint.name] = Loading(endpoint.revision)

@@ -9,6 +9,7 @@ import uvicorn
 
 from app.core.process import die_with_parent
 from app.gateway.app import create_app
+from app.gateway.predict.protocol import JoiningProtocol
 from app.settings import Settings
 from app.telemetry.log import configure_logging
 
@@ -33,7 +34,7 @@ def main() -> None:
         access_log=False,
         lifespan="on",
         loop="uvloop",
-        http="httptools",
+        http=JoiningProtocol,
         ws="none",
         backlog=BACKLOG,
         timeout_graceful_shutdown=round(settings.gateway.drain_s),
