@@ -5,7 +5,7 @@ from typing import Any
 ANSWER = b"x" * 200
 
 
-async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         while (event := (await receive())["type"]) != "lifespan.shutdown":
             await send({"type": f"{event}.complete"})

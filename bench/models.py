@@ -31,7 +31,7 @@ def export_table(folder: Path) -> list[dict[str, float]]:
         target_opset=18,
     )
     names = {"probabilities": "probabilities"}
-    assert [o.name for o in graph.graph.output][1] in names, "skl2onnx names the second output so"  # noqa: S101
+    assert [o.name for o in graph.graph.output][1] in names, "skl2onnx names the second output so"
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(graph.SerializeToString())
     signature = Signature(

@@ -1,7 +1,4 @@
-"""python server.py APP PORT: one benchmark server.
-
-The product runs with its own HTTP protocol class, the others with uvicorn's.
-"""
+"""python server.py APP PORT joining|auto: one benchmark server, with the product's HTTP protocol class or uvicorn's."""
 
 import sys
 
@@ -10,6 +7,6 @@ import uvicorn
 from app.gateway.predict.protocol import JoiningProtocol
 
 if __name__ == "__main__":
-    app, port = sys.argv[1:]
-    http = JoiningProtocol if app.startswith("served_app") else "auto"
+    app, port, protocol = sys.argv[1:]
+    http = JoiningProtocol if protocol == "joining" else "auto"
     uvicorn.run(app, host="127.0.0.1", port=int(port), access_log=False, log_level="warning", http=http)

@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - JSON and test doubles are of any type
 """Small real ONNX models in version folders, and an ASGI client that needs no socket."""
 
 import asyncio

@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - JSON and test doubles are of any type
 """The batcher with a clock and lanes that the test moves by hand."""
 
 import asyncio

@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - JSON and test doubles are of any type
 """The prediction paths as ASGI, with real models and without a socket."""
 
 import asyncio

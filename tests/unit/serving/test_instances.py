@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - JSON and test doubles are of any type
 """Bodies of /predict: what is taken, and exactly what is said of the rest."""
 
 import base64

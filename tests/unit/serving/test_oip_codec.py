@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - JSON and test doubles are of any type
 """Open Inference Protocol bytes to tensors and back, without a server."""
 
 import json
