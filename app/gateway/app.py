@@ -62,7 +62,7 @@ def create_app(settings: Settings) -> Dispatcher:
         redirect_slashes=False,  # clients of the Open Inference Protocol take a redirect for an error
     )
     api.state.gateway = state
-    install(api)
+    install(api, ROUTERS)
     for router in ROUTERS:
         api.include_router(router)
     api.add_middleware(RequestMiddleware, max_body=settings.gateway.max_body_mb << 20)

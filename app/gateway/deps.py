@@ -1,10 +1,11 @@
 """What endpoints ask for: the process's state, the caller, a page of a list, an idempotency key."""
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Query, Request
+from fastapi import Depends, Header, Path, Query, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry
 
@@ -16,6 +17,7 @@ from app.gateway.probes.jobs import JobMetrics
 from app.services.idempotent import MAX_KEY_LENGTH, Once, once
 from app.services.platform import Platform
 from app.serving.host import Host
+from app.specs.base import MAX_VERSION
 
 MAX_PAGE = 500
 _bearer = HTTPBearer(auto_error=False, description="An API key")
@@ -86,9 +88,12 @@ async def _page(
 PageDep = Annotated[PageQuery, Depends(_page)]
 
 
+VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION)]
+
+
 def number_cursor(page: PageQuery) -> str | None:
     """The cursor of a list that is ordered by version number. InvalidInput if it is none."""
-    if page.cursor is not None and not (page.cursor.isascii() and page.cursor.isdigit()):
+    if page.cursor is not None and not re.fullmatch("[0-9]{1,9}", page.cursor):
         raise InvalidInput.at("cursor", msg="is not a cursor of this list; use next_cursor of the page before")
     return page.cursor
 

@@ -6,13 +6,15 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.core.errors import AimassError, FieldError
+from app.specs.base import field_error
 
 STATUS: dict[str, int] = {
     "invalid_input": 422,
@@ -86,7 +88,7 @@ def problem_headers(error: AimassError, status: int) -> dict[str, str]:
     return {}
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     """Answer every error of the tree, of validation and of routing in one form."""
 
     @app.exception_handler(AimassError)
@@ -97,28 +99,45 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:
-        found = error.errors()
-        fields = [FieldError(tuple(e["loc"][1:] or e["loc"]), e["msg"], e["type"]) for e in found]
-        malformed = any(e["type"] == "json_invalid" for e in found)
-        status, code = (400, "malformed") if malformed else (422, "invalid_input")
-        first = fields[0]
-        where = ".".join(str(part) for part in first.loc)
-        detail = "the body is not valid JSON" if malformed else f"{where}: {first.msg}"
-        return Response(
-            problem_body(status, code, detail, request.state.request_id, fields), status, media_type=PROBLEM_TYPE
-        )
+        fields = [_request_field(request, e) for e in error.errors()]
+        status, code = (400, "malformed") if fields[0].type == "json_invalid" else (422, "invalid_input")
+        detail = f"{'.'.join(str(part) for part in fields[0].loc)}: {fields[0].msg}"
+        body = problem_body(status, code, detail, request.state.request_id, fields)
+        return Response(body, status, media_type=PROBLEM_TYPE)
 
     @app.exception_handler(HTTPException)
     async def _routing(request: Request, error: HTTPException) -> Response:
-        codes = {404: "not_found", 405: "method_not_allowed", 400: "malformed"}
-        detail = (
-            f"there is nothing at {request.url.path}"
-            if error.status_code == HTTPStatus.NOT_FOUND
-            else str(error.detail)
-        )
-        code = codes.get(error.status_code, "http_error")
+        headers, detail = error.headers, str(error.detail)
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            detail = f"there is nothing at {request.url.path}"
+        elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = ", ".join(sorted(_methods(routers, request)))
+            headers, detail = {"allow": allowed}, f"only {allowed} is possible here"
+        elif error.status_code == HTTPStatus.BAD_REQUEST:  # what Starlette says of any body that breaks its parser
+            detail = "body: cannot be read as JSON; it is nested too deeply or not UTF-8"
+        code = _ROUTING_CODES.get(error.status_code, "http_error")
         body = problem_body(error.status_code, code, detail, request.state.request_id)
-        return Response(body, error.status_code, error.headers, PROBLEM_TYPE)
+        return Response(body, error.status_code, headers, PROBLEM_TYPE)
+
+
+_ROUTING_CODES = {404: "not_found", 405: "method_not_allowed", 400: "malformed"}
+
+
+def _request_field(request: Request, found: dict[str, Any]) -> FieldError:
+    """One entry of FastAPI's errors; the first part of its location says where in the request, such as `body`."""
+    if found["type"] == "json_invalid":
+        msg = f"is not valid JSON: {found['ctx']['error']} at character {found['loc'][-1]}"
+        return FieldError(("body",), msg, "json_invalid")
+    if found["loc"] == ("body",) and "json" not in request.headers.get("content-type", "application/json"):
+        return FieldError(("Content-Type",), "must be application/json", "content_type")
+    return field_error({**found, "loc": found["loc"][1:] or found["loc"]})
+
+
+def _methods(routers: Sequence[APIRouter], request: Request) -> set[str]:
+    """The verbs that the path has, over all of its routes; Starlette names those of the first alone."""
+    every = [route for router in routers for route in router.routes]
+    same = [route for route in every if route.matches(request.scope)[0] is Match.PARTIAL]
+    return {method for route in same for method in getattr(route, "methods", None) or ()}
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {

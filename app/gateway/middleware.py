@@ -1,6 +1,7 @@
 """What every request through FastAPI gets: an id, a bounded body, safe headers, an answer even to our mistakes."""
 
 import logging
+import math
 import re
 
 from starlette.datastructures import MutableHeaders
@@ -26,59 +27,76 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limited = scope["path"] not in UPLOAD_PATHS  # uploads are streamed and count for themselves
+        request = _Request(scope, receive, send, self._max_body if limited else math.inf)
+        scope.setdefault("state", {})["request_id"] = request.id
+        if request.announced > request.left:
+            await self._refuse_size(request)
+        elif "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            await request.refuse(400, "malformed", "the address holds a NUL character, which no name has")
+        else:
+            await self._pass_on(scope, request)
+
+    async def _pass_on(self, scope: Scope, request: "_Request") -> None:
+        try:
+            await self._app(scope, request.receive, request.answer)
+        except Exception:
+            if not request.too_large:
+                log.exception("request %s %s %s failed", request.id, scope["method"], scope["path"])
+                if request.started:
+                    raise
+                await request.refuse(500, "internal", "internal error; the log has it under this request id")
+        if request.too_large and not request.started:
+            await self._refuse_size(request)
+
+    async def _refuse_size(self, request: "_Request") -> None:
+        detail = f"the body is larger than {self._max_body >> 20} MiB (AIMASS_GATEWAY_MAX_BODY_MB)"
+        await request.refuse(413, "payload_too_large", detail)
+
+
+class _Request:
+    """One request: its id, how much may still be read of its body, whether its answer has begun."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, most: float) -> None:
         headers = {key: value for key, value in scope["headers"] if key in (b"x-request-id", b"content-length")}
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if _ID.fullmatch(given) else new_id()
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = False
+        self.id = given if _ID.fullmatch(given) else new_id()
+        self.announced = int(headers.get(b"content-length") or 0)
+        self.left = most
+        self.too_large = False
+        self.started = False
+        self._receive = receive
+        self._send = send
 
-        async def answer(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                out = MutableHeaders(scope=message)
-                out["x-request-id"] = request_id
-                out["x-content-type-options"] = "nosniff"
-            await send(message)
+    async def receive(self) -> Message:
+        """The next message; _TooLargeError once more was sent than may be."""
+        message = await self._receive()
+        self.left -= len(message.get("body", b""))
+        if self.left < 0:
+            self.too_large = True
+            raise _TooLargeError
+        return message
 
-        limited = scope["path"] not in UPLOAD_PATHS  # uploads are streamed and count for themselves
-        if limited and int(headers.get(b"content-length") or 0) > self._max_body:
-            await self._refuse(answer, request_id)
-            return
-        try:
-            await self._app(scope, self._bounded(receive) if limited else receive, answer)
-        except _TooLargeError:
-            await self._refuse(answer, request_id)
-        except Exception:
-            log.exception("request %s %s %s failed", request_id, scope["method"], scope["path"])
-            if started:
-                raise
-            body = problem_body(500, "internal", "internal error; the log has it under this request id", request_id)
-            await _answer(answer, 500, body)
+    async def answer(self, message: Message) -> None:
+        """Send what the application answers, unless the body was too large: it takes the failed read for bad JSON."""
+        if not self.too_large:
+            await self._pass(message)
 
-    def _bounded(self, receive: Receive) -> Receive:
-        left = self._max_body
+    async def refuse(self, status: int, code: str, detail: str) -> None:
+        """Send a problem."""
+        body = problem_body(status, code, detail, self.id)
+        headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+        await self._pass({"type": "http.response.start", "status": status, "headers": headers})
+        await self._pass({"type": "http.response.body", "body": body})
 
-        async def bounded() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise _TooLargeError
-            return message
-
-        return bounded
-
-    async def _refuse(self, send: Send, request_id: str) -> None:
-        detail = f"the body is larger than {self._max_body >> 20} MiB (AIMASS_GATEWAY_MAX_BODY_MB)"
-        await _answer(send, 413, problem_body(413, "payload_too_large", detail, request_id))
+    async def _pass(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            out = MutableHeaders(scope=message)
+            out["x-request-id"] = self.id
+            out["x-content-type-options"] = "nosniff"
+        await self._send(message)
 
 
 class _TooLargeError(Exception):
     """The body grew over its limit while it was read."""
-
-
-async def _answer(send: Send, status: int, body: bytes) -> None:
-    headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

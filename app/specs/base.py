@@ -1,15 +1,41 @@
 """The base of every spec: unknown fields are an error, values are immutable, numbers are finite."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from app.core.errors import FieldError
 
 # Names appear in URLs, file names and metric labels, so they are narrow. `/` would break unquoted path segments of
 # Open Inference Protocol clients.
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+NAME_RULE = "must be 1-100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+MAX_VERSION = 2**31 - 1  # what the registry's integer column holds
+VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
+NO_NUL = r"^[^\x00]*$"  # PostgreSQL keeps no NUL in text
 
 
 class Spec(BaseModel):
     """A validated part of a request."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=10_000)
+
+
+def field_error(found: Mapping[str, Any]) -> FieldError:
+    """One entry of pydantic's `errors()`, in words that say what to do."""
+    loc, msg, kind, context = tuple(found["loc"]), str(found["msg"]), str(found["type"]), found.get("ctx", {})
+    if kind == "extra_forbidden":
+        msg = "there is no such field; remove it or correct its name"
+    elif kind == "missing":
+        msg = "is required"
+    elif kind == "dict_type":
+        msg = "must be a JSON object"
+    elif kind == "string_pattern_mismatch":
+        msg = {NAME_PATTERN: NAME_RULE, NO_NUL: "must not hold a NUL character"}.get(context["pattern"], msg)
+    elif kind == "union_tag_not_found":
+        loc, msg = (*loc, context["discriminator"].strip("'")), "is required"
+    elif kind == "union_tag_invalid":
+        loc, msg = (*loc, context["discriminator"].strip("'")), f"must be one of: {context['expected_tags']}"
+    return FieldError(loc, msg.removeprefix("Value error, "), kind)

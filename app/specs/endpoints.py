@@ -4,13 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.specs.base import Name, Spec
+from app.specs.base import Name, Spec, VersionNumber
 
 
 class RouteSpec(Spec):
     """Which version answers. Exactly one of `version` and `alias`."""
 
-    version: Annotated[int | None, Field(ge=1)] = None
+    version: VersionNumber | None = None
     alias: Name | None = None
     variant: Annotated[str | None, Field(description="null: the fastest accepted variant")] = None
     weight: Annotated[int, Field(ge=0, le=100, description="share of the traffic, percent")] = 100

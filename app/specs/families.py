@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from app.core.errors import FieldError, InvalidSpec, Misconfigured
+from app.core.errors import InvalidSpec, Misconfigured
 from app.core.signature import Task
-from app.specs.base import Spec
+from app.specs.base import Spec, field_error
 
 ENTRY_POINT_GROUP = "aimass.families"
 DataKind = Literal["tabular", "image"]
@@ -98,7 +98,7 @@ class Family:
         try:
             return self.params.model_validate(params)
         except ValidationError as error:
-            errors = [FieldError(("params", *e["loc"]), e["msg"], e["type"]) for e in error.errors(include_url=False)]
+            errors = [field_error({**e, "loc": ("params", *e["loc"])}) for e in error.errors(include_url=False)]
             known = ", ".join(self.params.model_fields)
             raise InvalidSpec(f"params do not fit family '{self.name}'; it takes: {known}", errors=errors) from None
 

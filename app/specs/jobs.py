@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from app.core.errors import InvalidSpec
 from app.core.signature import Task
-from app.specs.base import Name, Spec
+from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.families import family
 
 Priority = Literal[0, 1, 2]
@@ -155,7 +155,10 @@ class JobSpec(Spec):
     priority: Annotated[Priority, Field(description="0 first, 2 last")] = 1
     resources: Resources = Resources()
     timeout_s: Annotated[float, Field(gt=0, le=2_592_000, description="the job fails after this")] = 3600.0
-    after: Annotated[list[str], Field(description="ids of jobs that must succeed first", max_length=100)] = []
+    after: Annotated[
+        list[Annotated[str, Field(pattern=NO_NUL)]],
+        Field(description="ids of jobs that must succeed first", max_length=100),
+    ] = []
 
 
 class TrainSpec(JobSpec):
@@ -194,7 +197,7 @@ class CompressSpec(JobSpec):
 
     kind: Literal["compress"]
     model: Name
-    version: Annotated[int, Field(ge=1)]
+    version: VersionNumber
     budget: CompressBudget = CompressBudget()
 
 

@@ -17,6 +17,7 @@ from app.gateway.deps import (
     PageDep,
     Reader,
     Trainer,
+    VersionPath,
     number_cursor,
     only_once,
 )
@@ -25,7 +26,7 @@ from app.gateway.files import download
 from app.gateway.schemas import PageOf
 from app.registry.datasets import DatasetReader, DatasetWriter
 from app.services.upload_dataset import KINDS, ORIGINAL, upload_dataset
-from app.specs.base import Name
+from app.specs.base import NAME_RULE, Name
 from app.specs.data import PROFILE_FILE
 
 router = APIRouter(prefix="/api/v1/datasets", tags=["datasets"])
@@ -91,8 +92,8 @@ def _check_name(name: str) -> None:
     try:
         _NAME.validate_python(name)
     except ValidationError:
-        msg = "must be 1-100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
-        raise InvalidInput.at("name", msg=msg, type="missing" if not name else "string_pattern_mismatch") from None
+        kind = "string_pattern_mismatch" if name else "missing"
+        raise InvalidInput.at("name", msg=NAME_RULE, type=kind) from None
 
 
 @router.get("", operation_id="datasets_list", responses=responses(422))
@@ -124,13 +125,13 @@ async def _version(state: Gateway, name: str, version: int) -> DatasetVersion:
 
 
 @router.get("/{name}/versions/{version}", operation_id="dataset_versions_get", responses=responses(404))
-async def get_version(name: str, version: int, state: GatewayDep, _: Reader) -> DatasetVersionOut:
+async def get_version(name: str, version: VersionPath, state: GatewayDep, _: Reader) -> DatasetVersionOut:
     """One version: its state, columns, warnings and unreadable rows."""
     return DatasetVersionOut.of(await _version(state, name, version))
 
 
 @router.get("/{name}/versions/{version}/profile", operation_id="dataset_versions_profile", responses=responses(404))
-async def profile(name: str, version: int, state: GatewayDep, _: Reader) -> dict[str, Any]:
+async def profile(name: str, version: VersionPath, state: GatewayDep, _: Reader) -> dict[str, Any]:
     """Statistics, histograms and warnings of each column."""
     found = await _version(state, name, version)
     read = await _read_json(state, found, PROFILE_FILE)
@@ -150,7 +151,7 @@ async def _read_json(state: Gateway, version: DatasetVersion, path: str) -> dict
 @router.get("/{name}/versions/{version}/rows", operation_id="dataset_versions_rows", responses=responses(404, 422))
 async def rows(
     name: str,
-    version: int,
+    version: VersionPath,
     state: GatewayDep,
     _: Reader,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
@@ -168,7 +169,7 @@ async def rows(
     response_class=StreamingResponse,
     responses=responses(404),
 )
-async def original(name: str, version: int, request: Request, state: GatewayDep, _: Reader) -> Response:
+async def original(name: str, version: VersionPath, request: Request, state: GatewayDep, _: Reader) -> Response:
     """The upload, byte for byte, with its name; range requests work."""
     found = await _version(state, name, version)
     file = next(f for f in found.files if f.path == ORIGINAL)
@@ -180,7 +181,7 @@ async def original(name: str, version: int, request: Request, state: GatewayDep,
 )
 async def delete(
     name: str,
-    version: int,
+    version: VersionPath,
     state: GatewayDep,
     _: Trainer,
     *,

@@ -1,16 +1,16 @@
 """Streams a multipart upload into the store: the file never sits in memory, and a broken upload leaves nothing."""
 
+import math
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import unquote
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 from streaming_form_data import StreamingFormDataParser
-from streaming_form_data.parser import ParseFailedException
-from streaming_form_data.targets import BaseTarget, ValueTarget
-from streaming_form_data.validators import MaxSizeValidator, ValidationError
+from streaming_form_data.parser import ParseFailedException, UnexpectedPartException
+from streaming_form_data.targets import BaseTarget
 
 from app.core.errors import InvalidInput, PayloadTooLarge
 from app.core.resources import StoredFile
@@ -20,6 +20,14 @@ from app.services.upload_dataset import ORIGINAL
 from app.store.ports import Writer
 
 MAX_FIELD = 4096
+MAX_END = 4096  # bytes at the end of a body among which its closing boundary must be
+# RFC 2046, 5.1.1: the characters that a boundary may have.
+_CONTENT_TYPE = re.compile(
+    r"""multipart/form-data\s*;(?:.*;)?\s*boundary=
+        (?:"(?P<quoted>[0-9a-z'()+_,./:=?\ -]{0,69}[0-9a-z'()+_,./:=?-])"|(?P<plain>[0-9a-z'()+_,./:=?-]{1,70}))
+        \s*(?:;.*)?$""",
+    re.IGNORECASE | re.VERBOSE,
+)
 BATCH_BYTES = 1 << 20  # what is gathered before a hand-over to the store's thread
 
 
@@ -32,25 +40,27 @@ class Upload:
     fields: dict[str, str]
 
 
-class _FileTarget(BaseTarget):  # type: ignore[misc] # the library has no types
-    """Gathers what the parser finds of the file until it is taken."""
+class _Part(BaseTarget):  # type: ignore[misc] # the library has no types
+    """Gathers what the parser finds of a part, at most `most` bytes at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, most: float = math.inf) -> None:
         super().__init__()
+        self.name = name
+        self.most = most
         self.chunks: list[bytes] = []
         self.gathered = 0
         self.seen = False
-        self.finished = False
 
     def on_start(self) -> None:
+        if self.seen:
+            raise InvalidInput.at(self.name, msg="the form has this part twice; send it once", type="repeated")
         self.seen = True
 
     def on_data_received(self, chunk: bytes) -> None:
         self.chunks.append(bytes(chunk))
         self.gathered += len(chunk)
-
-    def on_finish(self) -> None:
-        self.finished = True
+        if self.gathered > self.most:
+            raise InvalidInput.at(self.name, msg=f"must be at most {self.most:g} bytes", type="too_long")
 
     def take(self) -> bytes:
         """What was gathered since the last time."""
@@ -63,43 +73,46 @@ async def receive_upload(request: Request, platform: Platform, fields: tuple[str
 
     InvalidInput for a body that is no multipart form, is cut off, or lacks the file; PayloadTooLarge over the limit.
     """
-    target = _FileTarget()
-    texts: dict[str, Any] = {name: ValueTarget(validator=MaxSizeValidator(MAX_FIELD)) for name in fields}
-    parser = StreamingFormDataParser(headers=_content_type(request))
-    parser.register("file", target)
-    for name, text in texts.items():
-        parser.register(name, text)
+    boundary = _boundary(request)
+    parser = StreamingFormDataParser({"Content-Type": f'multipart/form-data; boundary="{boundary}"'}, strict=True)
+    target, *texts = parts = [_Part("file"), *(_Part(name, MAX_FIELD) for name in fields)]
+    for part in parts:
+        parser.register(part.name, part)
     limit = platform.settings.gateway.max_upload_mb << 20
     writer = await platform.store.writer()
     try:
-        await _pump(request.stream(), parser, target, writer, limit)
+        end = await _pump(request.stream(), parser, target, writer, limit)
+        if f"--{boundary}--".encode() not in end:
+            raise InvalidInput.at(
+                "file", msg="the upload ended before its closing boundary; send it again", type="truncated"
+            )
         if not target.seen:
             raise InvalidInput.at(
                 "file", msg="the form has no part called 'file'; send the data as -F file=@PATH", type="missing"
-            )
-        if not target.finished:
-            raise InvalidInput.at(
-                "file", msg="the upload ended before its closing boundary; send it again", type="truncated"
             )
         file = await commit(platform, writer, ORIGINAL)
     except ClientDisconnect:
         raise InvalidInput("the upload was cut off") from None
     finally:
         await writer.abort()
-    values = {name: text.value.decode("utf-8", "replace") for name, text in texts.items() if text.value}
+    values = {text.name: text.take().decode("utf-8", "replace") for text in texts if text.gathered}
     return Upload(file, _filename(target), values)
 
 
 async def _pump(
-    stream: AsyncIterator[bytes], parser: StreamingFormDataParser, target: _FileTarget, writer: Writer, limit: int
-) -> None:
+    stream: AsyncIterator[bytes], parser: StreamingFormDataParser, target: _Part, writer: Writer, limit: int
+) -> bytes:
+    """Write the file as it comes; the end of the body, for the closing boundary."""
+    end = b""
     async for chunk in stream:
         if not chunk:
             continue
+        end = (end + chunk)[-MAX_END:]
         try:
             parser.data_received(chunk)
-        except ValidationError:
-            raise InvalidInput(f"a text field of the form is longer than {MAX_FIELD} bytes") from None
+        except UnexpectedPartException as error:
+            msg = "there is no such part; the form takes file, name and kind"
+            raise InvalidInput.at(str(error.part_name)[:100], msg=msg, type="extra_forbidden") from None
         except ParseFailedException:
             raise InvalidInput.at(
                 "body", msg="is not a well-formed multipart/form-data body", type="malformed"
@@ -110,18 +123,20 @@ async def _pump(
             await writer.write(target.take())
     if target.gathered:
         await writer.write(target.take())
+    return end
 
 
-def _content_type(request: Request) -> dict[str, str]:
-    content_type = request.headers.get("content-type", "")
-    if not content_type.lower().startswith("multipart/form-data") or "boundary=" not in content_type:
+def _boundary(request: Request) -> str:
+    """What separates the parts, from the Content-Type."""
+    found = _CONTENT_TYPE.match(request.headers.get("content-type", ""))
+    if found is None:
         raise InvalidInput.at(
             "Content-Type", msg="must be multipart/form-data with a boundary: send -F name=… -F file=@PATH"
         )
-    return {"Content-Type": content_type}
+    return found["quoted"] or found["plain"]
 
 
-def _filename(target: _FileTarget) -> str:
+def _filename(target: _Part) -> str:
     """The sender's file name without any folder; it is shown, never used as a path."""
     name = str(target.multipart_filename or "upload")
     if "%" in name:

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Response
 from pydantic import ValidationError
 
-from app.core.errors import FieldError, InvalidSpec, NotBuilt
+from app.core.errors import InvalidSpec, NotBuilt
 from app.gateway.deps import GatewayDep, PageDep, Reader, Trainer
 from app.gateway.endpoints.schemas import EndpointOut, PhaseOut, StatsOut
 from app.gateway.errors import responses
 from app.gateway.schemas import PageOf
 from app.registry.endpoints import EndpointReader
 from app.registry.models import ModelReader
-from app.specs.base import Name
+from app.specs.base import Name, field_error
 from app.specs.endpoints import EndpointSpec
 from app.telemetry.metrics import PHASES
 
@@ -62,10 +62,7 @@ def _parse(name: str, body: dict[str, Any]) -> EndpointSpec:
     try:
         return EndpointSpec.model_validate(body)
     except ValidationError as error:
-        errors = [
-            FieldError(tuple(e["loc"]), e["msg"], e["type"])
-            for e in error.errors(include_url=False, include_context=False)
-        ]
+        errors = [field_error(e) for e in error.errors(include_url=False)]
         where = ".".join(str(part) for part in errors[0].loc) or "body"
         raise InvalidSpec(f"{where}: {errors[0].msg}", errors=errors) from None
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
-from app.core.errors import FieldError, InvalidSpec, NotBuilt
+from app.core.errors import InvalidSpec, NotBuilt
 from app.core.jobs import JobState
 from app.gateway.deps import GatewayDep, IdempotencyKey, PageDep, Reader, Trainer, only_once
 from app.gateway.errors import responses
@@ -26,6 +26,7 @@ from app.registry.jobs import JobReader
 from app.registry.workers import live
 from app.services.cancel_job import cancel_job
 from app.services.submit_job import retry_job, submit_job
+from app.specs.base import field_error
 from app.specs.families import families
 from app.specs.jobs import NOT_BUILT_KINDS, AnyJobSpec, CompressSpec, TrainSpec
 
@@ -80,12 +81,10 @@ def _parse(body: dict[str, Any]) -> TrainSpec | CompressSpec:
     try:
         return _SPEC.validate_python(body, strict=False)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
         # The first part of a location is the kind that the discriminator chose, not a field of the request.
-        errors = [
-            FieldError(tuple(e["loc"][1:]) if len(e["loc"]) > 1 else e["loc"], e["msg"], e["type"]) for e in found
-        ]
-        where = ".".join(str(part) for part in errors[0].loc) or "kind"
+        found = error.errors(include_url=False)
+        errors = [field_error({**e, "loc": e["loc"][1:]}) for e in found]
+        where = ".".join(str(part) for part in errors[0].loc)
         raise InvalidSpec(f"{where}: {errors[0].msg}", errors=errors) from None
 
 
@@ -124,7 +123,9 @@ async def events(
     job_id: str,
     state: GatewayDep,
     _: Reader,
-    last_event_id: Annotated[int, Header(alias="Last-Event-ID", ge=0, description="resume after this event")] = 0,
+    last_event_id: Annotated[
+        int, Header(alias="Last-Event-ID", ge=0, lt=2**63, description="resume after this event")
+    ] = 0,
 ) -> StreamingResponse:
     """Server-Sent Events from the beginning (or after `Last-Event-ID`) until the job ends."""
     async with state.platform.database.read() as session:

@@ -9,7 +9,7 @@ from app.gateway.deps import Admin, GatewayDep, PageDep
 from app.gateway.errors import responses
 from app.gateway.schemas import PageOf, Timestamp
 from app.registry.keys import KeyReader, KeyWriter
-from app.specs.base import Spec
+from app.specs.base import NO_NUL, Spec
 
 router = APIRouter(prefix="/api/v1/keys", tags=["administration"])
 
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/api/v1/keys", tags=["administration"])
 class KeyIn(Spec):
     """A new key."""
 
-    name: str = Field(min_length=1, max_length=100, examples=["ci"])
+    name: str = Field(min_length=1, max_length=100, pattern=NO_NUL, examples=["ci"])
     scopes: list[Scope] = Field(default_factory=lambda: list(SCOPES), min_length=1)
 
 

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from app.core.errors import InvalidInput, NotFound
 from app.core.resources import ModelVersion
-from app.gateway.deps import Gateway, GatewayDep, PageDep, Reader, Trainer, number_cursor
+from app.gateway.deps import Gateway, GatewayDep, PageDep, Reader, Trainer, VersionPath, number_cursor
 from app.gateway.errors import responses
 from app.gateway.files import download
 from app.gateway.models.schemas import (
@@ -61,13 +61,13 @@ async def list_versions(model: str, state: GatewayDep, _: Reader, page: PageDep)
 
 
 @router.get("/models/{model}/versions/{version}", operation_id="model_versions_get", responses=responses(404))
-async def get_version(model: str, version: int, state: GatewayDep, _: Reader) -> ModelVersionOut:
+async def get_version(model: str, version: VersionPath, state: GatewayDep, _: Reader) -> ModelVersionOut:
     """One version: metrics, signature, lineage, variants."""
     return ModelVersionOut.of(await _version(state, model, version))
 
 
 @router.get("/models/{model}/versions/{version}/files", operation_id="model_files_list", responses=responses(404))
-async def list_files(model: str, version: int, state: GatewayDep, _: Reader) -> FilesOut:
+async def list_files(model: str, version: VersionPath, state: GatewayDep, _: Reader) -> FilesOut:
     """The files of a version."""
     return FilesOut(items=[FileOut.of(file) for file in (await _version(state, model, version)).files])
 
@@ -78,7 +78,9 @@ async def list_files(model: str, version: int, state: GatewayDep, _: Reader) -> 
     response_class=StreamingResponse,
     responses=responses(404),
 )
-async def get_file(model: str, version: int, path: str, request: Request, state: GatewayDep, _: Reader) -> Response:
+async def get_file(
+    model: str, version: VersionPath, path: str, request: Request, state: GatewayDep, _: Reader
+) -> Response:
     """One file; range requests work."""
     found = await _version(state, model, version)
     file = next((f for f in found.files if f.path == path), None)
@@ -88,7 +90,7 @@ async def get_file(model: str, version: int, path: str, request: Request, state:
 
 
 @router.get("/models/{model}/versions/{version}/card", operation_id="model_card_get", responses=responses(404))
-async def card(model: str, version: int, state: GatewayDep, _: Reader) -> dict[str, Any]:
+async def card(model: str, version: VersionPath, state: GatewayDep, _: Reader) -> dict[str, Any]:
     """The model card: data, split, settings, metrics, warnings."""
     found = await _version(state, model, version)
     file = next((f for f in found.files if f.path == CARD), None)
@@ -105,7 +107,7 @@ async def card(model: str, version: int, state: GatewayDep, _: Reader) -> dict[s
     operation_id="model_versions_delete",
     responses=responses(404, 409),
 )
-async def delete(model: str, version: int, state: GatewayDep, _: Trainer) -> None:
+async def delete(model: str, version: VersionPath, state: GatewayDep, _: Trainer) -> None:
     """Delete a version; 409 while an endpoint routes to it or an alias points at it."""
     async with state.platform.database.write() as session:
         await ModelWriter(session).delete(model, version)

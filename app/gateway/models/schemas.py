@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from app.core.resources import AliasMove, Model, ModelVersion, StoredFile
 from app.gateway.schemas import Timestamp
-from app.specs.base import Spec
+from app.specs.base import NO_NUL, Spec, VersionNumber
 
 
 class ModelOut(BaseModel):
@@ -130,8 +130,8 @@ class FilesOut(BaseModel):
 class AliasIn(Spec):
     """Where an alias is to point, and why."""
 
-    version: int = Field(ge=1)
-    reason: str = Field("", max_length=1000)
+    version: VersionNumber
+    reason: str = Field("", max_length=1000, pattern=NO_NUL)
 
 
 class AliasOut(BaseModel):
