@@ -55,6 +55,7 @@ class JobRun:
         self._loop = asyncio.get_running_loop()
         self._interrupted: asyncio.Future[Interruption] = self._loop.create_future()
         self._told = _Told()
+        self._kept_checkpoint = False
         self._outcome: ChildEvent | None = None
         self._folder = folder / f"{lease.job_id}-{lease.attempt}"
 
@@ -87,6 +88,9 @@ class JobRun:
             await self._supervise(child)
         except AimassError as error:
             await self._fail(JobFailure.of(error))
+        except Exception as error:  # our own mistake, say: the job fails, the agent lives
+            log.exception("job=%s attempt=%d could not be settled", self._lease.job_id, self._lease.attempt)
+            await self._fail(JobFailure("internal", f"{type(error).__name__}: the worker's log says more"))
         finally:
             await child.end(0)
             child.forget()
@@ -165,6 +169,7 @@ class JobRun:
                 held = await self._ledger.progress(lease.job_id, lease.attempt, told.progress, told.points, told.log)
             if held and told.checkpoint:
                 held = await save_checkpoint(self._platform, lease, self._folder / "checkpoint")
+                self._note_checkpoint()
         except Unavailable:
             newer, self._told = self._told, told
             self._told.progress = newer.progress or told.progress
@@ -175,6 +180,12 @@ class JobRun:
         if not held:
             self.interrupt("lost")
         await tell_watchers(self._platform, lease.job_id)
+
+    def _note_checkpoint(self) -> None:
+        """Say once that a crash no longer means starting over."""
+        if not self._kept_checkpoint:
+            self._kept_checkpoint = True
+            self._told.log.append({"level": "info", "message": "a checkpoint is kept", "at": time.time()})
 
     async def _watch_limits(self, child: Child) -> None:
         deadline = time.monotonic() + self._lease.timeout_s

@@ -59,7 +59,7 @@ class Variant:
     state: VariantState
     reason: str | None
     recipe: dict[str, Any]
-    path: str
+    path: str | None  # None: a rejected variant's file is not kept
     bytes: int
     metrics: dict[str, float]
     latency: dict[str, Any]

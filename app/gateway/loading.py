@@ -72,6 +72,7 @@ class Loader:
             async with self._platform.database.write() as session:
                 await EndpointWriter(session).delete(name)
             await self._forget(name)
+            self._host.expect(self._known)
         await self._tell(name)
 
     async def sync(self) -> None:

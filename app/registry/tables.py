@@ -124,7 +124,7 @@ class VariantRow(Base):
     state: Mapped[str] = mapped_column(String(20))
     reason: Mapped[str | None]
     recipe: Mapped[dict[str, Any]]
-    path: Mapped[str]
+    path: Mapped[str | None]  # a rejected variant's file is not kept
     bytes: Mapped[int] = mapped_column(BigInteger)
     metrics: Mapped[dict[str, Any]]
     latency: Mapped[dict[str, Any]]

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from app.core.errors import Conflict
+from app.core.errors import Conflict, Corrupt
 from app.core.resources import ModelVersion, StoredFile, Variant
 from app.services.keep_files import lay_out
 from app.services.platform import Platform
@@ -28,8 +28,11 @@ def choose_variant(version: ModelVersion, name: str | None) -> Variant:
 async def serve_version(platform: Platform, version: ModelVersion, variant: Variant) -> tuple[Path, Path]:
     """(folder, model file) on this machine; every file is verified against its digest, and fetched only once."""
     folder = platform.scratch / "serving" / version.digest
-    beside = str(Path(variant.path).parent)
-    wanted = [f for f in version.files if f.path in NEEDED or f.path == variant.path or _external(f, beside)]
+    graph = variant.path
+    if graph is None:
+        raise Corrupt(f"variant '{variant.name}' of '{version.model}@{version.version}' has no file")
+    beside = str(Path(graph).parent)
+    wanted = [f for f in version.files if f.path in NEEDED or f.path == graph or _external(f, beside)]
     missing = [file for file in wanted if not await asyncio.to_thread((folder / file.path).is_file)]
     if missing:
         # Fetched aside and renamed, so that a gateway beside this one never sees half a file.
@@ -39,7 +42,7 @@ async def serve_version(platform: Platform, version: ModelVersion, variant: Vari
             await asyncio.to_thread(_move_in, aside, folder, missing)
         finally:
             await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
-    return folder, folder / variant.path
+    return folder, folder / graph
 
 
 def _external(file: StoredFile, beside: str) -> bool:

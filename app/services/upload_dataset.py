@@ -1,6 +1,5 @@
 """Turn an upload that is in the store into a data set version, and queue its parsing."""
 
-from app.core.errors import InvalidInput
 from app.core.jobs import Job, NewJob
 from app.core.resources import DatasetVersion, StoredFile
 from app.registry.datasets import DatasetWriter
@@ -17,9 +16,7 @@ KINDS = ("auto", "tabular", "image")
 async def upload_dataset(
     platform: Platform, request: Once, name: str, kind: str, original: StoredFile, filename: str
 ) -> DatasetVersion:
-    """The new version, state `ingesting`. InvalidInput for an empty file."""
-    if original.bytes == 0:
-        raise InvalidInput.at("file", msg="the file is empty; upload a file with data", type="empty_file")
+    """The new version, state `ingesting`."""
     job: Job | None = None
     async with platform.database.write() as session:
         datasets = DatasetWriter(session)

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-import time
 
 import psutil
 
@@ -20,7 +19,11 @@ def until_training(platform: Platform, job_id: str, fraction: float = 0.0) -> No
         return progress["fraction"] > fraction and "epoch" in progress["step"]
 
     wait_until(trains, 60, "the job trains")
-    time.sleep(1.0)  # a checkpoint is stored a moment after it was written
+
+
+def until_kept(platform: Platform, job_id: str) -> None:
+    """Wait until a checkpoint of this job has reached the store."""
+    wait_until(lambda: "a checkpoint is kept" in platform.logs(job_id), 60, "a checkpoint is kept")
 
 
 def states(platform: Platform, job_id: str) -> list[str]:
@@ -35,7 +38,7 @@ class TestChild:
                 training={"epochs": 150, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
             )
         )
-        until_training(platform, job["id"])
+        until_kept(platform, job["id"])
         [child] = platform.children()
         child.kill()
         ended = platform.wait(job["id"], "succeeded", 180)
@@ -88,7 +91,7 @@ class TestAgent:
                 training={"epochs": 150, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
             )
         )
-        until_training(platform, job["id"])
+        until_kept(platform, job["id"])
         [agent], [child] = platform.agents(), platform.children()
         agent.kill()
         wait_until(

@@ -1,4 +1,3 @@
-# ruff: noqa: ANN401 - JSON and client objects are of any type
 """The Open Inference Protocol as NVIDIA's own client speaks it, against a live server on this machine."""
 
 import asyncio

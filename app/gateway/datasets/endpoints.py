@@ -73,13 +73,8 @@ async def create(
     """Upload a file as the next version of a data set; it is parsed by a job and `ready` soon after."""
     if request.headers.get("content-type", "").startswith("application/json"):
         raise NotBuilt("data sets from a URI are not in this release; upload the file as multipart/form-data")
-    upload = await receive_upload(request, state.platform, ("name", "kind"))
-    name, kind = upload.fields.get("name", ""), upload.fields.get("kind", "auto")
-    _check_name(name)
-    if kind in LATER_KINDS:
-        raise NotBuilt(f"data sets of kind '{kind}' are not in this release; this one has: {', '.join(KINDS)}")
-    if kind not in KINDS:
-        raise InvalidInput.at("kind", msg=f"must be one of: {', '.join(KINDS)}", type="enum")
+    upload = await receive_upload(request, state.platform, ("name", "kind"), _check_form)
+    name, kind = upload.fields["name"], upload.fields.get("kind", "auto")
     body = {"name": name, "kind": kind, "sha256": upload.file.sha256, "filename": upload.filename}
     version = await upload_dataset(
         state.platform, only_once(caller, key, request, body), name, kind, upload.file, upload.filename
@@ -88,7 +83,13 @@ async def create(
     return DatasetVersionOut.of(version)
 
 
-def _check_name(name: str) -> None:
+def _check_form(fields: dict[str, str]) -> None:
+    """Refuse a form before its file is kept."""
+    name, kind = fields.get("name", ""), fields.get("kind", "auto")
+    if kind in LATER_KINDS:
+        raise NotBuilt(f"data sets of kind '{kind}' are not in this release; this one has: {', '.join(KINDS)}")
+    if kind not in KINDS:
+        raise InvalidInput.at("kind", msg=f"must be one of: {', '.join(KINDS)}", type="enum")
     try:
         _NAME.validate_python(name)
     except ValidationError:

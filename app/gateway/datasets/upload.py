@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -68,8 +68,10 @@ class _Part(BaseTarget):  # type: ignore[misc] # the library has no types
         return data
 
 
-async def receive_upload(request: Request, platform: Platform, fields: tuple[str, ...]) -> Upload:
-    """The part `file` in the store, and the text parts named in `fields`.
+async def receive_upload(
+    request: Request, platform: Platform, fields: tuple[str, ...], check: Callable[[dict[str, str]], None]
+) -> Upload:
+    """The part `file` in the store, and the text parts named in `fields`, which `check` may refuse before it is kept.
 
     InvalidInput for a body that is no multipart form, is cut off, or lacks the file; PayloadTooLarge over the limit.
     """
@@ -90,12 +92,15 @@ async def receive_upload(request: Request, platform: Platform, fields: tuple[str
             raise InvalidInput.at(
                 "file", msg="the form has no part called 'file'; send the data as -F file=@PATH", type="missing"
             )
+        values = {text.name: text.take().decode("utf-8", "replace") for text in texts if text.gathered}
+        check(values)
+        if not writer.size:
+            raise InvalidInput.at("file", msg="the file is empty; upload a file with data", type="empty_file")
         file = await commit(platform, writer, ORIGINAL)
     except ClientDisconnect:
         raise InvalidInput("the upload was cut off") from None
     finally:
         await writer.abort()
-    values = {text.name: text.take().decode("utf-8", "replace") for text in texts if text.gathered}
     return Upload(file, _filename(target), values)
 
 

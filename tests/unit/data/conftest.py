@@ -45,7 +45,7 @@ Ingest = Callable[..., Outcome]
 def ingest(tmp_path: Path) -> Ingest:
     """Ingest bytes or a file; keywords become limits. `stop` asks the job to stop before it begins."""
 
-    def go(source: bytes | Path, name: str = "", *, stop: bool = False, **extra: Any) -> Outcome:  # noqa: ANN401 - limits of any type
+    def go(source: bytes | Path, name: str = "", *, stop: bool = False, **extra: Any) -> Outcome:
         folder = tmp_path / f"job{len(list(tmp_path.iterdir()))}"
         (folder / "input").mkdir(parents=True)
         raw = source if isinstance(source, bytes) else source.read_bytes()
@@ -81,7 +81,7 @@ def ingest(tmp_path: Path) -> Ingest:
 def refused(ingest: Ingest) -> Callable[..., str]:
     """The detail of the InvalidData that the upload meets."""
 
-    def go(source: bytes | Path, name: str = "", **extra: Any) -> str:  # noqa: ANN401 - limits of any type
+    def go(source: bytes | Path, name: str = "", **extra: Any) -> str:
         with pytest.raises(InvalidData) as caught:
             ingest(source, name, **extra)
         return caught.value.detail

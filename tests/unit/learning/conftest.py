@@ -31,7 +31,7 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
     """`make_job(frame, kind="tabular", name="job", **spec)`: a job folder with the data set in it."""
     opened = []
 
-    def make(frame: pl.DataFrame, *, data: str = "tabular", name: str = "job", **spec: Any) -> Job:  # noqa: ANN401 - spec fields
+    def make(frame: pl.DataFrame, *, data: str = "tabular", name: str = "job", **spec: Any) -> Job:
         folder = tmp_path / name
         target = folder / "input" / "dataset"
         target.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ MakeJob = Callable[..., Any]
 SPEC: dict[str, Any] = {"features": {"drop": ["amount"]}}
 
 
-def _stop_at(job: Any, step: str) -> None:  # noqa: ANN401 - the fixture's job
+def _stop_at(job: Any, step: str) -> None:
     """Ask the job to stop once it tells of `step`."""
     emit = type(job).progress
 
@@ -31,11 +31,11 @@ def _stop_at(job: Any, step: str) -> None:  # noqa: ANN401 - the fixture's job
     job.__class__ = Stopping
 
 
-def _resumed(job: Any) -> list[str]:  # noqa: ANN401 - the fixture's job
+def _resumed(job: Any) -> list[str]:
     return [e["message"] for e in job.seen if e["event"] == "log" and "resumed" in e["message"]]
 
 
-def _stopped(make_job: MakeJob, frame: pl.DataFrame, name: str, step: str, **spec: Any) -> Path:  # noqa: ANN401 - spec fields
+def _stopped(make_job: MakeJob, frame: pl.DataFrame, name: str, step: str, **spec: Any) -> Path:
     job = make_job(frame, name=name, **spec)
     _stop_at(job, step)
     with pytest.raises(Stopped):
