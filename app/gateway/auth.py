@@ -3,9 +3,10 @@
 A revoked key is forgotten at once in this gateway, and within the time to live in others.
 """
 
+import asyncio
 import time
 
-from app.core.errors import Unauthenticated
+from app.core.errors import Unauthenticated, Unavailable
 from app.core.principal import Principal
 from app.registry.keys import KeyReader
 from app.services.platform import Platform
@@ -20,6 +21,8 @@ class KeyCache:
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
         self._known: dict[bytes, tuple[Principal, float]] = {}
+        self._asking: dict[bytes, asyncio.Task[Principal]] = {}
+        self._revocations = 0
 
     def cached(self, key: bytes, /) -> Principal | None:
         """The principal of a key that was verified within the last seconds."""
@@ -27,18 +30,36 @@ class KeyCache:
         return entry[0] if entry is not None and entry[1] > time.monotonic() else None
 
     async def verify(self, key: bytes, /) -> Principal:
-        """The principal of a key. Unauthenticated if it is unknown or revoked."""
-        async with self._platform.database.read() as session:
-            found = await KeyReader(session).find(key.decode("latin-1"))
+        """The principal of a key. Unauthenticated if it is unknown or revoked.
+
+        Requests that ask at once share one look-up. While the registry is away, keys that were good go on being good.
+        """
+        asked = self._asking.get(key)
+        if asked is None:
+            asked = self._asking[key] = asyncio.create_task(self._look_up(key))
+            asked.add_done_callback(lambda _: self._asking.pop(key, None))
+        return await asyncio.shield(asked)
+
+    def forget(self) -> None:
+        """Verify every key anew, since one was revoked."""
+        self._revocations += 1
+        self._known.clear()
+
+    async def _look_up(self, key: bytes) -> Principal:
+        revocations = self._revocations
+        try:
+            async with self._platform.database.read() as session:
+                found = await KeyReader(session).find(key.decode("latin-1"))
+        except Unavailable:
+            if key not in self._known:
+                raise
+            return self._known[key][0]
         if found is None:
             self._known.pop(key, None)
             raise Unauthenticated("the API key is unknown or revoked; send a valid one as `Authorization: Bearer KEY`")
         principal = Principal(found.id, found.name, frozenset(found.scopes))  # type: ignore[arg-type]
         if len(self._known) >= MAX_CACHED:
             self._known.clear()
-        self._known[key] = principal, time.monotonic() + TTL_S
+        if revocations == self._revocations:  # else this key may be the one that was revoked meanwhile
+            self._known[key] = principal, time.monotonic() + TTL_S
         return principal
-
-    def forget(self) -> None:
-        """Verify every key anew, since one was revoked."""
-        self._known.clear()

@@ -1,0 +1,73 @@
+"""The gateway's key cache on a real registry."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from app.core.errors import Unauthenticated, Unavailable
+from app.gateway import auth
+from app.gateway.auth import KeyCache
+from app.queue.memory import MemoryWake
+from app.registry.keys import KeyWriter
+from app.registry.session import Database
+from app.services.platform import Platform
+from app.settings import Settings
+from app.store.local import LocalStore
+from tests.support.databases import sqlite_registry
+
+AWAY = "postgresql://nobody@/nothing?host=/nonexistent"
+
+
+@pytest.fixture
+async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
+    url = await asyncio.to_thread(sqlite_registry, tmp_path)
+    made = Platform(Settings(data_dir=tmp_path), Database(url), MemoryWake(), LocalStore(tmp_path / "store"))
+    yield made
+    await made.close()
+
+
+async def new_key(platform: Platform) -> bytes:
+    async with platform.database.write() as session:
+        _, secret = await KeyWriter(session).create("k", ["read"])
+    return secret.encode()
+
+
+async def test_requests_that_ask_at_once_share_one_look_up(platform: Platform) -> None:
+    key, statements = await new_key(platform), []
+
+    @event.listens_for(platform.database._read.sync_engine, "before_cursor_execute")
+    def _count(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    keys = KeyCache(platform)
+    found = await asyncio.gather(*(keys.verify(key) for _ in range(50)))
+    assert {principal.name for principal in found} == {"k"}
+    assert len([text for text in statements if "api_keys" in text]) == 1
+    assert keys.cached(key) == found[0]
+
+
+async def test_wrong_keys_are_refused_and_not_remembered(platform: Platform) -> None:
+    keys = KeyCache(platform)
+    with pytest.raises(Unauthenticated):
+        await keys.verify(b"wrong")
+    assert keys.cached(b"wrong") is None
+
+
+async def test_good_keys_stay_good_while_the_registry_is_away(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "TTL_S", 0.0)
+    key, keys = await new_key(platform), KeyCache(platform)
+    await keys.verify(key)
+    assert keys.cached(key) is None
+    away = Database(AWAY)
+    keys._platform = replace(platform, database=away)
+    assert (await keys.verify(key)).name == "k"
+    with pytest.raises(Unavailable):
+        await keys.verify(b"never seen")
+    await away.close()
