@@ -86,6 +86,7 @@ class Database:
         """A session for reading. Unavailable when the database does not answer."""
         with _translated():
             async with ReadSession(self._read, expire_on_commit=False) as session:
+                await _connect(session)
                 yield session
 
     @asynccontextmanager
@@ -93,6 +94,7 @@ class Database:
         """A transaction: commits when the block ends, rolls back when it raises."""
         with _translated():
             async with self._turn, WriteSession(self._write, expire_on_commit=False) as session, session.begin():
+                await _connect(session)
                 yield session
 
     async def close(self) -> None:
@@ -100,6 +102,14 @@ class Database:
         await self._read.dispose()
         if self._write is not self._read:
             await self._write.dispose()
+
+
+async def _connect(session: AsyncSession) -> None:
+    """Take the connection now, so that a server that is away is told from an error of the block itself."""
+    try:
+        await session.connection()
+    except OSError as error:
+        raise Unavailable(f"the registry does not answer (AIMASS_DATABASE_URL): {error}", retry_after_s=2.0) from error
 
 
 class _translated:  # noqa: N801 - a context manager that reads as a phrase
