@@ -4,15 +4,17 @@ import re
 from collections.abc import AsyncIterator
 from urllib.parse import quote
 
+from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from app.core.resources import StoredFile
+from app.gateway.errors import PROBLEM_TYPE, problem_body
 from app.services.platform import Platform
 
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
-async def download(platform: Platform, file: StoredFile, filename: str, range_header: str | None) -> Response:
+async def download(request: Request, platform: Platform, file: StoredFile, filename: str) -> Response:
     """The file, or the part that a single-range `Range` header asks for (206), or 416."""
     headers = {
         "content-disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
@@ -20,9 +22,11 @@ async def download(platform: Platform, file: StoredFile, filename: str, range_he
         "etag": f'"{file.sha256}"',
         "content-security-policy": "sandbox",
     }
-    span = _span(range_header, file.bytes)
+    span = _span(request.headers.get("range"), file.bytes)
     if span is None:
-        return Response(status_code=416, headers={"content-range": f"bytes */{file.bytes}"})
+        detail = f"Range: the file has {file.bytes} bytes, and none of those asked for"
+        body = problem_body(416, "range_not_satisfiable", detail, request.state.request_id)
+        return Response(body, 416, {"content-range": f"bytes */{file.bytes}"}, PROBLEM_TYPE)
     start, end = span
     headers["content-length"] = str(end - start)
     partial = (start, end) != (0, file.bytes)

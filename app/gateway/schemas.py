@@ -24,4 +24,4 @@ class PageOf(BaseModel, Generic[T]):
     """One page of a list; `next_cursor` is null on the last one."""
 
     items: list[T]
-    next_cursor: str | None
+    next_cursor: str | None = None

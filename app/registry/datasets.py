@@ -1,8 +1,9 @@
 """Data sets and their versions."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 
 from app.core.errors import Conflict, NotFound
 from app.core.ids import new_id
@@ -34,6 +35,12 @@ def _version(name: str, row: DatasetVersionRow, files: tuple[StoredFile, ...] = 
     )
 
 
+# Of the versions that are left; `DatasetRow.latest` counts those that were ever made.
+_NEWEST = (
+    select(func.max(DatasetVersionRow.version)).where(DatasetVersionRow.dataset_id == DatasetRow.id).scalar_subquery()
+)
+
+
 class DatasetReader:
     """What anyone may ask of data sets."""
 
@@ -41,20 +48,30 @@ class DatasetReader:
         self._session = session
 
     async def page(self, limit: int, cursor: str | None) -> Page[Dataset]:
-        """By name."""
-        query = select(DatasetRow).where(DatasetRow.latest > 0).order_by(DatasetRow.name).limit(limit + 1)
+        """Those that have a version, by name."""
+        query = select(DatasetRow.name, _NEWEST, DatasetRow.created_at).where(_NEWEST.is_not(None))
         if cursor:
             query = query.where(DatasetRow.name > cursor)
-        rows = list(await self._session.scalars(query))
-        items = tuple(Dataset(row.name, row.latest, row.created_at) for row in rows[:limit])
-        return Page(items, rows[limit - 1].name if len(rows) > limit else None)
+        rows = list(await self._session.execute(query.order_by(DatasetRow.name).limit(limit + 1)))
+        items = tuple(Dataset(name, newest, created_at) for name, newest, created_at in rows[:limit])
+        return Page(items, items[-1].name if len(rows) > limit else None)
 
     async def get(self, name: str) -> Dataset:
-        """The data set. NotFound otherwise."""
-        row = await self._session.scalar(select(DatasetRow).where(DatasetRow.name == name))
+        """The data set, if it has a version. NotFound otherwise."""
+        query = select(_NEWEST, DatasetRow.created_at).where(DatasetRow.name == name, _NEWEST.is_not(None))
+        row = (await self._session.execute(query)).one_or_none()
         if row is None:
             raise NotFound(f"there is no data set '{name}'")
-        return Dataset(row.name, row.latest, row.created_at)
+        return Dataset(name, row[0], row[1])
+
+    async def newest(self, names: Sequence[str]) -> dict[str, DatasetVersion]:
+        """The newest version of each of these data sets, without its files."""
+        rows = await self._session.execute(
+            select(DatasetRow.name, DatasetVersionRow)
+            .join(DatasetRow)
+            .where(DatasetRow.name.in_(names), DatasetVersionRow.version == _NEWEST)
+        )
+        return {name: _version(name, row) for name, row in rows}
 
     async def versions(self, name: str, limit: int, cursor: str | None) -> Page[DatasetVersion]:
         """Newest first; the cursor is the last version number of the page before."""

@@ -37,6 +37,13 @@ class KeyReader:
         )
         return _key(row) if row else None
 
+    async def get(self, key_id: str) -> ApiKey:
+        """The key, revoked or not. NotFound otherwise."""
+        row = await self._session.get(ApiKeyRow, key_id, populate_existing=True)
+        if row is None:
+            raise NotFound(f"there is no key '{key_id}'")
+        return _key(row)
+
     async def count(self) -> int:
         """How many keys were ever made."""
         return await self._session.scalar(select(func.count()).select_from(ApiKeyRow)) or 0
@@ -73,7 +80,4 @@ class KeyWriter(KeyReader):
         await self._write.execute(
             update(ApiKeyRow).where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None)).values(revoked_at=now())
         )
-        row = await self._write.get(ApiKeyRow, key_id, populate_existing=True)
-        if row is None:
-            raise NotFound(f"there is no key '{key_id}'")
-        return _key(row)
+        return await self.get(key_id)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from app.core.errors import Conflict, NotFound
 from app.core.ids import new_id
@@ -50,6 +50,10 @@ def _version(
     )
 
 
+# Of the versions that are left; `ModelRow.latest` counts those that were ever made.
+_NEWEST = select(func.max(ModelVersionRow.version)).where(ModelVersionRow.model_id == ModelRow.id).scalar_subquery()
+
+
 class ModelReader:
     """What anyone may ask of models."""
 
@@ -57,19 +61,19 @@ class ModelReader:
         self._session = session
 
     async def page(self, limit: int, cursor: str | None) -> Page[Model]:
-        """By name."""
-        query = select(ModelRow).where(ModelRow.latest > 0).order_by(ModelRow.name).limit(limit + 1)
+        """Those that have a version, by name."""
+        query = select(ModelRow, _NEWEST).where(_NEWEST.is_not(None)).order_by(ModelRow.name).limit(limit + 1)
         if cursor:
             query = query.where(ModelRow.name > cursor)
-        rows = list(await self._session.scalars(query))
-        items = tuple([await self._model(row) for row in rows[:limit]])
-        return Page(items, rows[limit - 1].name if len(rows) > limit else None)
+        rows = list(await self._session.execute(query))
+        items = tuple([await self._model(row, newest) for row, newest in rows[:limit]])
+        return Page(items, items[-1].name if len(rows) > limit else None)
 
-    async def _model(self, row: ModelRow) -> Model:
+    async def _model(self, row: ModelRow, newest: int) -> Model:
         aliases = await self._session.execute(
             select(AliasRow.alias, AliasRow.version).where(AliasRow.model_id == row.id).order_by(AliasRow.alias)
         )
-        return Model(row.name, row.latest, row.created_at, {alias: version for alias, version in aliases})  # noqa: C416 - rows are not pairs to the type checker
+        return Model(row.name, newest, row.created_at, {alias: version for alias, version in aliases})  # noqa: C416 - rows are not pairs to the type checker
 
     async def _row(self, name: str) -> ModelRow:
         row = await self._session.scalar(select(ModelRow).where(ModelRow.name == name))
@@ -78,8 +82,12 @@ class ModelReader:
         return row
 
     async def get(self, name: str) -> Model:
-        """The model. NotFound otherwise."""
-        return await self._model(await self._row(name))
+        """The model, if it has a version. NotFound otherwise."""
+        query = select(ModelRow, _NEWEST).where(ModelRow.name == name, _NEWEST.is_not(None))
+        row = (await self._session.execute(query)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no model '{name}'")
+        return await self._model(row[0], row[1])
 
     async def versions(self, name: str, limit: int, cursor: str | None) -> Page[ModelVersion]:
         """Newest first; the cursor is the last version number of the page before."""

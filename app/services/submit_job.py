@@ -1,6 +1,6 @@
 """Check a job against what is registered, and queue it."""
 
-from app.core.errors import Conflict, FieldError, InvalidInput, InvalidSpec, NotFound
+from app.core.errors import Conflict, FieldError, InvalidSpec, NotFound
 from app.core.jobs import DeviceClass, Job, NewJob
 from app.core.resources import DatasetVersion
 from app.registry.datasets import DatasetReader
@@ -127,6 +127,9 @@ async def _check_compress(session: ReadSession, spec: CompressSpec) -> list[str]
         version = await ModelReader(session).version(spec.model, spec.version)
     except NotFound as error:
         raise InvalidSpec.at("version", msg=error.detail, type="not_found") from None
-    if not version.lineage.get("dataset_available", True):
-        raise InvalidInput.at("version", msg="its data set was deleted, so compression cannot be measured")
+    try:
+        await DatasetReader(session).version(*parse_dataset(version.lineage["dataset"]), files=False)
+    except NotFound as error:
+        msg = f"compression is measured on the version's own data, but {error.detail}"
+        raise InvalidSpec.at("version", msg=msg, type="not_found") from None
     return spec.after

@@ -99,17 +99,22 @@ def _check_form(fields: dict[str, str]) -> None:
 
 @router.get("", operation_id="datasets_list", responses=responses(422))
 async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[DatasetOut]:
-    """Data sets by name."""
+    """Data sets by name, each as its newest version."""
     async with state.platform.database.read() as session:
-        found = await DatasetReader(session).page(page.limit, page.cursor)
-    return PageOf(items=[DatasetOut.of(item) for item in found.items], next_cursor=found.next_cursor)
+        datasets = DatasetReader(session)
+        found = await datasets.page(page.limit, page.cursor)
+        newest = await datasets.newest([item.name for item in found.items])
+    items = [DatasetOut.newest(newest[item.name]) for item in found.items if item.name in newest]
+    return PageOf(items=items, next_cursor=found.next_cursor)
 
 
 @router.get("/{name}", operation_id="datasets_get", responses=responses(404))
 async def get(name: str, state: GatewayDep, _: Reader) -> DatasetOut:
-    """One data set."""
+    """One data set as its newest version."""
     async with state.platform.database.read() as session:
-        return DatasetOut.of(await DatasetReader(session).get(name))
+        datasets = DatasetReader(session)
+        latest = (await datasets.get(name)).latest
+        return DatasetOut.newest(await datasets.version(name, latest, files=False))
 
 
 @router.get("/{name}/versions", operation_id="dataset_versions_list", responses=responses(404, 422))
@@ -174,7 +179,7 @@ async def original(name: str, version: VersionPath, request: Request, state: Gat
     """The upload, byte for byte, with its name; range requests work."""
     found = await _version(state, name, version)
     file = next(f for f in found.files if f.path == ORIGINAL)
-    return await download(state.platform, file, found.filename, request.headers.get("range"))
+    return await download(request, state.platform, file, found.filename)
 
 
 @router.delete(

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.core.resources import Dataset, DatasetVersion
+from app.core.resources import DatasetVersion
 from app.gateway.schemas import Timestamp
 
 
@@ -81,21 +81,15 @@ class DatasetVersionOut(BaseModel):
         )
 
 
-class DatasetOut(BaseModel):
-    """A named sequence of versions."""
+class DatasetOut(DatasetVersionOut):
+    """A named sequence of versions, as its newest one."""
 
-    name: str
-    latest_version: int
-    created_at: Timestamp
-    links: dict[str, str]
+    latest_version: int = Field(description="the same as `version`")
 
     @classmethod
-    def of(cls, dataset: Dataset) -> "DatasetOut":
-        """From the registry's object."""
-        here = f"/api/v1/datasets/{dataset.name}"
-        return cls(
-            name=dataset.name,
-            latest_version=dataset.latest,
-            created_at=dataset.created_at,
-            links={"self": here, "versions": f"{here}/versions", "latest": f"{here}/versions/{dataset.latest}"},
-        )
+    def newest(cls, version: DatasetVersion) -> "DatasetOut":
+        """From the newest version."""
+        shown = DatasetVersionOut.of(version)
+        here = f"/api/v1/datasets/{version.name}"
+        links = shown.links | {"self": here, "versions": f"{here}/versions", "latest": shown.links["self"]}
+        return cls.model_validate(shown.model_dump(by_alias=True) | {"latest_version": version.version, "links": links})

@@ -12,14 +12,12 @@ from app.gateway.deps import GatewayDep, IdempotencyKey, PageDep, Reader, Traine
 from app.gateway.errors import responses
 from app.gateway.jobs.events import follow
 from app.gateway.jobs.schemas import (
-    FamiliesOut,
     FamilyOut,
     JobOut,
     LogLineOut,
     LogsOut,
     MetricsOut,
     WorkerOut,
-    WorkersOut,
 )
 from app.gateway.schemas import PageOf
 from app.registry.jobs import JobReader
@@ -183,14 +181,14 @@ async def retry(
 
 
 @router.get("/families", operation_id="families_list", responses=responses())
-async def list_families(_: Reader) -> FamiliesOut:
+async def list_families(_: Reader) -> PageOf[FamilyOut]:
     """The installed model families."""
-    return FamiliesOut(items=[FamilyOut.of(family) for family in families().values()])
+    return PageOf(items=[FamilyOut.of(family) for family in families().values()])
 
 
 @router.get("/workers", operation_id="workers_list", responses=responses())
-async def list_workers(state: GatewayDep, _: Reader) -> WorkersOut:
+async def list_workers(state: GatewayDep, _: Reader) -> PageOf[WorkerOut]:
     """Worker agents seen within a lease."""
     async with state.platform.database.read() as session:
         found = await live(session, state.platform.settings.queue.lease_s)
-    return WorkersOut(items=[WorkerOut.of(worker) for worker in found])
+    return PageOf(items=[WorkerOut.of(worker) for worker in found])

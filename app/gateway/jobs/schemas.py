@@ -135,12 +135,6 @@ class FamilyOut(BaseModel):
         )
 
 
-class FamiliesOut(BaseModel):
-    """Every installed family."""
-
-    items: list[FamilyOut]
-
-
 class WorkerOut(BaseModel):
     """A live worker agent."""
 
@@ -164,9 +158,3 @@ class WorkerOut(BaseModel):
                 "seen_at": worker.seen_at,
             }
         )
-
-
-class WorkersOut(BaseModel):
-    """Every live worker."""
-
-    items: list[WorkerOut]

@@ -1,14 +1,15 @@
 """`/api/v1/keys`."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
 from app.core.principal import SCOPES, Scope
 from app.core.resources import ApiKey
-from app.gateway.deps import Admin, GatewayDep, PageDep
+from app.gateway.deps import Admin, GatewayDep, IdempotencyKey, PageDep, only_once
 from app.gateway.errors import responses
 from app.gateway.schemas import PageOf, Timestamp
 from app.registry.keys import KeyReader, KeyWriter
+from app.services.idempotent import create_once
 from app.specs.base import NO_NUL, Spec
 
 router = APIRouter(prefix="/api/v1/keys", tags=["administration"])
@@ -40,7 +41,7 @@ class KeyOut(BaseModel):
 class NewKeyOut(KeyOut):
     """A key and its secret, which is shown this once."""
 
-    secret: str
+    secret: str | None
 
 
 def _fields(key: ApiKey) -> dict[str, object]:
@@ -54,11 +55,22 @@ def _fields(key: ApiKey) -> dict[str, object]:
     }
 
 
-@router.post("", status_code=201, operation_id="keys_create", responses=responses(400, 422))
-async def create(body: KeyIn, response: Response, state: GatewayDep, _: Admin) -> NewKeyOut:
-    """Make a key. Its secret is in this answer and nowhere else."""
+@router.post("", status_code=201, operation_id="keys_create", responses=responses(400, 409, 422))
+async def create(
+    body: KeyIn, request: Request, response: Response, state: GatewayDep, caller: Admin, idempotency: IdempotencyKey
+) -> NewKeyOut:
+    """Make a key. Its secret is in this answer and nowhere else: a retry gets the same key with `secret` null."""
+    secret: str | None = None
     async with state.platform.database.write() as session:
-        key, secret = await KeyWriter(session).create(body.name, body.scopes)
+        keys = KeyWriter(session)
+
+        async def make() -> str:
+            nonlocal secret
+            made, secret = await keys.create(body.name, body.scopes)
+            return made.id
+
+        asked = only_once(caller, idempotency, request, body.model_dump(mode="json"))
+        key = await keys.get(await create_once(session, asked, make))
     response.headers["location"] = f"/api/v1/keys/{key.id}"
     response.headers["cache-control"] = "no-store"
     return NewKeyOut.model_validate(_fields(key) | {"secret": secret})

@@ -12,13 +12,11 @@ from app.gateway.deps import Gateway, GatewayDep, PageDep, Reader, Trainer, Vers
 from app.gateway.errors import responses
 from app.gateway.files import download
 from app.gateway.models.schemas import (
-    AliasHistoryOut,
     AliasIn,
     AliasOut,
     ComparisonOut,
     ComparisonRow,
     FileOut,
-    FilesOut,
     ModelOut,
     ModelVersionOut,
 )
@@ -67,9 +65,9 @@ async def get_version(model: str, version: VersionPath, state: GatewayDep, _: Re
 
 
 @router.get("/models/{model}/versions/{version}/files", operation_id="model_files_list", responses=responses(404))
-async def list_files(model: str, version: VersionPath, state: GatewayDep, _: Reader) -> FilesOut:
+async def list_files(model: str, version: VersionPath, state: GatewayDep, _: Reader) -> PageOf[FileOut]:
     """The files of a version."""
-    return FilesOut(items=[FileOut.of(file) for file in (await _version(state, model, version)).files])
+    return PageOf(items=[FileOut.of(file) for file in (await _version(state, model, version)).files])
 
 
 @router.get(
@@ -86,7 +84,7 @@ async def get_file(
     file = next((f for f in found.files if f.path == path), None)
     if file is None:
         raise NotFound(f"'{model}@{version}' has no file '{path}'")
-    return await download(state.platform, file, path.rsplit("/", 1)[-1], request.headers.get("range"))
+    return await download(request, state.platform, file, path.rsplit("/", 1)[-1])
 
 
 @router.get("/models/{model}/versions/{version}/card", operation_id="model_card_get", responses=responses(404))
@@ -122,12 +120,10 @@ async def move_alias(model: str, alias: Name, body: AliasIn, state: GatewayDep, 
 
 
 @router.get("/models/{model}/aliases/{alias}/history", operation_id="aliases_history", responses=responses(404))
-async def alias_history(model: str, alias: str, state: GatewayDep, _: Reader) -> AliasHistoryOut:
+async def alias_history(model: str, alias: str, state: GatewayDep, _: Reader) -> PageOf[AliasOut]:
     """Every move of an alias, newest first."""
     async with state.platform.database.read() as session:
-        return AliasHistoryOut(
-            items=[AliasOut.of(move) for move in await ModelReader(session).alias_history(model, alias)]
-        )
+        return PageOf(items=[AliasOut.of(move) for move in await ModelReader(session).alias_history(model, alias)])
 
 
 @router.get("/compare", operation_id="models_compare", responses=responses(404, 422))

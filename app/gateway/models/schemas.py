@@ -121,12 +121,6 @@ class FileOut(BaseModel):
         return cls(path=file.path, bytes=file.bytes, sha256=file.sha256)
 
 
-class FilesOut(BaseModel):
-    """Every file of a version."""
-
-    items: list[FileOut]
-
-
 class AliasIn(Spec):
     """Where an alias is to point, and why."""
 
@@ -157,12 +151,6 @@ class AliasOut(BaseModel):
                 "reason": move.reason,
             }
         )
-
-
-class AliasHistoryOut(BaseModel):
-    """Every move of an alias, newest first."""
-
-    items: list[AliasOut]
 
 
 class ComparisonRow(BaseModel):
