@@ -22,7 +22,7 @@ _DATASET = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})@(?P<version>[
 
 def parse_dataset(ref: str) -> tuple[str, int]:
     """Split `name@version`; ValueError says the form."""
-    match = _DATASET.match(ref)
+    match = _DATASET.fullmatch(ref)
     if not match:
         raise ValueError(f"'{ref}' is not of the form name@version, such as telco@1")
     return match["name"], int(match["version"])
@@ -138,7 +138,9 @@ class CompressBudget(Spec):
     max_metric_drop: Annotated[
         float,
         Field(
-            ge=0, le=1, description="largest loss of the version's main metric on test rows; relative for RMSE and MAE"
+            ge=0,
+            le=1,
+            description="largest loss of the main metric, and of accuracy, on test rows; relative for RMSE and MAE",
         ),
     ] = 0.01
 

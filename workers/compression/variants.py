@@ -20,6 +20,16 @@ _TREE_SHARE = 0.5  # of the budget that truncation may use up on validation rows
 _Made = tuple[bytes, dict[str, Any]]
 
 
+def worst_drop(main_metric: str, full: dict[str, float], metrics: dict[str, float]) -> tuple[float, str]:
+    """(largest loss, of which metric) of the main metric and of accuracy, where there is one.
+
+    Accuracy too, since an ensemble without its last trees may rank rows as before while every probability has moved
+    to one side of the threshold. A metric that these rows do not have, as ROC AUC of one class, is passed over.
+    """
+    names = [name for name in (main_metric, "accuracy") if name in full and name in metrics] or [next(iter(full))]
+    return max((metric_drop(name, full[name], metrics[name]), name) for name in names)
+
+
 @dataclass(frozen=True, slots=True)
 class Compressor:
     """A model, the rows it is judged by, and what a variant of it may cost."""
@@ -57,20 +67,19 @@ class Compressor:
         inputs, y = self.prepared.part("validation")
         watch = Judge(self.judge.task, inputs, y, self.judge.positive, self.judge.threads)
         full = watch.metrics(self.model)
-        metric = self.main_metric if self.main_metric in full else next(iter(full))
         budget = self.budget.max_metric_drop * _TREE_SHARE
-        return truncate_trees(graph, lambda raw: metric_drop(metric, full[metric], watch.metrics(raw)[metric]), budget)
+        return truncate_trees(graph, lambda raw: worst_drop(self.main_metric, full, watch.metrics(raw))[0], budget)
 
     def _decide(self, name: str, raw: bytes, recipe: dict[str, Any]) -> Variant:
-        """Accept when the main metric on test rows is within the budget and size or speed is better by _GAIN."""
+        """Accept when what counts is within the budget on test rows and size or speed is better by _GAIN."""
         metrics, full = self.judge.metrics(raw), self.judge.metrics(self.model)
         before, after = self.judge.latency(self.model, raw)
-        drop = metric_drop(self.main_metric, full[self.main_metric], metrics[self.main_metric])
+        drop, metric = worst_drop(self.main_metric, full, metrics)
         smaller, faster = len(self.model) / len(raw), after.items_per_s / before.items_per_s
         quicker = before.p50_ms / after.p50_ms  # for one row
         reason = None
         if drop > self.budget.max_metric_drop:
-            reason = f"{self.main_metric} is worse by {drop:.4g}, over the budget of {self.budget.max_metric_drop:g}"
+            reason = f"{metric} is worse by {drop:.4g}, over the budget of {self.budget.max_metric_drop:g}"
         elif smaller < _GAIN and (faster < _GAIN or quicker < 1 / _GAIN):
             reason = (
                 f"not better: {smaller:.2f} times smaller, {faster:.2f} times the rows a second, {quicker:.2f} times "
