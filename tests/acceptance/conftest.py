@@ -1,10 +1,115 @@
-"""What the acceptance tests share: strict JSON."""
+"""What the acceptance tests share: one platform on which every family was trained, and strict JSON."""
 
+import csv
+import io
 import json
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from sklearn.datasets import load_diabetes, load_digits
+
+from tests.support.jobs import TUMOURS
+from tests.support.platform import Platform, breast_cancer_csv
+
+PICTURES = 400
+SPECS: dict[str, dict[str, Any]] = {
+    "linear": {"family": "linear", "deploy": {"endpoint": "linear"}},
+    "gbdt": {
+        "family": "gbdt",
+        "params": {"n_estimators": 40},
+        "compress": {"max_metric_drop": 0.01},
+        "deploy": {"endpoint": "gbdt"},
+    },
+    "random_forest": {"family": "random_forest", "params": {"n_estimators": 10}},
+    "mlp": {
+        "family": "mlp",
+        "training": {"epochs": 6, "batch_size": 64},
+        "compress": {"max_metric_drop": 0.02},
+        "deploy": {"endpoint": "mlp"},
+    },
+    "cnn": {
+        "family": "cnn",
+        "dataset": "digits@1",
+        "target": "label",
+        "params": {"channels": [8, 16]},
+        "training": {"epochs": 4, "batch_size": 32},
+        "deploy": {"endpoint": "cnn"},
+    },
+    "progression": {
+        "family": "gbdt",
+        "dataset": "diabetes@1",
+        "task": "regression",
+        "target": "progression",
+        "params": {"n_estimators": 60},
+        "deploy": {"endpoint": "progression"},
+    },
+    "scrap": {"family": "linear", "dataset": "scrap@1"},
+}
+
+
+def pictures() -> list[tuple[bytes, str]]:
+    """The first 400 of scikit-learn's digits: (PNG of 8 by 8 grey pixels, label)."""
+    digits = load_digits()
+    found = []
+    for image, label in zip(digits.images[:PICTURES], digits.target[:PICTURES], strict=True):
+        file = io.BytesIO()
+        Image.fromarray((image * 15.9).astype(np.uint8)).save(file, "PNG")
+        found.append((file.getvalue(), str(label)))
+    return found
+
+
+def digits_zip() -> bytes:
+    """The pictures in folders named after their labels."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number, (picture, label) in enumerate(pictures()):
+            archive.writestr(f"{label}/{number}.png", picture)
+    return file.getvalue()
+
+
+def diabetes_csv() -> bytes:
+    """442 rows, 10 numbers and `progression`."""
+    data = load_diabetes()
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([*data.feature_names, "progression"])
+    writer.writerows([*row, target] for row, target in zip(data.data, data.target, strict=True))
+    return text.getvalue().encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The platform and the ended job of each model, by the model's name."""
+
+    platform: Platform
+    jobs: dict[str, dict[str, Any]]
+
+    def version(self, model: str, number: int = 1) -> dict[str, Any]:
+        found: dict[str, Any] = self.platform.call("GET", f"/api/v1/models/{model}/versions/{number}")
+        return found
+
+    def predict(self, endpoint: str, instances: list[Any]) -> dict[str, Any]:
+        found: dict[str, Any] = self.platform.call(
+            "POST", f"/api/v1/endpoints/{endpoint}/predict", 200, json={"instances": instances}
+        )
+        return found
+
+
+@pytest.fixture(scope="session")
+def trained() -> Iterator[Trained]:
+    """One worker, since two would fight for the cores of a small machine."""
+    with Platform() as platform:
+        platform.upload("tumours", breast_cancer_csv())
+        platform.upload("digits", digits_zip(), "digits.zip")
+        platform.upload("diabetes", diabetes_csv())
+        platform.upload("scrap", breast_cancer_csv())
+        jobs = {model: platform.submit(**{**TUMOURS, "model": model, **spec}) for model, spec in SPECS.items()}
+        yield Trained(platform, {model: platform.wait(job["id"]) for model, job in jobs.items()})
 
 
 @pytest.fixture(scope="session")
