@@ -1,7 +1,7 @@
 """`make bench-jobs`: the queue and the lists, through the public API of a running platform.
 
-Prints, for the embedded defaults: POST to the child's first line of work with a warm spare, enqueues per second, the time
-of a page of 10,000 queued jobs, and the time from a cancel to the end of the process.
+Prints, for the embedded defaults: POST to the child's first line of work with a warm spare, enqueues per second, the
+time of a page of 10,000 queued jobs, and the time from a cancel to the end of the process.
 """
 
 import asyncio

@@ -149,7 +149,7 @@ def own_folder(parent: Path, worker_id: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     host, _, _ = worker_id.rsplit("-", 2)
     for left in parent.iterdir():
-        other, pid, _ = left.name.rsplit("-", 2)
+        other, pid, _ = ["", "", *left.name.rsplit("-", 2)][-3:]
         if other == host and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(left, ignore_errors=True)
     folder = parent / worker_id

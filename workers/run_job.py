@@ -155,8 +155,12 @@ class JobRun:
         while not over.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), FLUSH_S)
-            with contextlib.suppress(Unavailable):  # told again when the registry is back
+            try:
                 await self._flush()
+            except Unavailable:
+                continue  # told again when the registry is back
+            except Exception:  # a checkpoint that changes while it is stored, say
+                log.exception("job=%s attempt=%d: not all could be told", self._lease.job_id, self._lease.attempt)
 
     async def _flush(self) -> None:
         told, self._told = self._told, _Told()
@@ -170,7 +174,7 @@ class JobRun:
             if held and told.checkpoint:
                 held = await save_checkpoint(self._platform, lease, self._folder / "checkpoint")
                 self._note_checkpoint()
-        except Unavailable:
+        except Exception:
             newer, self._told = self._told, told
             self._told.progress = newer.progress or told.progress
             self._told.points += newer.points

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -88,6 +89,9 @@ def main() -> None:
         cli()
     except AimassError as error:
         sys.exit(f"aimass: {error.detail}")
+    except ValidationError as error:
+        wrong = [f"{error.title} {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        sys.exit(f"aimass: a setting is wrong: {'; '.join(wrong)}; `aimass settings` lists them")
 
 
 if __name__ == "__main__":

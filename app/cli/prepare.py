@@ -1,5 +1,6 @@
 """What has to be there before any process serves: the schema and a first API key."""
 
+from app.core.errors import Misconfigured
 from app.core.principal import SCOPES
 from app.registry.keys import KeyWriter
 from app.registry.session import Database
@@ -15,6 +16,8 @@ async def first_key(settings: Settings, secret: str | None) -> str | None:
             if secret is not None:
                 if await keys.find(secret) is not None:
                     return None
+                if await keys.revoked(secret):
+                    raise Misconfigured("the key in AIMASS_API_KEY was revoked; choose another")
             elif await keys.count():
                 return None
             return (await keys.create("first", list(SCOPES), secret))[1]

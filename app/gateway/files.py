@@ -11,7 +11,7 @@ from app.core.resources import StoredFile
 from app.gateway.errors import PROBLEM_TYPE, problem_body
 from app.services.platform import Platform
 
-_RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
+_RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")
 
 
 async def download(request: Request, platform: Platform, file: StoredFile, filename: str) -> Response:

@@ -9,7 +9,7 @@ from app.core.errors import AimassError, Unavailable
 from app.core.resources import Endpoint
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.endpoints import EndpointReader, EndpointWriter
-from app.registry.models import ModelReader
+from app.registry.models import ModelReader, ModelWriter
 from app.services.platform import Platform
 from app.services.serve_version import choose_variant, serve_version
 from app.serving.host import Host, ModelSource, ServedModel
@@ -59,6 +59,7 @@ class Loader:
         async with self._lock:
             served, chosen = await self._load(name, model, version, variant, spec)
             async with self._platform.database.write() as session:
+                await ModelWriter(session).pin(model, version)  # it may have been deleted while it was loaded
                 row = spec.model_dump(mode="json")
                 endpoint, new = await EndpointWriter(session).put(name, model, version, chosen, row)
             await self._host.swap(served)

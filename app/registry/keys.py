@@ -44,6 +44,11 @@ class KeyReader:
             raise NotFound(f"there is no key '{key_id}'")
         return _key(row)
 
+    async def revoked(self, secret: str) -> bool:
+        """True if there was a key with this secret and it was revoked."""
+        revoked = select(ApiKeyRow.id).where(ApiKeyRow.hash == hash_key(secret), ApiKeyRow.revoked_at.is_not(None))
+        return await self._session.scalar(revoked) is not None
+
     async def count(self) -> int:
         """How many keys were ever made."""
         return await self._session.scalar(select(func.count()).select_from(ApiKeyRow)) or 0

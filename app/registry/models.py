@@ -204,13 +204,15 @@ class ModelWriter(ModelReader):
             }
             await self._write.execute(insert(VariantRow).values(version_id=version_id, created_at=now(), **known))
 
+    async def pin(self, name: str, version: int) -> ModelVersion:
+        """The version, which nobody can delete until the transaction ends. NotFound otherwise."""
+        await self._write.execute(update(ModelRow).where(ModelRow.name == name).values(latest=ModelRow.latest))
+        return await self.version(name, version)
+
     async def move_alias(self, name: str, alias: str, version: int, *, by: str, reason: str) -> AliasMove:
         """Point the alias at a version, atomically; who did it and why is kept. NotFound without such a version."""
-        await self.version(name, version)
+        await self.pin(name, version)
         model = await self._row(name)
-        await self._write.execute(
-            update(ModelRow).where(ModelRow.id == model.id).values(latest=ModelRow.latest)
-        )  # lock the model's row
         current = await self._write.get(AliasRow, (model.id, alias))
         previous = current.version if current else None
         if current:
@@ -227,7 +229,7 @@ class ModelWriter(ModelReader):
 
     async def delete(self, name: str, version: int) -> None:
         """Remove a version. Conflict while an endpoint routes to it or an alias points at it."""
-        found = await self.version(name, version)
+        found = await self.pin(name, version)
         endpoint = await self._write.scalar(
             select(EndpointRow.name).where(EndpointRow.model == name, EndpointRow.version == version)
         )

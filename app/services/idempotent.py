@@ -24,7 +24,7 @@ class Once:
 
 def once(principal: Principal, key: str | None, operation: str, request: Any) -> Once:  # noqa: ANN401 - any JSON value
     """Describe a request for `create_once`."""
-    raw = json.dumps([operation, request], sort_keys=True, ensure_ascii=False)
+    raw = json.dumps([operation, request], sort_keys=True)
     return Once(principal, key, hashlib.sha256(raw.encode()).hexdigest())
 
 

@@ -9,6 +9,8 @@ from app.registry.files import expect_blob
 from app.services.platform import Platform
 from app.store.ports import CHUNK_BYTES, Writer
 
+PARTIAL = ".part"  # files that a job is still writing
+
 
 async def commit(platform: Platform, writer: Writer, path: str) -> StoredFile:
     """Make a written file readable as `path`. It is noted first, so that it is swept if nothing comes to name it."""
@@ -33,7 +35,7 @@ async def keep_file(platform: Platform, source: Path, path: str) -> StoredFile:
 async def keep_folder(platform: Platform, folder: Path) -> list[StoredFile]:
     """Copy every regular file under `folder`; paths are relative to it. Links are not followed."""
     sources = await asyncio.to_thread(
-        lambda: sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+        lambda: sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.suffix != PARTIAL)
     )
     return [await keep_file(platform, source, source.relative_to(folder).as_posix()) for source in sources]
 

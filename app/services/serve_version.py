@@ -1,6 +1,7 @@
 """Bring a model version's files to this machine for serving."""
 
 import asyncio
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -26,14 +27,14 @@ def choose_variant(version: ModelVersion, name: str | None) -> Variant:
 
 
 async def serve_version(platform: Platform, version: ModelVersion, variant: Variant) -> tuple[Path, Path]:
-    """(folder, model file) on this machine; every file is verified against its digest, and fetched only once."""
+    """(folder, model file) on this machine; files that are not there, or not what they should be, are fetched."""
     folder = platform.scratch / "serving" / version.digest
     graph = variant.path
     if graph is None:
         raise Corrupt(f"variant '{variant.name}' of '{version.model}@{version.version}' has no file")
     beside = str(Path(graph).parent)
     wanted = [f for f in version.files if f.path in NEEDED or f.path == graph or _external(f, beside)]
-    missing = [file for file in wanted if not await asyncio.to_thread((folder / file.path).is_file)]
+    missing = [file for file in wanted if await asyncio.to_thread(_digest, folder / file.path) != file.sha256]
     if missing:
         # Fetched aside and renamed, so that a gateway beside this one never sees half a file.
         aside = platform.scratch / "serving" / f".{version.digest}-{id(missing):x}"
@@ -49,6 +50,14 @@ def _external(file: StoredFile, beside: str) -> bool:
     """True for external tensor data next to the variant's graph."""
     path = Path(file.path)
     return str(path.parent) == beside and path.suffix in {".data", ".bin"}
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def _move_in(aside: Path, folder: Path, files: list[StoredFile]) -> None:

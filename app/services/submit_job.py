@@ -5,6 +5,7 @@ from app.core.jobs import DeviceClass, Job, NewJob
 from app.core.resources import DatasetVersion
 from app.registry.datasets import DatasetReader
 from app.registry.job_ledger import JobLedger
+from app.registry.jobs import JobReader
 from app.registry.models import ModelReader
 from app.registry.session import ReadSession
 from app.services.announce import announce_job
@@ -37,21 +38,14 @@ async def submit_job(platform: Platform, request: Once, spec: TrainSpec | Compre
 
 async def retry_job(platform: Platform, request: Once, job_id: str) -> Job:
     """Queue a copy of a job that has failed or was cancelled. Conflict while it can still succeed."""
-    async with platform.database.write() as session:
-        ledger = JobLedger(session)
-        old = await ledger.get(job_id)
-        if old.state not in {"failed", "cancelled"}:
-            raise Conflict(f"job '{job_id}' is {old.state}; only failed and cancelled jobs can be retried")
-        if old.kind == "ingest":
-            raise Conflict("an ingest job belongs to its upload; upload the file again")
-        spec = (TrainSpec if old.kind == "train" else CompressSpec).model_validate(old.spec)
-
-        async def create() -> str:
-            return (await ledger.enqueue(_new_job(platform, spec, spec.after))).id
-
-        job = await ledger.get(await create_once(session, request, create))
-    await announce_job(platform, job)
-    return job
+    async with platform.database.read() as reading:
+        old = await JobReader(reading).get(job_id)
+    if old.state not in {"failed", "cancelled"}:
+        raise Conflict(f"job '{job_id}' is {old.state}; only failed and cancelled jobs can be retried")
+    if old.kind == "ingest":
+        raise Conflict("an ingest job belongs to its upload; upload the file again")
+    kind = TrainSpec if old.kind == "train" else CompressSpec
+    return await submit_job(platform, request, kind.model_validate(old.spec))
 
 
 def _new_job(platform: Platform, spec: TrainSpec | CompressSpec, after: list[str]) -> NewJob:

@@ -13,7 +13,7 @@ class RouteSpec(Spec):
     version: VersionNumber | None = None
     alias: Name | None = None
     variant: Annotated[str | None, Field(description="null: the fastest accepted variant")] = None
-    weight: Annotated[int, Field(ge=0, le=100, description="share of the traffic, percent")] = 100
+    weight: Annotated[int, Field(ge=1, le=100, description="share of the traffic, percent")] = 100
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:

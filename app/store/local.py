@@ -85,7 +85,7 @@ class LocalStore:
     def _sweep_abandoned(self) -> None:
         """Remove what killed writers left in `tmp/`: of this machine at once, of others (a shared folder) later."""
         for path in (self._root / "tmp").iterdir():
-            host, pid, _ = path.name.rsplit("-", 2)
+            host, pid, _ = ["", "", *path.name.rsplit("-", 2)][-3:]
             with contextlib.suppress(FileNotFoundError):  # finished or swept by somebody else meanwhile
                 dead = not Path(f"/proc/{pid}").exists() if host == HOST else _age_s(path) > ABANDONED_S
                 if dead:

@@ -112,6 +112,37 @@ def test_a_gateway_killed_during_predictions_is_back_and_answers_right(platform:
     assert set(answers) <= {"right", "503"}, answers  # 503: asked while the model was being loaded again
 
 
+def test_a_damaged_local_copy_of_a_model_is_fetched_again(platform: Platform) -> None:
+    [copy] = (platform.data_dir / "serving").rglob("model.onnx")
+    copy.chmod(0o644)
+    copy.write_bytes(b"")
+    [gateway] = platform.processes("app.gateway.main")
+    gateway.kill()
+    gateway.wait(5)
+    wait_until(lambda: _ready(platform), 30, "the launcher starts the gateway again")
+    assert platform.call("GET", "/readyz")["status"] == "ok"
+    assert platform.client.get("/v2/models/served/ready").status_code == 200
+
+
+def test_an_endpoint_that_cannot_be_loaded_is_named_and_hurts_no_other(platform: Platform) -> None:
+    platform.wait(platform.submit(**quick("broken", deploy={"endpoint": "broken"}))["id"], "succeeded")
+    files = platform.call("GET", "/api/v1/models/broken/versions/1/files")["items"]
+    digest = next(file["sha256"] for file in files if file["path"] == "model.onnx")
+    (platform.data_dir / "store" / digest[:2] / digest[2:4] / digest).unlink()
+    wait_until(lambda: platform.call("GET", "/api/v1/endpoints/broken")["state"] != "loading", 20, "it was tried")
+    for copy in (platform.data_dir / "serving").rglob("model.onnx"):
+        if copy.stat().st_size == next(file["bytes"] for file in files if file["path"] == "model.onnx"):
+            copy.unlink()
+    [gateway] = platform.processes("app.gateway.main")
+    gateway.kill()
+    gateway.wait(5)
+    wait_until(lambda: _ready(platform), 30, "the launcher starts the gateway again")
+    answer = platform.call("GET", "/readyz", 200)
+    assert answer["status"] == "degraded"
+    assert "broken" in answer["checks"]["endpoints"]
+    assert platform.call("GET", "/api/v1/endpoints/broken")["state"] == "failed"
+
+
 def _ready(platform: Platform) -> bool:
     try:
         return platform.client.get("/readyz").status_code == 200

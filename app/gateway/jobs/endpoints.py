@@ -74,7 +74,8 @@ async def create(
 
 
 def _parse(body: dict[str, Any]) -> TrainSpec | CompressSpec:
-    if body.get("kind") in NOT_BUILT_KINDS:
+    kind = body.get("kind")
+    if isinstance(kind, str) and kind in NOT_BUILT_KINDS:
         raise NotBuilt(f"jobs of kind '{body['kind']}' are not in this release; this one has: train, compress")
     try:
         return _SPEC.validate_python(body, strict=False)

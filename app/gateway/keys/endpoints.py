@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from app.core.principal import SCOPES, Scope
+from app.core.principal import Scope
 from app.core.resources import ApiKey
 from app.gateway.deps import Admin, GatewayDep, IdempotencyKey, PageDep, only_once
 from app.gateway.errors import responses
@@ -19,7 +19,7 @@ class KeyIn(Spec):
     """A new key."""
 
     name: str = Field(min_length=1, max_length=100, pattern=NO_NUL, examples=["ci"])
-    scopes: list[Scope] = Field(default_factory=lambda: list(SCOPES), min_length=1)
+    scopes: list[Scope] = Field(["read", "predict"], min_length=1)
 
 
 class KeyOut(BaseModel):

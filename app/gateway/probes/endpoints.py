@@ -25,7 +25,7 @@ class Alive(BaseModel):
 class Readiness(BaseModel):
     """What the gateway needs, and the state of each."""
 
-    status: str = Field(description="`ok` or `unready`")
+    status: str = Field(description="`ok`; `degraded`: serving, but not every endpoint; or `unready`")
     checks: dict[str, str] = Field(
         description="`ok`, or what is wrong",
         examples=[{"registry": "ok", "redis": "ok", "store": "ok", "endpoints": "ok"}],
@@ -45,13 +45,17 @@ async def livez() -> Alive:
     responses={503: {"model": Readiness, "description": "Unready"}},
 )
 async def readyz(state: GatewayDep) -> JSONResponse:
-    """200 when registry, Redis and store answer and every endpoint is loaded; otherwise 503 that says what is not."""
+    """200 when registry, Redis and store answer and endpoints were loaded; otherwise 503 that says what is not.
+
+    An endpoint that cannot be loaded is named and makes the status `degraded`: it must not take the others along.
+    """
     names = list(CHECKS)
     results = await asyncio.gather(*(_checked(CHECKS[name](state.platform)) for name in names))
     checks = dict(zip(names, results, strict=True)) | {"endpoints": _endpoints(state)}
-    ready = all(result == "ok" for result in checks.values())
+    ready = all(result == "ok" for result in results) and state.loader.synced
+    status = ("ok" if checks["endpoints"] == "ok" else "degraded") if ready else "unready"
     headers = {} if ready else {"retry-after": "2"}
-    return JSONResponse({"status": "ok" if ready else "unready", "checks": checks}, 200 if ready else 503, headers)
+    return JSONResponse({"status": status, "checks": checks}, 200 if ready else 503, headers)
 
 
 async def _checked(check: Awaitable[None]) -> str:
