@@ -16,7 +16,7 @@ from app.gateway.auth import KeyCache
 from app.gateway.datasets import endpoints as datasets
 from app.gateway.deps import Gateway
 from app.gateway.endpoints import endpoints
-from app.gateway.errors import install
+from app.gateway.errors import document_problems, install
 from app.gateway.jobs import endpoints as jobs
 from app.gateway.keys import endpoints as keys
 from app.gateway.loading import Loader
@@ -103,6 +103,7 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
     """FastAPI's document, the prediction paths, and the schemas that are validated by hand."""
     if api.openapi_schema is None:
         document_ = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
+        document_problems(document_)
         schemas = document_["components"]["schemas"]
         for spec in (TrainSpec, CompressSpec, EndpointSpec):
             schema = spec.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -141,7 +141,7 @@ def _methods(routers: Sequence[APIRouter], request: Request) -> set[str]:
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": HTTPStatus(status).phrase, "content": {PROBLEM_TYPE: {}}}
+    status: {"model": Problem, "description": HTTPStatus(status).phrase}
     for status in (400, 401, 403, 404, 409, 413, 422, 429, 501, 503)
 }
 
@@ -149,3 +149,17 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the errors that an operation can give, besides 401, 403 and 503."""
     return {status: RESPONSES[status] for status in sorted({401, 403, 503, *statuses})}
+
+
+def document_problems(openapi: dict[str, Any]) -> None:
+    """Give every refusal in FastAPI's document its real form, in place: FastAPI knows only `application/json`."""
+    problem = {PROBLEM_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    own = ("#/components/schemas/Problem", "#/components/schemas/HTTPValidationError")
+    for item in openapi["paths"].values():
+        for operation in item.values():
+            for response in operation["responses"].values():
+                schema = response.get("content", {}).get("application/json", {}).get("schema", {})
+                if schema.get("$ref") in own:
+                    response["content"] = problem
+    for unused in ("HTTPValidationError", "ValidationError"):
+        openapi["components"]["schemas"].pop(unused, None)

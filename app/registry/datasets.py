@@ -37,7 +37,10 @@ def _version(name: str, row: DatasetVersionRow, files: tuple[StoredFile, ...] = 
 
 # Of the versions that are left; `DatasetRow.latest` counts those that were ever made.
 _NEWEST = (
-    select(func.max(DatasetVersionRow.version)).where(DatasetVersionRow.dataset_id == DatasetRow.id).scalar_subquery()
+    select(func.max(DatasetVersionRow.version))
+    .where(DatasetVersionRow.dataset_id == DatasetRow.id)
+    .correlate(DatasetRow)
+    .scalar_subquery()
 )
 
 

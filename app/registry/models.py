@@ -51,7 +51,12 @@ def _version(
 
 
 # Of the versions that are left; `ModelRow.latest` counts those that were ever made.
-_NEWEST = select(func.max(ModelVersionRow.version)).where(ModelVersionRow.model_id == ModelRow.id).scalar_subquery()
+_NEWEST = (
+    select(func.max(ModelVersionRow.version))
+    .where(ModelVersionRow.model_id == ModelRow.id)
+    .correlate(ModelRow)
+    .scalar_subquery()
+)
 
 
 class ModelReader:
