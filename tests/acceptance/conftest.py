@@ -48,7 +48,6 @@ SPECS: dict[str, dict[str, Any]] = {
         "params": {"n_estimators": 60},
         "deploy": {"endpoint": "progression"},
     },
-    "scrap": {"family": "linear", "dataset": "scrap@1"},
 }
 
 
@@ -103,11 +102,10 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained() -> Iterator[Trained]:
     """One worker, since two would fight for the cores of a small machine."""
-    with Platform() as platform:
+    with Platform(AIMASS_QUEUE_LEASE_S="15") as platform:
         platform.upload("tumours", breast_cancer_csv())
         platform.upload("digits", digits_zip(), "digits.zip")
         platform.upload("diabetes", diabetes_csv())
-        platform.upload("scrap", breast_cancer_csv())
         jobs = {model: platform.submit(**{**TUMOURS, "model": model, **spec}) for model, spec in SPECS.items()}
         yield Trained(platform, {model: platform.wait(job["id"]) for model, job in jobs.items()})
 

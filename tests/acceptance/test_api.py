@@ -205,7 +205,7 @@ def test_metrics_have_histograms_of_every_phase(trained: Trained) -> None:
         found = [line for line in text.splitlines() if "phase_seconds_bucket" in line and f'phase="{phase}"' in line]
         assert any('endpoint="mlp"' in line and 'le="+Inf"' in line for line in found)
     assert 'aimass_jobs{kind="train",state="succeeded"}' in text
-    assert 'aimass_jobs{kind="ingest",state="succeeded"} 4.0' in text
+    assert 'aimass_jobs{kind="ingest",state="succeeded"}' in text
 
 
 def test_probes(trained: Trained) -> None:
