@@ -207,13 +207,15 @@ def _names(dialect: Dialect, records: Iterator[Record], findings: Findings) -> l
 
 
 def unique_names(cells: list[str], findings: Findings) -> list[str]:
-    """Column names without blanks or repeats; every change is warned about."""
+    """Column names without blanks, repeats or NUL characters; every change is warned about."""
     names: list[str] = []
     taken = {ROW_ID}
-    wanted = Counter(cell.strip() for cell in cells)
+    plain = [cell.replace("\0", "").strip() for cell in cells]
+    wanted = Counter(plain)
     uses = Counter[str]()
-    for i, cell in enumerate(cells, start=1):
-        name = cell.strip()
+    for i, name in enumerate(plain, start=1):
+        if "\0" in cells[i - 1]:
+            findings.warn(f"the name of column {i} held NUL characters, which were taken out")
         if len(name) > _MAX_NAME:
             raise unreadable(f"the name of column {i} has {len(name):,} characters; at most {_MAX_NAME:,} are taken")
         base = chosen = name or f"column_{i}"

@@ -28,7 +28,8 @@ def limits_from(given: Mapping[str, Any]) -> LimitSettings:
 
 
 def shorten(text: str, width: int = MAX_TEXT) -> str:
-    """At most `width` characters, so that a hostile cell cannot fill a report."""
+    """At most `width` characters and no NUL, so that a hostile cell can neither fill nor break a report."""
+    text = text.replace("\0", "\N{SYMBOL FOR NULL}")
     return text if len(text) <= width else text[: width - 1] + "…"
 
 

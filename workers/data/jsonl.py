@@ -92,6 +92,8 @@ def _text(value: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair, which is no character") from None
+    if "\0" in value:
+        raise ValueError("a NUL character, which is no text; leave it out")
     return value
 
 

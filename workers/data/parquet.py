@@ -1,5 +1,6 @@
 """Parquet uploads: declared types are kept, nothing is inferred."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,14 +26,14 @@ def read_parquet(path: Path, findings: Findings, limits: LimitSettings, tick: Ti
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check(file, limits)
             names = unique_names(file.schema_arrow.names, findings)
-            nonfinite = dict.fromkeys(names, 0)
+            changed = Counter[tuple[str, str]]()
             beyond = _beyond_int64(file, names)
             size = _batch_rows(file)
             done = 0
             for batch in file.iter_batches(batch_size=size, use_threads=False):
                 batch.validate(full=True)  # UTF-8 among others: the reader trusts the file, and polars the reader
                 frame = pl.DataFrame(
-                    [_normal(n, c, nonfinite, beyond) for n, c in zip(names, batch.columns, strict=True)]
+                    [_normal(n, c, changed, beyond) for n, c in zip(names, batch.columns, strict=True)]
                 )
                 done += len(frame)
                 yield frame
@@ -44,9 +45,9 @@ def read_parquet(path: Path, findings: Findings, limits: LimitSettings, tick: Ti
             f"column '{shorten(name, 60)}' becomes text, so that no digit is lost: "
             "some values do not fit signed 64-bit integers"
         )
-    for name, count in nonfinite.items():
+    for (name, change), count in changed.items():
         if count:
-            findings.warn(f"column '{shorten(name, 60)}': {count} NaN or infinite values were set missing")
+            findings.warn(f"column '{shorten(name, 60)}': {count} {change}")
 
 
 def _batch_rows(file: pq.ParquetFile) -> int:
@@ -84,8 +85,8 @@ def _beyond_int64(file: pq.ParquetFile, names: list[str]) -> set[str]:
     return beyond
 
 
-def _normal(name: str, column: pa.Array, nonfinite: dict[str, int], beyond: set[str]) -> pl.Series:
-    """One batch of a column in the type that it is stored in."""
+def _normal(name: str, column: pa.Array, changed: Counter[tuple[str, str]], beyond: set[str]) -> pl.Series:
+    """One batch of a column in the type that it is stored in; `changed` counts values by (column, change)."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
@@ -101,13 +102,17 @@ def _normal(name: str, column: pa.Array, nonfinite: dict[str, int], beyond: set[
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         floats = series.cast(pl.Float64)
         kept = finite(floats)
-        nonfinite[name] += kept.null_count() - floats.null_count()
+        changed[name, "NaN or infinite values were set missing"] += kept.null_count() - floats.null_count()
         return kept
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         return series.cast(pl.Datetime("us", getattr(series.dtype, "time_zone", None))).dt.replace_time_zone(None)
     if pa.types.is_boolean(kind):
         return series
     text = series.cast(pl.String)
+    nul = int(text.str.contains("\0", literal=True).sum())
+    if nul:
+        changed[name, "values held NUL characters, which were taken out"] += nul
+        text = text.str.replace_all("\0", "", literal=True)
     return text.set(text == "", None)
 
 

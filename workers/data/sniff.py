@@ -104,10 +104,16 @@ def read_head(path: Path) -> bytes:
 
 
 def utf16_without_bom(head: bytes) -> Literal["utf-16-le", "utf-16-be"] | None:
-    """UTF-16 that lacks its mark: half of the bytes, the high or the low ones, hold all the zeros."""
+    """UTF-16 that lacks its mark: half of the bytes, the high or the low ones, hold all the zeros.
+
+    Its line ends have one too, which tells it from a short ASCII file with a stray NUL.
+    """
     even, odd = head[0::2].count(0), head[1::2].count(0)
     half = max(len(head) // 2, 1)
     if max(even, odd) < 0.05 * half or min(even, odd) > 0.005 * half:
+        return None
+    ends = (b"\0\n", b"\0\r") if even > odd else (b"\n\0", b"\r\0")
+    if (b"\n" in head or b"\r" in head) and not any(end in head for end in ends):
         return None
     return "utf-16-be" if even > odd else "utf-16-le"
 
