@@ -137,6 +137,11 @@ class Endpoint:
     created_at: float
     updated_at: float
 
+    @property
+    def generation(self) -> tuple[float, int]:
+        """Differs for every state that the name ever had: one that is deleted and made again starts at revision 1."""
+        return self.created_at, self.revision
+
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:

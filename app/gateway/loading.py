@@ -10,6 +10,7 @@ from app.core.resources import Endpoint
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.models import ModelReader, ModelWriter
+from app.services.local_copies import remove_unused
 from app.services.platform import Platform
 from app.services.serve_version import choose_variant, serve_version
 from app.serving.host import Host, ModelSource, ServedModel
@@ -23,7 +24,7 @@ log = logging.getLogger("aimass.loading")
 class Loading:
     """What this process knows of one endpoint."""
 
-    revision: int
+    generation: tuple[float, int] | None  # None: to be tried again
     error: str | None = None
 
 
@@ -41,7 +42,7 @@ class Loader:
     def state(self, endpoint: Endpoint) -> tuple[str, str | None]:
         """(`ready`, `loading` or `failed`, why) of an endpoint in this process."""
         known = self._known.get(endpoint.name)
-        if known is None or known.revision != endpoint.revision:
+        if known is None or known.generation != endpoint.generation:
             return "loading", None
         return ("failed", known.error) if known.error else ("ready", None)
 
@@ -63,7 +64,7 @@ class Loader:
                 row = spec.model_dump(mode="json")
                 endpoint, new = await EndpointWriter(session).put(name, model, version, chosen, row)
             await self._host.swap(served)
-            self._known[name] = Loading(endpoint.revision)
+            self._known[name] = Loading(endpoint.generation)
         await self._tell(name)
         return endpoint, new
 
@@ -88,6 +89,8 @@ class Loader:
                 if self.state(endpoint)[0] == "loading":
                     await self._follow(endpoint)
             self.synced = True
+            needed = {served.source.folder.name for served in self._host.models()}
+            await asyncio.to_thread(remove_unused, self._platform.scratch, needed)
 
     async def run(self) -> None:
         """Sync at every notice, and every few seconds in case one was lost."""
@@ -124,10 +127,10 @@ class Loader:
                 why,
             )
             again = isinstance(error, AimassError) and error.retryable  # the store was away, say: the next sync tries
-            self._known[endpoint.name] = Loading(-1 if again else endpoint.revision, why)
+            self._known[endpoint.name] = Loading(None if again else endpoint.generation, why)
             return
         await self._host.swap(served)
-        self._known[endpoint.name] = Loading(endpoint.revision)
+        self._known[endpoint.name] = Loading(endpoint.generation)
         log.info("endpoint=%s serves %s@%d %s", endpoint.name, endpoint.model, endpoint.version, endpoint.variant)
 
     async def _load(

@@ -192,12 +192,11 @@ class ModelWriter(ModelReader):
 
     async def add_variants(
         self, name: str, version: int, variants: Sequence[dict[str, Any]], files: Sequence[StoredFile]
-    ) -> ModelVersion:
-        """Add or replace variants of an existing version, with their files."""
+    ) -> None:
+        """Add variants to an existing version, with their files; one of a name that it has is replaced."""
         found = await self.version(name, version)
         await add_files(self._write, found.id, files)
         await self._put_variants(found.id, variants)
-        return await self.version(name, version)
 
     async def _put_variants(self, version_id: str, variants: Sequence[dict[str, Any]]) -> None:
         for raw in variants:

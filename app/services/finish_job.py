@@ -12,12 +12,13 @@ from app.core.jobs import Lease
 from app.core.resources import StoredFile
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.datasets import DatasetReader, DatasetWriter
-from app.registry.endpoints import EndpointWriter
 from app.registry.files import remove_files
 from app.registry.job_ledger import JobLedger
 from app.registry.models import ModelWriter
 from app.registry.session import WriteSession
+from app.services.add_variants import add_variants
 from app.services.announce import announce_due, tell_watchers
+from app.services.deploy_version import deploy_version
 from app.services.keep_files import keep_folder
 from app.services.platform import Platform
 from app.specs.jobs import parse_dataset
@@ -76,13 +77,7 @@ async def _finish_train(
     )
     shown: dict[str, Any] = {"model": version.model, "version": version.version, "metrics": version.metrics}
     if spec.get("deploy"):
-        variant = version.variant(None)
-        endpoint = spec["deploy"]["endpoint"]
-        asked = {"model": version.model, "routes": [{"version": version.version, "weight": 100}]}
-        await EndpointWriter(session).put(
-            endpoint, version.model, version.version, variant.name if variant else "fp32", asked
-        )
-        shown["endpoint"] = endpoint
+        shown |= await deploy_version(session, spec["deploy"]["endpoint"], version)
     return shown
 
 
@@ -90,8 +85,8 @@ async def _finish_compress(
     session: WriteSession, lease: Lease, result: dict[str, Any], files: Sequence[StoredFile]
 ) -> dict[str, Any]:
     model, number = lease.spec["model"], lease.spec["version"]
-    await ModelWriter(session).add_variants(model, number, result["variants"], files)
-    return {"model": model, "version": number, "variants": result["variants"]}
+    variants = await add_variants(session, model, number, result["variants"], files)
+    return {"model": model, "version": number, "variants": variants}
 
 
 _FINISHERS = {"ingest": _finish_ingest, "train": _finish_train, "compress": _finish_compress}

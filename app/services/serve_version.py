@@ -8,6 +8,7 @@ from pathlib import Path
 from app.core.errors import Conflict, Corrupt
 from app.core.resources import ModelVersion, StoredFile, Variant
 from app.services.keep_files import lay_out
+from app.services.local_copies import FOLDER, mark_used
 from app.services.platform import Platform
 
 NEEDED = ("signature.json", "golden.json")
@@ -28,7 +29,7 @@ def choose_variant(version: ModelVersion, name: str | None) -> Variant:
 
 async def serve_version(platform: Platform, version: ModelVersion, variant: Variant) -> tuple[Path, Path]:
     """(folder, model file) on this machine; files that are not there, or not what they should be, are fetched."""
-    folder = platform.scratch / "serving" / version.digest
+    folder = platform.scratch / FOLDER / version.digest
     graph = variant.path
     if graph is None:
         raise Corrupt(f"variant '{variant.name}' of '{version.model}@{version.version}' has no file")
@@ -37,12 +38,13 @@ async def serve_version(platform: Platform, version: ModelVersion, variant: Vari
     missing = [file for file in wanted if await asyncio.to_thread(_digest, folder / file.path) != file.sha256]
     if missing:
         # Fetched aside and renamed, so that a gateway beside this one never sees half a file.
-        aside = platform.scratch / "serving" / f".{version.digest}-{id(missing):x}"
+        aside = platform.scratch / FOLDER / f".{version.digest}-{id(missing):x}"
         try:
             await lay_out(platform, missing, aside)
             await asyncio.to_thread(_move_in, aside, folder, missing)
         finally:
             await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
+    await asyncio.to_thread(mark_used, folder)
     return folder, folder / graph
 
 

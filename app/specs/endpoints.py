@@ -2,9 +2,20 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from app.specs.base import Name, Spec, VersionNumber
+
+RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of all models
+
+
+def _not_reserved(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"'{name}' is reserved by the Open Inference Protocol; choose another name")
+    return name
+
+
+EndpointName = Annotated[Name, AfterValidator(_not_reserved)]
 
 
 class RouteSpec(Spec):

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from app.core.errors import InvalidSpec
 from app.core.signature import Task
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
+from app.specs.endpoints import EndpointName
 from app.specs.families import family
 
 Priority = Literal[0, 1, 2]
@@ -146,9 +147,12 @@ class CompressBudget(Spec):
 
 
 class DeploySpec(Spec):
-    """Route an endpoint to the new version once it is ready; prefers the best accepted variant."""
+    """Route an endpoint to the new version once it is ready, to its best accepted variant.
 
-    endpoint: Name
+    An endpoint that exists keeps its batching, and must serve versions of the same model.
+    """
+
+    endpoint: EndpointName
 
 
 class JobSpec(Spec):

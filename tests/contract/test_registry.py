@@ -244,6 +244,16 @@ class TestEndpoints:
             found = await EndpointReader(session).get(endpoint)
         assert (found.version, found.variant, found.spec) == (2, "int8", {"a": 2})
 
+    async def test_one_that_is_made_again_is_another_generation(self, database: Database) -> None:
+        endpoint = name()
+        async with database.write() as session:
+            first, _ = await EndpointWriter(session).put(endpoint, "m", 1, "fp32", {})
+            await EndpointWriter(session).delete(endpoint)
+        async with database.write() as session:
+            second, new = await EndpointWriter(session).put(endpoint, "m", 2, "fp32", {})
+        assert (first.revision, second.revision, new) == (1, 1, True)
+        assert first.generation != second.generation
+
 
 class TestKeys:
     async def test_the_secret_is_found_until_revoked_and_never_stored(self, database: Database) -> None:

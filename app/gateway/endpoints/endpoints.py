@@ -13,13 +13,12 @@ from app.gateway.errors import responses
 from app.gateway.schemas import PageOf
 from app.registry.endpoints import EndpointReader
 from app.registry.models import ModelReader
-from app.specs.base import Name, field_error
-from app.specs.endpoints import EndpointSpec
+from app.specs.base import field_error
+from app.specs.endpoints import EndpointName, EndpointSpec
 from app.telemetry.metrics import PHASES
 
 router = APIRouter(prefix="/api/v1/endpoints", tags=["endpoints"])
 LATER = ("shadow", "slo", "replicas")
-RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of all models
 _EXAMPLE: dict[str, Any] = {"model": "churn", "routes": [{"version": 1}]}
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -36,10 +35,10 @@ _BODY: dict[str, Any] = {
     openapi_extra=_BODY,
 )
 async def put(
-    name: Name, response: Response, state: GatewayDep, _: Trainer, body: Annotated[dict[str, Any], Body()]
+    name: EndpointName, response: Response, state: GatewayDep, _: Trainer, body: Annotated[dict[str, Any], Body()]
 ) -> EndpointOut:
     """Route an endpoint to a model version. Answers once it is loaded and proven; until then nothing changes."""
-    spec = _parse(name, body)
+    spec = _parse(body)
     route = spec.routes[0]
     async with state.platform.database.read() as session:
         models = ModelReader(session)
@@ -49,9 +48,7 @@ async def put(
     return EndpointOut.of(endpoint, state.loader.state(endpoint))
 
 
-def _parse(name: str, body: dict[str, Any]) -> EndpointSpec:
-    if name in RESERVED:
-        raise InvalidSpec.at("name", msg=f"'{name}' is reserved by the Open Inference Protocol; choose another name")
+def _parse(body: dict[str, Any]) -> EndpointSpec:
     later = [key for key in LATER if body.get(key) is not None]
     if body.get("placement") == "pool":
         later.append("placement: pool")

@@ -62,7 +62,10 @@ class ModelVersionOut(BaseModel):
     )
     lineage: dict[str, Any]
     variants: list[VariantOut]
-    digest: str
+    digest: str = Field(
+        description="SHA-256 over the paths and digests of the files that training made; variants that were added "
+        "later are not part of it, their files have digests of their own"
+    )
     created_at: Timestamp
     links: dict[str, str]
 

@@ -1,0 +1,101 @@
+"""What a train job's `deploy` does to an endpoint that is there already, on a real registry."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.errors import InvalidSpec
+from app.core.resources import ModelVersion, StoredFile
+from app.registry.endpoints import EndpointReader, EndpointWriter
+from app.registry.models import ModelWriter
+from app.registry.session import Database
+from app.services.deploy_version import check_deploy, deploy_version
+from tests.support.databases import sqlite_registry
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    made = Database(await asyncio.to_thread(sqlite_registry, tmp_path))
+    yield made
+    await made.close()
+
+
+def variant(name: str, path: str, items_per_s: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "state": "accepted",
+        "reason": None,
+        "recipe": {},
+        "path": path,
+        "bytes": 5,
+        "metrics": {},
+        "latency": {"items_per_s": items_per_s},
+    }
+
+
+async def make(database: Database, model: str) -> ModelVersion:
+    result = {
+        "task": "regression",
+        "family": "gbdt",
+        "main_metric": "rmse",
+        "metrics": {},
+        "signature": {},
+        "schema": {},
+        "variants": [
+            variant("fp32", "model.onnx", 100.0),
+            variant("optimized", "variants/optimized/model.onnx", 300.0),
+        ],
+    }
+    async with database.write() as session:
+        return await ModelWriter(session).create_version(
+            model,
+            result,
+            lineage={},
+            digest="f" * 64,
+            files=[StoredFile("model.onnx", "c" * 64, 5)],
+            dataset_version_id=None,
+            job_id=None,
+        )
+
+
+async def deploy(database: Database, endpoint: str, version: ModelVersion) -> dict[str, Any]:
+    async with database.write() as session:
+        return await deploy_version(session, endpoint, version)
+
+
+async def test_a_new_endpoint_serves_the_best_variant(database: Database) -> None:
+    assert await deploy(database, "e", await make(database, "m")) == {"endpoint": "e"}
+    async with database.read() as session:
+        found = await EndpointReader(session).get("e")
+    assert (found.model, found.version, found.variant) == ("m", 1, "optimized")
+    assert found.spec["routes"] == [{"version": 1, "alias": None, "variant": None, "weight": 100}]
+
+
+async def test_an_endpoint_keeps_its_batching(database: Database) -> None:
+    first, second = await make(database, "m"), await make(database, "m")
+    await deploy(database, "e", first)
+    async with database.write() as session:
+        spec = (await EndpointReader(session).get("e")).spec | {"batching": {"max_batch": 7, "max_queue": 9}}
+        await EndpointWriter(session).put("e", "m", 1, "fp32", spec)
+    await deploy(database, "e", second)
+    async with database.read() as session:
+        found = await EndpointReader(session).get("e")
+    assert found.version == 2
+    assert (found.spec["batching"]["max_batch"], found.spec["batching"]["max_queue"]) == (7, 9)
+
+
+async def test_an_endpoint_of_another_model_is_left_alone(database: Database) -> None:
+    await deploy(database, "e", await make(database, "m"))
+    async with database.read() as session:
+        await check_deploy(session, "m", "e")
+        await check_deploy(session, "other", "new")
+        with pytest.raises(InvalidSpec, match="serves model 'm'") as refused:
+            await check_deploy(session, "other", "e")
+    assert refused.value.errors[0].loc == ("deploy", "endpoint")
+    result = await deploy(database, "e", await make(database, "other"))
+    assert "serves model 'm'" in result["not_deployed"]
+    async with database.read() as session:
+        assert (await EndpointReader(session).get("e")).model == "m"
