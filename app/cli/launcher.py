@@ -1,6 +1,6 @@
 """`aimass up`: starts every process of the platform on this machine, starts again what dies, and stops all of it.
 
-Start order: Redis, migrations, gateway, workers. Stop order: workers (they give their jobs back), gateway, Redis.
+Start order: the port, Redis, migrations, gateway, workers. Stop order: workers (they give their jobs back), gateway, Redis.
 """
 
 import asyncio
@@ -123,10 +123,11 @@ class Launcher:
                 f"another `aimass up` runs in AIMASS_DATA_DIR={data_dir}; stop it or choose another folder"
             ) from None
         try:
+            listener = self._listen()  # first: the key is shown once, and must not be lost to a port in use
             self._start_redis()
             upgrade(self._settings.database_url)
             self._make_first_key()
-            url = self._start_gateway()
+            url = self._start_gateway(listener)
             self._start_workers()
             if self._wait_ready(url):
                 sys.stdout.write(f"ready {url}\n")
@@ -166,7 +167,7 @@ class Launcher:
             sys.stdout.write(f"API key (shown once): {secret}\n")
             sys.stdout.flush()
 
-    def _start_gateway(self) -> str:
+    def _listen(self) -> socket.socket:
         host, port = self._settings.gateway.host, self._settings.gateway.port
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -179,9 +180,12 @@ class Launcher:
             ) from None
         listener.listen(2048)
         listener.set_inheritable(True)
+        return listener
+
+    def _start_gateway(self, listener: socket.socket) -> str:
         command = [sys.executable, "-m", "app.gateway.main", "--fd", str(listener.fileno())]
-        self._listener = listener
         self._add(Child("gateway", command, pass_fds=(listener.fileno(),)))
+        host = self._settings.gateway.host
         shown = f"[{host}]" if ":" in host else host
         return f"http://{shown}:{listener.getsockname()[1]}"
 

@@ -2,6 +2,10 @@
 
 import contextlib
 import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import psutil
 
@@ -179,6 +183,21 @@ def states_now(platform: Platform, job_id: str) -> list[str]:
 
 
 class TestLauncher:
+    def test_a_port_in_use_costs_nobody_the_first_key(self, tmp_path: Path) -> None:
+        command = [str(Path(sys.executable).parent / "aimass"), "up", "--data-dir", str(tmp_path), "--workers", "0"]
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            refused = subprocess.run([*command, "--port", str(port)], capture_output=True, text=True, check=False)
+        assert refused.returncode != 0
+        assert "AIMASS_GATEWAY_PORT" in refused.stderr
+        assert "API key" not in refused.stdout
+        started = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
+        assert started.stdout is not None
+        with started.stdout:
+            assert started.stdout.readline().startswith("API key (shown once): ")
+            started.terminate()
+            assert started.wait(30) == 0
+
     def test_a_killed_launcher_leaves_no_orphan(self) -> None:
         platform = Platform(**SHORT)
         try:
