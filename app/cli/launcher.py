@@ -1,6 +1,7 @@
 """`aimass up`: starts every process of the platform on this machine, starts again what dies, and stops all of it.
 
-Start order: the port, Redis, migrations, gateway, workers. Stop order: workers (they give their jobs back), gateway, Redis.
+Start order: the port, Redis, migrations, gateway, workers. Stop order: workers (they give their jobs back), gateway,
+Redis.
 """
 
 import asyncio
