@@ -30,7 +30,10 @@ class Linear:
         self.params = params
 
     def fit(self, data: LearningData, job: JobContext) -> "FittedLinear":
-        """Solve on training rows; validation rows are not used."""
+        """Solve on training rows; validation rows are not used.
+
+        One call of a solver, without a checkpoint: a run that was killed starts over.
+        """
         encoder = DenseEncoder.fit(data)
         x = _design(encoder, data.train.inputs)
         strength, iterations = self.params["regularization"], self.params["max_iter"]

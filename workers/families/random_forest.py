@@ -1,6 +1,8 @@
 """Random forest (scikit-learn) on numbers with imputed gaps and target-ordered categories."""
 
+import time
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +15,9 @@ from workers.export.graph import Graph, binary_probabilities, value_output
 from workers.export.trees import Ensemble
 from workers.families.encoding import TreeEncoder
 from workers.learning import Array, Inputs, LearningData
+from workers.training.forest import load_trees, save_trees
 
-_STEPS = 10  # how often progress is told and a request to stop is seen
+_CHUNK_S = 2.0  # how often, about, progress is told and a request to stop is seen
 
 
 class RandomForest:
@@ -26,24 +29,71 @@ class RandomForest:
         self.params = params
 
     def fit(self, data: LearningData, job: JobContext) -> "FittedForest":
-        """Grow the trees in a few steps; validation rows are not used."""
+        """Grow the trees; validation rows are not used. Resumes from the job's checkpoint to the very same forest."""
         encoder = TreeEncoder.fit(data, keep_missing=False)
-        x = encoder.transform(data.train.inputs)
         make = RandomForestRegressor if data.task == "regression" else RandomForestClassifier
         estimator = make(
             n_estimators=1, max_depth=self.params["max_depth"], min_samples_leaf=self.params["min_samples_leaf"],
             max_features=self.params["max_features"], n_jobs=data.threads, random_state=data.training.seed,
             warm_start=True,
         )  # fmt: skip
-        total = self.params["n_estimators"]
-        for done in sorted({max(1, total * step // _STEPS) for step in range(1, _STEPS + 1)}):
-            if job.should_stop():
-                raise Stopped
-            estimator.set_params(n_estimators=done)
-            estimator.fit(x, data.train.y)
-            job.progress(0.1 + 0.7 * done / total, f"grown {done} of {total} trees")
+        growth = _Growth(
+            estimator, encoder.transform(data.train.inputs), data.train.y, self.params["n_estimators"], job
+        )
+        growth.run(data.threads, data.training.checkpoint_every_s)
         estimator.set_params(n_jobs=1)
         return FittedForest(data, encoder, estimator)
+
+
+@dataclass(slots=True)
+class _Growth:
+    """Grows a forest chunk by chunk. Each tree has a seed of its own, so where a chunk ends changes no tree."""
+
+    estimator: Any
+    x: Array
+    y: Array
+    total: int
+    job: JobContext
+    saved: int = 0  # trees on disk
+
+    def run(self, threads: int, save_every_s: float) -> None:
+        """To `total` trees; raises Stopped, with all grown trees on disk, when the job is asked to stop."""
+        self.estimator.fit(self.x, self.y)  # one tree
+        done = self._resume()
+        begun = saved_at = time.monotonic()
+        start, size = done, threads
+        while done < self.total:
+            began = time.monotonic()
+            done = min(self.total, done + size)
+            self.estimator.set_params(n_estimators=done).fit(self.x, self.y)
+            now = time.monotonic()
+            size *= 2 if now - began < _CHUNK_S / 2 else 1
+            left = (now - begun) / (done - start) * (self.total - done)
+            self.job.progress(0.1 + 0.7 * done / self.total, f"grown {done} of {self.total} trees", left)
+            stop = self.job.should_stop()
+            if stop or now - saved_at >= save_every_s:
+                saved_at = now
+                self._save()
+            if stop:
+                raise Stopped
+
+    def _resume(self) -> int:
+        first = self.estimator.estimators_[0]
+        trees = load_trees(self.job.checkpoint, first.tree_)
+        for tree in trees[1:]:
+            grown = copy(first)
+            grown.tree_ = tree
+            self.estimator.estimators_.append(grown)
+        self.saved = len(trees)
+        if trees:
+            self.job.log(f"resumed from tree {len(trees)}")
+        return max(1, len(trees))
+
+    def _save(self) -> None:
+        trees = [estimator.tree_ for estimator in self.estimator.estimators_[self.saved :]]
+        save_trees(self.job.checkpoint, trees, self.saved)
+        self.saved += len(trees)
+        self.job.checkpointed()
 
 
 @dataclass(frozen=True, slots=True)

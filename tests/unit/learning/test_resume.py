@@ -16,6 +16,7 @@ from workers.jobs import train
 
 MakeJob = Callable[..., Any]
 SPEC: dict[str, Any] = {"features": {"drop": ["amount"]}}
+FOREST: dict[str, Any] = {**SPEC, "family": "random_forest", "params": {"n_estimators": 20}, "limits": {"threads": 2}}
 
 
 def _stop_at(job: Any, step: str) -> None:
@@ -56,6 +57,44 @@ def test_a_network_resumes_to_the_very_same_weights(make_job: MakeJob, mixed: pl
     train.run(again)
     assert _resumed(again) == ["resumed from epoch 3"]
     assert (again.output / "model.onnx").read_bytes() == (whole.output / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_forest_resumes_to_the_very_same_trees(make_job: MakeJob, mixed: pl.DataFrame, task: str):
+    spec = {**FOREST, "task": task, "target": "age" if task == "regression" else "target"}
+    mixed = mixed.drop_nulls("age")
+    whole = make_job(mixed, name="whole", **spec)
+    train.run(whole)
+    checkpoint = _stopped(make_job, mixed, "stopped", "grown ", **spec)
+    again = make_job(mixed, name="again", **spec)
+    shutil.copytree(checkpoint, again.checkpoint)
+    _stop_at(again, "grown ")
+    with pytest.raises(Stopped):
+        train.run(again)
+    assert len(list(again.checkpoint.iterdir())) == 2  # what the first attempt wrote, and a file with the trees since
+    third = make_job(mixed, name="third", **spec)
+    shutil.copytree(again.checkpoint, third.checkpoint)
+    train.run(third)
+    assert (_resumed(again), _resumed(third)) == (["resumed from tree 3"], ["resumed from tree 5"])
+    assert (third.output / "model.onnx").read_bytes() == (whole.output / "model.onnx").read_bytes()
+    steps = [e["step"] for e in third.seen if e["event"] == "progress" and e["step"].startswith("grown")]
+    assert steps[0] == "grown 7 of 20 trees"
+    assert steps[-1] == "grown 20 of 20 trees"
+
+
+def test_a_forest_of_other_rows_is_not_continued(make_job: MakeJob, mixed: pl.DataFrame):
+    checkpoint = _stopped(make_job, mixed, "stopped", "grown ", **FOREST)
+    other = mixed.head(1000)
+    made = []
+    for name in ("whole", "again"):
+        job = make_job(other, name=name, **FOREST)
+        if name == "again":
+            shutil.copytree(checkpoint, job.checkpoint)
+        train.run(job)
+        assert _resumed(job) == []
+        assert not list(job.checkpoint.glob("trees-*"))
+        made.append((job.output / "model.onnx").read_bytes())
+    assert made[0] == made[1]
 
 
 def test_boosting_resumes_at_its_round(make_job: MakeJob, mixed: pl.DataFrame):
