@@ -1,8 +1,9 @@
 """Gradient-boosted trees (LightGBM)."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightgbm as lgb
@@ -16,9 +17,8 @@ from workers.families.encoding import TreeEncoder
 from workers.learning import Array, Inputs, LearningData
 from workers.training.files import write_atomically
 
-_CHECKPOINT = "gbdt.txt"  # LightGBM's own text format
-_PATIENCE_FACTOR = 5  # a tree is a smaller step than an epoch; stated in EarlyStoppingSpec
-_METRIC_EVERY = 5
+_CHECKPOINT, _BEST = "gbdt.txt", "gbdt-best.json"  # LightGBM's own text format; the state of early stopping
+_PATIENCE_FACTOR = _EVERY = 5  # a tree is a smaller step than an epoch; stated in EarlyStoppingSpec
 
 
 class Gbdt:
@@ -37,21 +37,18 @@ class Gbdt:
         total = self.params["n_estimators"]
         before = _resume(job)
         done = before.current_iteration() if before else 0
-        callbacks: list[Callable[..., Any]] = [_Watch(job, total, data.training.checkpoint_every_s)]
+        best = _Best.load(job)
+        callbacks: list[Callable[..., Any]] = [_Watch(job, total, data.training.checkpoint_every_s, best)]
         stopping = data.training.early_stopping
         if stopping is not None:
-            callbacks.append(
-                lgb.early_stopping(stopping.patience * _PATIENCE_FACTOR, min_delta=stopping.min_delta, verbose=False)
-            )
-        if before is not None and done >= total:
-            booster = before
-        else:
+            callbacks.append(_EarlyStopping(best, stopping.patience * _PATIENCE_FACTOR, stopping.min_delta))
+        booster = before
+        if booster is None or done < total:
             booster = lgb.train(
                 self._settings(data), train, total - done, valid_sets=[watched], valid_names=["validation"],
                 init_model=before, callbacks=callbacks,
             )  # fmt: skip
-        kept = booster.best_iteration if booster.best_iteration > 0 else booster.current_iteration()
-        return FittedGbdt(data, encoder, booster, kept)
+        return FittedGbdt(data, encoder, booster, best.round or booster.current_iteration())
 
     def _settings(self, data: LearningData) -> dict[str, Any]:
         p = self.params
@@ -140,36 +137,71 @@ def _missing_left(node: dict[str, Any]) -> bool:
     return float(node.get("threshold", 0.0)) >= 0
 
 
+@dataclass(slots=True)
+class _Best:
+    """The round with the lowest validation loss so far; 0 where none was looked at."""
+
+    round: int = 0
+    loss: float = float("inf")
+
+    @classmethod
+    def load(cls, job: JobContext) -> "_Best":
+        """Of an earlier attempt, so that a resumed one does not take a later round for the best."""
+        path = job.checkpoint / _BEST
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
+    def save(self, job: JobContext) -> None:
+        """Next to the trees."""
+        if self.round:
+            write_atomically(job.checkpoint / _BEST, json.dumps(asdict(self)).encode())
+
+
+class _EarlyStopping:
+    """A LightGBM callback that does what LightGBM's own does, and can be resumed."""
+
+    def __init__(self, best: _Best, patience: int, min_delta: float) -> None:
+        self.best, self.patience, self.min_delta = best, patience, min_delta
+        self.order = 10  # before `_Watch` saves what is the best; LightGBM reads it from the object, not the class
+
+    def __call__(self, env: lgb.callback.CallbackEnv) -> None:
+        results, done = env.evaluation_result_list or [], env.iteration + 1
+        loss = results[0][2]
+        if loss < self.best.loss - self.min_delta:
+            self.best.loss, self.best.round = loss, done
+        elif done - self.best.round >= self.patience:
+            raise lgb.callback.EarlyStopException(self.best.round - 1, results)
+
+
 class _Watch:
     """A LightGBM callback: live metrics, progress, checkpoints, and a way to stop."""
 
-    order = 20  # after the evaluation, before early stopping (30)
-
-    def __init__(self, job: JobContext, total: int, every_s: float) -> None:
-        self.job, self.total, self.every_s = job, total, every_s
+    def __init__(self, job: JobContext, total: int, every_s: float, best: _Best) -> None:
+        self.order = 20
+        self.job, self.total, self.every_s, self.best = job, total, every_s, best
         self.started = self.saved = time.monotonic()
         self.first: int | None = None
 
     def __call__(self, env: lgb.callback.CallbackEnv) -> None:
         done = env.iteration + 1
         self.first = env.iteration if self.first is None else self.first
-        if done % _METRIC_EVERY == 0 or done == self.total:
+        if done % _EVERY == 0 or done == self.total:
             for dataset, name, value, *_ in env.evaluation_result_list or []:
                 self.job.metric(f"{dataset}_{name}", done, value)
             per_round = (time.monotonic() - self.started) / (done - self.first)
             left = per_round * (self.total - done)
             self.job.progress(0.1 + 0.7 * done / self.total, f"boosting round {done} of at most {self.total}", left)
         stop = self.job.should_stop()
-        if stop or (self.every_s and time.monotonic() - self.saved >= self.every_s):
+        if stop or (done % _EVERY == 0 and time.monotonic() - self.saved >= self.every_s):
             self.saved = time.monotonic()
-            _save(env.model, self.job)
+            _save(env.model, self.best, self.job)
         if stop:
             raise Stopped
 
 
-def _save(booster: Any, job: JobContext) -> None:  # noqa: ANN401 - LightGBM types it with its cross-validation twin
+def _save(booster: Any, best: _Best, job: JobContext) -> None:  # noqa: ANN401 - LightGBM types it with its cross-validation twin
     job.checkpoint.mkdir(parents=True, exist_ok=True)
     write_atomically(job.checkpoint / _CHECKPOINT, booster.model_to_string(num_iteration=-1).encode())
+    best.save(job)
     job.checkpointed()
 
 

@@ -110,6 +110,20 @@ def test_boosting_resumes_at_its_round(make_job: MakeJob, mixed: pl.DataFrame):
     assert max(rounds) == 20
 
 
+def test_boosting_remembers_its_best_round(make_job: MakeJob, mixed: pl.DataFrame):
+    """With steps this large the loss only rises after the first rounds."""
+    spec = {**SPEC, "family": "gbdt", "params": {"learning_rate": 1.0}, "training": {"early_stopping": {"patience": 3}}}
+    whole = make_job(mixed, name="whole", **spec)
+    train.run(whole)
+    checkpoint = _stopped(make_job, mixed, "stopped", "boosting round 10 of", **spec)
+    again = make_job(mixed, name="again", **spec)
+    shutil.copytree(checkpoint, again.checkpoint)
+    train.run(again)
+    cards = [json.loads((job.output / "card.json").read_text()) for job in (whole, again)]
+    assert cards[0]["fit"]["rounds"] == cards[1]["fit"]["rounds"] < 10
+    assert (whole.output / "model.onnx").read_bytes() == (again.output / "model.onnx").read_bytes()
+
+
 def test_live_events_tell_of_the_training(make_job: MakeJob, mixed: pl.DataFrame):
     job = make_job(mixed, family="mlp", training={"epochs": 2}, **SPEC)
     train.run(job)
