@@ -163,6 +163,7 @@ def _category_values(codes: Array, size: int, targets: npt.NDArray[np.float64]) 
     means = sums / (counts + SMOOTHING)[:, None]
     if means.shape[1] > 1:
         direction = np.linalg.svd(means * np.sqrt(counts)[:, None], full_matrices=False)[2][0]
+        direction *= np.sign(direction[np.abs(direction).argmax()])  # which way it points is the library's whim
         means = means @ direction[:, None]
     return means[:, 0].astype(np.float32)
 
