@@ -1,5 +1,6 @@
 """What a page documents equals what exists."""
 
+import os
 import re
 import subprocess
 import sys
@@ -42,7 +43,9 @@ def test_links_and_files_that_a_page_names_exist(page: Path) -> None:
 def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text()
     phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    plain = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+    command = ["make", "--no-print-directory", "help"]
+    shown = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=True).stdout
     assert {line.split()[1] for line in shown.splitlines()} == phony
 
 
