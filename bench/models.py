@@ -1,4 +1,4 @@
-"""The two models that the serving benchmark uses, trained and exported as version folders of the product."""
+"""The CNN that the serving benchmark uses, as a version folder of the product."""
 
 import json
 from pathlib import Path
@@ -6,46 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from skl2onnx import to_onnx
-from skl2onnx.common.data_types import FloatTensorType
-from sklearn.datasets import load_breast_cancer
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from app.core.signature import Column, ImageFormat, Signature, Tensor
 
 IMAGE = ImageFormat("RGB", 64, 64)
 CLASSES = tuple(f"class_{n}" for n in range(10))
-
-
-def export_table(folder: Path) -> list[dict[str, float]]:
-    """Breast cancer, 30 numbers, an MLP of two layers. Returns rows as a client would send them."""
-    data = load_breast_cancer()
-    pipeline = make_pipeline(StandardScaler(), MLPClassifier((64, 64), max_iter=60, random_state=0, tol=1e-2))
-    pipeline.fit(data.data.astype(np.float32), data.target)
-    graph = to_onnx(
-        pipeline,
-        initial_types=[("numeric", FloatTensorType([None, 30]))],
-        options={"zipmap": False},
-        target_opset=18,
-    )
-    names = {"probabilities": "probabilities"}
-    assert [o.name for o in graph.graph.output][1] in names, "skl2onnx names the second output so"
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(graph.SerializeToString())
-    signature = Signature(
-        "classification",
-        (Tensor("numeric", "FP32", (-1, 30)),),
-        (Tensor("probabilities", "FP32", (-1, 2)),),
-        tuple(Column(str(name), "number", "numeric", at) for at, name in enumerate(data.feature_names)),
-        tuple(str(name) for name in data.target_names),
-        "diagnosis",
-    )
-    rows = data.data[:64].astype(np.float32)
-    expected = pipeline.predict_proba(rows[:8]).astype(np.float32)
-    _describe(folder, signature, {"numeric": rows[:8]}, {"probabilities": expected})
-    return [dict(zip(map(str, data.feature_names), map(float, row), strict=True)) for row in rows]
 
 
 class _Cnn(torch.nn.Module):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 FOLDER = Path(os.environ["BENCH_FOLDER"]) / "table"
 SIGNATURE = json.loads((FOLDER / "signature.json").read_text())
-COLUMNS = [column["name"] for column in SIGNATURE["columns"]]
+COLUMNS = [c["name"] for c in sorted(SIGNATURE["columns"], key=lambda column: column["index"])]
 CLASSES = SIGNATURE["classes"]
 session = ort.InferenceSession(str(FOLDER / "model.onnx"), providers=["CPUExecutionProvider"])
 

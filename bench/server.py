@@ -1,4 +1,7 @@
-"""python server.py APP PORT joining|auto: one benchmark server, with the product's HTTP protocol class or uvicorn's."""
+"""python server.py APP PORT joining|auto: one baseline server, run as the product's gateway runs uvicorn.
+
+`joining` gives it the product's HTTP protocol class, `auto` leaves uvicorn's own.
+"""
 
 import sys
 
@@ -8,5 +11,15 @@ from app.gateway.predict.protocol import JoiningProtocol
 
 if __name__ == "__main__":
     app, port, protocol = sys.argv[1:]
-    http = JoiningProtocol if protocol == "joining" else "auto"
-    uvicorn.run(app, host="127.0.0.1", port=int(port), access_log=False, log_level="warning", http=http)
+    uvicorn.run(
+        app,
+        host="127.0.0.1",
+        port=int(port),
+        http=JoiningProtocol if protocol == "joining" else "auto",
+        loop="uvloop",
+        ws="none",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        date_header=False,
+    )

@@ -1,119 +1,71 @@
 """The serving benchmark: ratios to a plain FastAPI handler, to a bare ASGI echo and to raw ONNX Runtime, in one run.
 
-    python bench/serving.py [--seconds 3] [--rounds 3]
+    python bench/serving.py [--seconds 3] [--rounds 5]
 
-Absolute numbers of different minutes on a shared machine say little, so all servers run side by side (idle ones cost
-nothing), the rounds are interleaved, and only ratios of medians are judged. Needs wrk. Load stays on 127.0.0.1.
+The product is a whole platform as `aimass up` starts it: one gateway with its key cache over SQLite, valkey, an idle
+worker. Absolute numbers of different minutes on a shared machine say little, so all servers run side by side (idle ones
+cost nothing), the rounds are interleaved, and only ratios within a round are judged. Needs wrk. Load stays on
+127.0.0.1.
 """
 
 import argparse
 import contextlib
 import json
-import re
+import os
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import models
+import httpx
 import numpy as np
 import onnxruntime as ort
 import psutil
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LUA = """
-local requests, n, i = {}, 0, 0
-function init(args)
-  for _, b in ipairs(dofile(args[1])) do
-    n = n + 1
-    local h = {["Host"] = wrk.host, ["Content-Type"] = "application/json", ["X-API-Key"] = "bench-key"}
-    if b[1] > 0 then h["Inference-Header-Content-Length"] = tostring(b[1]) end
-    requests[n] = wrk.format("POST", wrk.path, h, b[2])
-  end
-end
-function request() i = i % n + 1; return requests[i] end
-function done(s, l, r)
-  local bad = s.errors.connect + s.errors.read + s.errors.write + s.errors.status + s.errors.timeout
-  io.write(string.format('RESULT {"requests":%d,"rps":%.2f,"p50":%.3f,"p99":%.3f,"bad":%d}\\n',
-    s.requests, s.requests / s.duration * 1e6, l:percentile(50)/1e3, l:percentile(99)/1e3, bad))
-end
-"""
+sys.path.insert(0, str(ROOT))  # as a script it sees its own folder only
+
+from bench import models  # noqa: E402 - after the path
+from bench.load import Server, write_bodies, write_script  # noqa: E402 - the same
+from bench.product import CNN, TABLE, deploy_cnn, gateway, train_table  # noqa: E402 - the same
+from tests.support.platform import KEY, Platform  # noqa: E402 - the same
+from tests.support.servers import wait_until  # noqa: E402 - the same
+
+PREDICT = f"/api/v1/endpoints/{TABLE}/predict"
+INFER = f"/v2/models/{CNN}/infer"
+BASELINES = {
+    "naive": ("naive_app:app", "/predict", "auto"),
+    "echo": ("echo_app:app", "/", "auto"),
+    "echo joining": ("echo_app:app", "/", "joining"),
+}
 
 
-class Server:
-    """One uvicorn process."""
-
-    def __init__(self, app: str, folder: Path, path: str, protocol: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "server.py"), app, str(self.port), protocol],
-            env={"BENCH_FOLDER": str(folder), "PATH": "/usr/bin:/bin"},
-            cwd=ROOT,
-        )
-        self.path = path
-        self._wait()
-
-    def _wait(self) -> None:
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise SystemExit(f"server for {self.path} ended with {self.process.returncode}")
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), 1):
-                    return
-            except OSError:
-                time.sleep(0.1)
-        raise SystemExit(f"server for {self.path} did not start")
-
-    def stop(self) -> None:
-        """End the process."""
-        self.process.terminate()
-        self.process.wait(15)
-
-    def _cpu_s(self) -> float:
-        times = psutil.Process(self.process.pid).cpu_times()
-        return times.user + times.system
-
-    def load(self, bodies: Path, connections: int, seconds: int, path: str = "") -> dict[str, float]:
-        """Requests/s and latencies in ms under a closed loop of `connections`."""
-        url = f"http://127.0.0.1:{self.port}{path or self.path}"
-        command = [
-            "wrk",
-            "-t1",
-            f"-c{connections}",
-            f"-d{seconds}s",
-            "--timeout",
-            "10s",
-            "-s",
-            str(bodies.parent / "wrk.lua"),
-        ]
-        used_s = self._cpu_s()
-        out = subprocess.run([*command, url, "--", str(bodies)], capture_output=True, text=True, check=True).stdout
-        match = re.search(r"^RESULT (.*)$", out, re.MULTILINE)
-        if not match:
-            raise SystemExit(out)
-        result: dict[str, float] = json.loads(match[1])
-        result["cpu_us"] = (self._cpu_s() - used_s) / result["requests"] * 1e6
-        if result["bad"]:
-            raise SystemExit(f"{url}: {result['bad']:.0f} requests failed")
-        return result
+@contextlib.contextmanager
+def baseline(app: str, folder: Path, protocol: str) -> Iterator[Server]:
+    """A uvicorn process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(HERE / "server.py"), app, str(port), protocol]
+    process = subprocess.Popen(command, env=os.environ | {"BENCH_FOLDER": str(folder)}, cwd=HERE)
+    try:
+        wait_until(lambda: process.poll() is not None or _listens(port), 60, f"{app} starts")
+        yield Server(f"http://127.0.0.1:{port}", psutil.Process(process.pid))
+    finally:
+        process.terminate()
+        process.wait(15)
 
 
-def write_bodies(file: Path, bodies: list[tuple[int, bytes]]) -> Path:
-    """Bodies as a Lua table of {header length, text}."""
-    texts = [(length, "".join(f"\\{byte:03d}" for byte in body)) for length, body in bodies]
-    rows = ",\n".join(f"{{{length},'{text}'}}" for length, text in texts)
-    file.write_text(f"return {{\n{rows}\n}}\n")
-    return file
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def binary_bodies(pictures: "np.ndarray") -> list[tuple[int, bytes]]:
@@ -123,26 +75,25 @@ def binary_bodies(pictures: "np.ndarray") -> list[tuple[int, bytes]]:
     return [(len(header), header + picture.tobytes()) for picture in pictures]
 
 
-def check(server: Server, folder: Path, rows: list[dict[str, float]], path: str) -> None:
+def one_thread(onnx: Path) -> ort.InferenceSession:
+    """A session whose runs use one core."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+
+
+def check(server: Server, onnx: Path, rows: list[dict[str, float]], path: str) -> None:
     """The server must give the model's answer before its speed means anything."""
-    session = ort.InferenceSession(str(folder / "table" / "model.onnx"), providers=["CPUExecutionProvider"])
     matrix = np.array([list(row.values()) for row in rows], np.float32)
-    (expected,) = session.run(["probabilities"], {"numeric": matrix})
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{server.port}{path}",
-        json.dumps({"instances": rows}).encode(),
-        {"Content-Type": "application/json", "X-API-Key": "bench-key"},
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - the same
-        got = [list(p["probabilities"].values()) for p in json.load(answer)["predictions"]]
+    (expected,) = one_thread(onnx).run(["probabilities"], {"numeric": matrix})
+    answer = httpx.post(f"{server.url}{path}", json={"instances": rows}, headers={"X-API-Key": KEY})
+    got = [list(p["probabilities"].values()) for p in answer.raise_for_status().json()["predictions"]]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
 
 
-def raw_table_ms(folder: Path) -> float:
+def raw_table_ms(onnx: Path) -> float:
     """Median ms of session.run on one row, one thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(folder / "table" / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    session = one_thread(onnx)
     row, times = {"numeric": np.ones((1, 30), np.float32)}, []
     for _ in range(2000):
         begun = time.perf_counter()
@@ -154,15 +105,12 @@ def raw_table_ms(folder: Path) -> float:
 class RawCnn:
     """session.run in loops, on every sensible split of the cores."""
 
-    def __init__(self, folder: Path, pictures: "np.ndarray") -> None:
+    def __init__(self, onnx: Path, pictures: "np.ndarray") -> None:
         self._pictures = pictures
-        self._sessions = {threads: self._open(folder, threads) for threads in (1, 2)}
-
-    @staticmethod
-    def _open(folder: Path, threads: int) -> ort.InferenceSession:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        return ort.InferenceSession(str(folder / "cnn" / "model.onnx"), options, providers=["CPUExecutionProvider"])
+        options.intra_op_num_threads = 2
+        wide = ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+        self._sessions = {1: one_thread(onnx), 2: wide}
 
     def rate(self, threads: int, lanes: int, batch: int, seconds: float) -> float:
         """Items/s of `lanes` loops at once."""
@@ -209,62 +157,54 @@ def report(name: str, values: list[float], target: float, *, at_most: bool = Fal
     return good
 
 
-PREDICT = "/api/v1/endpoints/table/predict"
-INFER = "/v2/models/cnn/infer"
-
-
 class Rounds:
     """What the rounds measured: runs of wrk by cell, raw ONNX Runtime beside them."""
 
-    def __init__(self, folder: Path) -> None:
-        (folder / "wrk.lua").write_text(LUA)
+    def __init__(self, folder: Path, platform: Platform) -> None:
+        write_script(folder)
         self._folder = folder
-        self._rows = models.export_table(folder / "table")
-        self._pictures = models.export_cnn(folder / "cnn")
+        self._onnx = folder / TABLE / "model.onnx"
+        self._rows = train_table(platform, folder / TABLE)
+        pictures = models.export_cnn(folder / CNN)
+        deploy_cnn(platform, folder / CNN)
+        self._raw_cnn = RawCnn(folder / CNN / "model.onnx", pictures)
+        self._ours = gateway(platform)
         bodies = [(0, json.dumps({"instances": [row]}).encode()) for row in self._rows]
         self._table = write_bodies(folder / "table.lua", bodies)
-        self._binary = write_bodies(folder / "cnn.lua", binary_bodies(self._pictures[:16]))
+        self._binary = write_bodies(folder / "cnn.lua", binary_bodies(pictures[:16]))
         self.runs: dict[str, Runs] = defaultdict(list)
         self.single_ms: list[float] = []
         self.raw_rates: list[float] = []
 
     def run(self, seconds: int, rounds: int) -> None:
-        """Start the servers and go round."""
-        apps = (
-            ("ours", "served_app:app", PREDICT, "joining"),
-            ("naive", "naive_app:app", "/predict", "auto"),
-            ("echo", "echo_app:app", "/", "auto"),
-            ("echo joining", "echo_app:app", "/", "joining"),
-        )
+        """Start the baselines, see that all answer as the model does, and go round."""
         with contextlib.ExitStack() as stack:
-            servers: dict[str, Server] = {}
-            for name, app, path, protocol in apps:
-                servers[name] = Server(app, self._folder, path, protocol)
-                stack.callback(servers[name].stop)
-            check(servers["ours"], self._folder, self._rows, PREDICT)
-            check(servers["naive"], self._folder, self._rows, "/predict")
-            for server in servers.values():
-                server.load(self._table, 64, 1)
-            raw = RawCnn(self._folder, self._pictures)
+            servers = {"ours": (self._ours, PREDICT)}
+            for name, (app, path, protocol) in BASELINES.items():
+                servers[name] = stack.enter_context(baseline(app, self._folder, protocol)), path
+            for name in ("ours", "naive"):
+                check(servers[name][0], self._onnx, self._rows, servers[name][1])
+            for server, path in servers.values():
+                server.load(path, self._table, 64, 1)
             for turn in range(1, rounds + 1):
-                self._round(turn, servers, raw, seconds)
+                for name, (server, path) in servers.items():
+                    self._note(turn, name, server.load(path, self._table, 64, seconds))
+                self._alone_and_cnn(turn, seconds)
 
-    def _round(self, turn: int, servers: dict[str, Server], raw: RawCnn, seconds: int) -> None:
-        for name, server in servers.items():
-            self._note(turn, name, server.load(self._table, 64, seconds))
-        ours = servers["ours"]
-        self._note(turn, "table alone", ours.load(self._table, 1, seconds))
-        self.single_ms.append(raw_table_ms(self._folder))
-        self._note(turn, "cnn 32", ours.load(self._binary, 32, seconds, INFER))
-        self._note(turn, "cnn alone", ours.load(self._binary, 1, seconds, INFER))
-        rate, setting = raw.best(0.35)
+    def _alone_and_cnn(self, turn: int, seconds: int) -> None:
+        self._note(turn, "table alone", self._ours.load(PREDICT, self._table, 1, seconds))
+        self.single_ms.append(raw_table_ms(self._onnx))
+        self._note(turn, "cnn 32", self._ours.load(INFER, self._binary, 32, seconds))
+        self._note(turn, "cnn alone", self._ours.load(INFER, self._binary, 1, seconds))
+        rate, setting = self._raw_cnn.best(0.35)
         self.raw_rates.append(rate)
         print(f"round {turn} raw: table {self.single_ms[-1]:.3f} ms, cnn {rate:.0f}/s with {setting}", flush=True)
 
     def _note(self, turn: int, cell: str, result: dict[str, float]) -> None:
         self.runs[cell].append(result)
         print(
-            f"round {turn} {cell:12s}{result['rps']:9.0f}/s  p50 {result['p50']:.2f}  p99 {result['p99']:.2f} ms",
+            f"round {turn} {cell:12s}{result['rps']:9.0f}/s  p50 {result['p50']:.2f}  p99 {result['p99']:.2f} ms  "
+            f"{result['cpu_us']:.0f} us CPU",
             flush=True,
         )
 
@@ -273,7 +213,7 @@ class Rounds:
         ours, naive, echo = self.runs["ours"], self.runs["naive"], self.runs["echo"]
         above_raw_ms = [run["p50"] - raw for run, raw in zip(self.runs["table alone"], self.single_ms, strict=True)]
         of_raw = [run["rps"] / rate for run, rate in zip(self.runs["cnn 32"], self.raw_rates, strict=True)]
-        for name in ("ours", "naive", "echo", "echo joining"):
+        for name in ("ours", *BASELINES):
             rps, cpu_us = median(self.runs[name], "rps"), median(self.runs[name], "cpu_us")
             print(f"       {name}: {rps:.0f} requests/s, {cpu_us:.0f} us of server CPU a request")
         good = [
@@ -289,12 +229,13 @@ class Rounds:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=3, help="of one cell")
-    parser.add_argument("--rounds", type=int, default=3, help="interleaved; medians are judged")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved; medians are judged")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        measured = Rounds(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, Platform() as platform:
+        measured = Rounds(Path(folder), platform)
         measured.run(arguments.seconds, arguments.rounds)
-        sys.exit(0 if measured.judge() else 1)
+        reached = measured.judge()
+    sys.exit(0 if reached else 1)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""wrk as the load generator of the serving benchmark: one closed loop of connections against one server."""
+
+import json
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.support.platform import KEY
+
+LUA = """
+local requests, n, i = {}, 0, 0
+function init(args)
+  for _, b in ipairs(dofile(args[1])) do
+    n = n + 1
+    local h = {["Host"] = wrk.host, ["Content-Type"] = "application/json", ["X-API-Key"] = "KEY"}
+    if b[1] > 0 then h["Inference-Header-Content-Length"] = tostring(b[1]) end
+    requests[n] = wrk.format("POST", wrk.path, h, b[2])
+  end
+end
+function request() i = i % n + 1; return requests[i] end
+function done(s, l, r)
+  local bad = s.errors.connect + s.errors.read + s.errors.write + s.errors.status + s.errors.timeout
+  io.write(string.format('RESULT {"requests":%d,"rps":%.2f,"p50":%.3f,"p99":%.3f,"bad":%d}\\n',
+    s.requests, s.requests / s.duration * 1e6, l:percentile(50)/1e3, l:percentile(99)/1e3, bad))
+end
+""".replace("KEY", KEY)
+
+
+def write_script(folder: Path) -> None:
+    """Put the script of `load` where the bodies will be."""
+    (folder / "wrk.lua").write_text(LUA)
+
+
+def write_bodies(file: Path, bodies: list[tuple[int, bytes]]) -> Path:
+    """Bodies as a Lua table of {length of the inference header or 0, text}."""
+    texts = [(length, "".join(f"\\{byte:03d}" for byte in body)) for length, body in bodies]
+    rows = ",\n".join(f"{{{length},'{text}'}}" for length, text in texts)
+    file.write_text(f"return {{\n{rows}\n}}\n")
+    return file
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs: its address, and the process whose CPU time counts."""
+
+    url: str
+    process: psutil.Process
+
+    def load(self, path: str, bodies: Path, connections: int, seconds: int) -> dict[str, float]:
+        """Requests/s, latencies in ms and server CPU µs a request; SystemExit if one request failed."""
+        options = [f"-c{connections}", f"-d{seconds}s", "-s", str(bodies.parent / "wrk.lua"), f"{self.url}{path}"]
+        command = ["wrk", "-t1", "--timeout", "10s", *options, "--", str(bodies)]
+        used_s = self._cpu_s()
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        used_s = self._cpu_s() - used_s
+        match = re.search(r"^RESULT (.*)$", out, re.MULTILINE)
+        if not match:
+            raise SystemExit(out)
+        result: dict[str, float] = json.loads(match[1])
+        if result["bad"]:
+            raise SystemExit(f"{self.url}{path}: {result['bad']:.0f} requests failed")
+        return result | {"cpu_us": used_s / result["requests"] * 1e6}
+
+    def _cpu_s(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
