@@ -117,6 +117,10 @@ class LimitSettings(BaseSettings):
     ingest_memory_mb: Annotated[int, Field(ge=256, description="memory of the process that parses an upload, MiB")] = (
         4096
     )
+    import_memory_mb: Annotated[
+        int, Field(ge=256, description="memory of the process that checks an imported model, MiB")
+    ] = 8192
+    import_timeout_s: Annotated[float, Field(gt=0, description="time that checking an imported model may take")] = 600.0
 
 
 class Settings(BaseSettings):

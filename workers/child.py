@@ -27,7 +27,12 @@ from app.core.errors import AimassError, JobError, MemoryExceeded
 from app.core.process import die_with_parent
 from workers.context import Events, JobContext, Stopped
 
-KINDS = {"ingest": "workers.jobs.ingest", "train": "workers.jobs.train", "compress": "workers.jobs.compress"}
+KINDS = {
+    "ingest": "workers.jobs.ingest",
+    "train": "workers.jobs.train",
+    "compress": "workers.jobs.compress",
+    "import": "workers.jobs.import_model",
+}
 # Imported by a waiting child, slowest first, so that the job itself starts at once.
 PRELOAD = (
     "torch",

@@ -66,7 +66,7 @@ class LearningData:
     @property
     def task(self) -> Task:
         """Classification or regression."""
-        return self.signature.task
+        return self.signature.learned_task
 
     @property
     def n_classes(self) -> int:

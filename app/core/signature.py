@@ -10,13 +10,19 @@ Tabular models take at most two tensors, rows first, whatever the number of colu
 
 Image models take `image` UINT8 [-1, channels, height, width], raw 0-255; scaling is inside the graph.
 Classifiers give `probabilities` FP32 [-1, n_classes] in the order of `classes`; regressors give `value` FP32 [-1].
+
+Imported models (task `inference`) have the tensors that they have, and no columns. Where `batched` is false the first
+dimension is not the batch, and a request is run by itself.
 """
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Task = Literal["classification", "regression"]
-Datatype = Literal["BOOL", "UINT8", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
+Task = Literal["classification", "regression"]  # what can be trained
+ModelTask = Literal["classification", "regression", "inference"]
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]
 ColumnType = Literal["number", "integer", "boolean", "category", "image"]
 SIGNATURE_VERSION = 1
 
@@ -57,14 +63,22 @@ class ImageFormat:
 class Signature:
     """A model's complete contract with its callers."""
 
-    task: Task
+    task: ModelTask
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     columns: tuple[Column, ...]
     classes: tuple[str, ...] = ()
     target: str = ""
     image: ImageFormat | None = None
+    batched: bool = True
     version: int = field(default=SIGNATURE_VERSION)
+
+    @property
+    def learned_task(self) -> Task:
+        """The task of a version that was trained here. ValueError for an imported one, which has no labels."""
+        if self.task == "inference":
+            raise ValueError("an imported model has no task that labels could judge")
+        return self.task
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` restores an equal object."""
@@ -87,4 +101,5 @@ class Signature:
             classes=tuple(raw["classes"]),
             target=raw["target"],
             image=ImageFormat(**raw["image"]) if raw.get("image") else None,
+            batched=raw.get("batched", True),
         )

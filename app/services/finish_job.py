@@ -81,6 +81,22 @@ async def _finish_train(
     return shown
 
 
+async def _finish_import(
+    session: WriteSession, lease: Lease, result: dict[str, Any], files: Sequence[StoredFile]
+) -> dict[str, Any]:
+    origin = {"dataset": None, "job": lease.job_id, "parent": None, "seed": None, "environment": result["environment"]}
+    version = await ModelWriter(session).create_version(
+        lease.spec["model"],
+        result,
+        lineage=origin,
+        digest=digest_of(files),
+        files=files,
+        dataset_version_id=None,
+        job_id=lease.job_id,
+    )
+    return {"model": version.model, "version": version.version}
+
+
 async def _finish_compress(
     session: WriteSession, lease: Lease, result: dict[str, Any], files: Sequence[StoredFile]
 ) -> dict[str, Any]:
@@ -89,7 +105,7 @@ async def _finish_compress(
     return {"model": model, "version": number, "variants": variants}
 
 
-_FINISHERS = {"ingest": _finish_ingest, "train": _finish_train, "compress": _finish_compress}
+_FINISHERS = {"ingest": _finish_ingest, "train": _finish_train, "compress": _finish_compress, "import": _finish_import}
 
 
 def digest_of(files: Sequence[StoredFile]) -> str:

@@ -9,6 +9,7 @@ from app.core.errors import InvalidData, NotFound
 from app.core.jobs import Lease
 from app.core.resources import StoredFile
 from app.registry.datasets import DatasetReader
+from app.registry.files import files_of
 from app.registry.models import ModelReader
 from app.registry.session import ReadSession
 from app.services.keep_files import lay_out
@@ -45,6 +46,8 @@ async def lay_out_job(platform: Platform, lease: Lease, folder: Path, threads: i
 async def _inputs(session: ReadSession, lease: Lease) -> list[StoredFile]:
     if lease.kind == "ingest":
         return await _dataset(session, lease.spec["dataset"], (ORIGINAL,), "")
+    if lease.kind == "import":
+        return list(await files_of(session, lease.spec["upload"]))
     if lease.kind == "train":
         return await _dataset(session, lease.spec["dataset"], (DATA_FILE, PROFILE_FILE), "dataset/")
     version = await ModelReader(session).version(lease.spec["model"], lease.spec["version"])

@@ -216,5 +216,21 @@ class IngestSpec(JobSpec):
     filename: str
 
 
+class ImportMetadata(Spec):
+    """What the sender says of an imported model."""
+
+    description: Annotated[str, Field(pattern=NO_NUL, description="for the model card")] = ""
+
+
+class ImportSpec(JobSpec):
+    """Check and describe an ONNX model that was not trained here; queued by the platform when it is uploaded."""
+
+    kind: Literal["import"] = "import"
+    model: Name
+    upload: Annotated[str, Field(description="owner of the uploaded files until the job ends")]
+    files: Annotated[list[str], Field(description="names of the uploaded files")]
+    metadata: ImportMetadata = ImportMetadata()
+
+
 AnyJobSpec = Annotated[TrainSpec | CompressSpec, Field(discriminator="kind")]
 NOT_BUILT_KINDS = frozenset({"tune", "evaluate", "explain", "ensemble", "predict"})

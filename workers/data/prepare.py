@@ -141,7 +141,7 @@ def reload(job: JobContext, signature: Signature, split_file: Path) -> Prepared:
     row_ids = table[ROW_ID].to_numpy()
     split = load_split(split_file, row_ids)
     used = np.concatenate([split.train, split.validation, split.test])
-    target = read_target(table[signature.target][used], signature.task, signature.classes)
+    target = read_target(table[signature.target][used], signature.learned_task, signature.classes)
     y = np.zeros(len(table), target.y.dtype)
     y[used] = target.y
     return Prepared(signature, inputs, y, row_ids, split, Notes())

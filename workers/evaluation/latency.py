@@ -45,8 +45,8 @@ def measure_latency(model: bytes, inputs: Inputs, threads: int, budget_s: float 
     rows = np.arange(batch) % rows_of(inputs)
     many = take(inputs, rows)
     ones = [take(inputs, slice(i, i + 1)) for i in range(min(32, rows_of(inputs)))]
-    single = _times(lambda i: session.run(None, ones[i % len(ones)]), budget_s)
-    bulk = _times(lambda _: session.run(None, many), budget_s)
+    single = time_runs(lambda i: session.run(None, ones[i % len(ones)]), budget_s)
+    bulk = time_runs(lambda _: session.run(None, many), budget_s)
     p50, p95 = np.percentile(single, [50, 95]) * 1e3
     # The median resists other processes on a shared host.
     return Latency(float(p50), float(p95), float(batch / np.median(bulk)), batch, host_name(), threads)
@@ -62,7 +62,8 @@ def compare_latency(models: Sequence[bytes], inputs: Inputs, threads: int, round
     return best
 
 
-def _times(run: Any, budget_s: float) -> list[float]:  # noqa: ANN401 - any callable of an index
+def time_runs(run: Any, budget_s: float) -> list[float]:  # noqa: ANN401 - any callable of an index
+    """Seconds of each of several runs, after a few that are not counted."""
     for i in range(5):
         run(i)
     taken: list[float] = []

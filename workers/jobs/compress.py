@@ -34,7 +34,7 @@ def run(job: JobContext) -> dict[str, Any]:
         raise InvalidData.at("dataset", msg="none of the version's test rows are in this data set")
     classes = card["data"]["classes"]
     positive = classes.index(card["data"]["positive_class"]) if card["data"]["positive_class"] is not None else 1
-    judge = Judge(signature.task, inputs, y, positive, job_threads(job))
+    judge = Judge(signature.learned_task, inputs, y, positive, job_threads(job))
     job.progress(0.3, "compressing")
     model = (folder / "model.onnx").read_bytes()
     variants = Compressor(model, prepared, judge, card["main_metric"], spec.budget).run(job.output)

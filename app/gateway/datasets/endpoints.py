@@ -9,7 +9,6 @@ from pydantic import TypeAdapter, ValidationError
 from app.core.errors import InvalidInput, NotBuilt, NotFound
 from app.core.resources import DatasetVersion
 from app.gateway.datasets.schemas import DatasetOut, DatasetVersionOut
-from app.gateway.datasets.upload import receive_upload
 from app.gateway.deps import (
     Gateway,
     GatewayDep,
@@ -24,6 +23,7 @@ from app.gateway.deps import (
 from app.gateway.errors import responses
 from app.gateway.files import download
 from app.gateway.schemas import PageOf
+from app.gateway.upload import Form, receive_upload
 from app.registry.datasets import DatasetReader, DatasetWriter
 from app.services.upload_dataset import KINDS, ORIGINAL, upload_dataset
 from app.specs.base import NAME_RULE, Name
@@ -73,17 +73,17 @@ async def create(
     """Upload a file as the next version of a data set; it is parsed by a job and `ready` soon after."""
     if request.headers.get("content-type", "").startswith("application/json"):
         raise NotBuilt("data sets from a URI are not in this release; upload the file as multipart/form-data")
-    upload = await receive_upload(request, state.platform, ("name", "kind"), _check_form)
+    form = Form({"file": (1, lambda _: ORIGINAL)}, ("name", "kind"), _check_form)
+    upload = await receive_upload(request, state.platform, form)
+    file, filename = upload.files["file"][0]
     name, kind = upload.fields["name"], upload.fields.get("kind", "auto")
-    body = {"name": name, "kind": kind, "sha256": upload.file.sha256, "filename": upload.filename}
-    version = await upload_dataset(
-        state.platform, only_once(caller, key, request, body), name, kind, upload.file, upload.filename
-    )
+    body = {"name": name, "kind": kind, "sha256": file.sha256, "filename": filename}
+    version = await upload_dataset(state.platform, only_once(caller, key, request, body), name, kind, file, filename)
     response.headers["location"] = f"/api/v1/datasets/{name}/versions/{version.version}"
     return DatasetVersionOut.of(version)
 
 
-def _check_form(fields: dict[str, str]) -> None:
+def _check_form(fields: dict[str, str], _: dict[str, list[str]]) -> None:
     """Refuse a form before its file is kept."""
     name, kind = fields.get("name", ""), fields.get("kind", "auto")
     if kind in LATER_KINDS:

@@ -1,16 +1,28 @@
 """`/api/v1/models` and `/api/v1/compare`."""
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from app.core.errors import InvalidInput, NotFound
 from app.core.resources import ModelVersion
-from app.gateway.deps import Gateway, GatewayDep, PageDep, Reader, Trainer, VersionPath, number_cursor
+from app.gateway.deps import (
+    Gateway,
+    GatewayDep,
+    IdempotencyKey,
+    PageDep,
+    Reader,
+    Trainer,
+    VersionPath,
+    number_cursor,
+    only_once,
+)
 from app.gateway.errors import responses
 from app.gateway.files import download
+from app.gateway.jobs.schemas import JobOut
 from app.gateway.models.schemas import (
     AliasIn,
     AliasOut,
@@ -21,13 +33,44 @@ from app.gateway.models.schemas import (
     ModelVersionOut,
 )
 from app.gateway.schemas import PageOf
+from app.gateway.upload import Form, receive_upload
 from app.registry.jobs import JobReader
 from app.registry.models import ModelReader, ModelWriter
-from app.specs.base import Name
-from app.specs.jobs import parse_dataset
+from app.services.import_model import import_model
+from app.specs.base import Name, field_error
+from app.specs.jobs import ImportMetadata, parse_dataset
 
 router = APIRouter(prefix="/api/v1", tags=["models"])
 CARD = "card.json"
+MODEL_FILE = "model.onnx"
+MAX_DATA_FILES = 1000
+DATA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}")
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["model"],
+                    "properties": {
+                        "model": {"type": "string", "format": "binary", "description": "the ONNX file"},
+                        "data": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "external data files, under the names that the model refers to",
+                        },
+                        "metadata": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "example": '{"description": "exported from the churn notebook"}',
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 async def _version(state: Gateway, model: str, version: int) -> ModelVersion:
@@ -56,6 +99,48 @@ async def list_versions(model: str, state: GatewayDep, _: Reader, page: PageDep)
     async with state.platform.database.read() as session:
         found = await ModelReader(session).versions(model, page.limit, number_cursor(page))
     return PageOf(items=[ModelVersionOut.of(version) for version in found.items], next_cursor=found.next_cursor)
+
+
+@router.post(
+    "/models/{model}/versions",
+    status_code=202,
+    operation_id="model_versions_import",
+    responses=responses(400, 409, 413, 422),
+    openapi_extra=_FORM,
+)
+async def import_version(
+    model: Name, request: Request, response: Response, state: GatewayDep, caller: Trainer, key: IdempotencyKey
+) -> JobOut:
+    """Import an ONNX model as the next version; a job checks it, runs it, and makes the version if it is good."""
+    form = Form(
+        {"model": (1, lambda _: MODEL_FILE), "data": (MAX_DATA_FILES, lambda name: name)}, ("metadata",), _check_form
+    )
+    upload = await receive_upload(request, state.platform, form)
+    files = [file for part in upload.files.values() for file, _ in part]
+    metadata = _metadata(upload.fields)
+    body = {"files": [(file.path, file.sha256) for file in files], "metadata": metadata.model_dump()}
+    job = await import_model(state.platform, only_once(caller, key, request, body), model, files, metadata)
+    response.headers["location"] = f"/api/v1/jobs/{job.id}"
+    return JobOut.of(job)
+
+
+def _check_form(fields: dict[str, str], files: dict[str, list[str]]) -> None:
+    """Refuse a form before its files are kept."""
+    _metadata(fields)
+    for name in files["data"]:
+        if not DATA_NAME.fullmatch(name) or name == MODEL_FILE:
+            msg = f"'{name}' cannot be the name of an external data file: letters, digits, '.', '_', '-' and blanks"
+            raise InvalidInput.at("data", msg=msg, type="name")
+    if len(set(files["data"])) != len(files["data"]):
+        raise InvalidInput.at("data", msg="two files have the same name; the model could not tell them apart")
+
+
+def _metadata(fields: dict[str, str]) -> ImportMetadata:
+    try:
+        return ImportMetadata.model_validate_json(fields.get("metadata", "{}"))
+    except ValidationError as error:
+        found = [field_error({**e, "loc": ("metadata", *e["loc"])}) for e in error.errors(include_url=False)]
+        raise InvalidInput(f"metadata: {found[0].msg}", errors=found) from None
 
 
 @router.get("/models/{model}/versions/{version}", operation_id="model_versions_get", responses=responses(404))
