@@ -1,4 +1,4 @@
-"""What the acceptance tests share: one platform on which every family was trained, and strict JSON."""
+"""What the acceptance tests share: a platform on which every family was trained, and one with small limits."""
 
 import csv
 import io
@@ -13,10 +13,19 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits
 
-from tests.support.jobs import TUMOURS
+from tests.acceptance.problems import ID
+from tests.support.jobs import TUMOURS, quick
 from tests.support.platform import Platform, breast_cancer_csv
 
 PICTURES = 400
+JSON = {"content-type": "application/json"}
+ROW: dict[str, Any] = {"age": 40, "income": 1000.5, "city": "Oslo", "smoker": True}
+PREDICT = "/api/v1/endpoints/people/predict"
+LIMITS = {
+    "AIMASS_GATEWAY_MAX_UPLOAD_MB": "1",
+    "AIMASS_GATEWAY_MAX_BODY_MB": "1",
+    "AIMASS_SERVING_MAX_BODY_MB": "1",
+}
 SPECS: dict[str, dict[str, Any]] = {
     "linear": {"family": "linear", "deploy": {"endpoint": "linear"}},
     "gbdt": {
@@ -38,6 +47,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "target": "label",
         "params": {"channels": [8, 16]},
         "training": {"epochs": 4, "batch_size": 32},
+        "compress": {"max_metric_drop": 0.05},
         "deploy": {"endpoint": "cnn"},
     },
     "progression": {
@@ -81,6 +91,16 @@ def diabetes_csv() -> bytes:
     return text.getvalue().encode()
 
 
+def people_csv() -> bytes:
+    """A hundred rows of every column type; `income` is missing in every tenth."""
+    lines = ["age,income,city,smoker,ill"]
+    for i in range(100):
+        income = "" if i % 10 == 0 else f"{1000 + 37 * i % 900}.5"
+        city, smoker, ill = ("Oslo", "Paris", "Wuhan")[i % 3], str(i % 4 == 0).lower(), ("no", "yes")[i * 7 % 11 > 5]
+        lines.append(f"{20 + i * 13 % 60},{income},{city},{smoker},{ill}")
+    return "\n".join(lines).encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
     """The platform and the ended job of each model, by the model's name."""
@@ -118,3 +138,35 @@ def strict() -> Callable[[bytes], Any]:
         return json.loads(content, parse_constant=pytest.fail)
 
     return parse
+
+
+@pytest.fixture(scope="session")
+def limited() -> Iterator[Platform]:
+    """A platform with small limits, two data sets and an endpoint."""
+    with Platform(**LIMITS) as running:
+        running.client.headers["x-request-id"] = ID
+        assert running.upload("tumours", breast_cancer_csv())["state"] == "ready"
+        assert running.upload("people", people_csv())["state"] == "ready"
+        spec = quick("people", dataset="people@1", target="ill", deploy={"endpoint": "people"})
+        running.wait(running.submit(**spec)["id"], "succeeded")
+        yield running
+
+
+def everything(platform: Platform) -> dict[str, Any]:
+    """What exists: resources by name, and files of the store."""
+    paths = ("jobs", "datasets", "models", "endpoints", "keys")
+    found: dict[str, Any] = {
+        path: platform.call("GET", f"/api/v1/{path}", params={"limit": 500})["items"] for path in paths
+    }
+    found["versions"] = platform.call("GET", "/api/v1/datasets/tumours/versions")["items"]
+    found["files"] = sorted(str(path) for path in (platform.data_dir / "store").rglob("*") if path.is_file())
+    return found
+
+
+@pytest.fixture
+def unchanged(limited: Platform) -> Iterator[Platform]:
+    """The limited platform, which must be the same afterwards."""
+    before = everything(limited)
+    yield limited
+    assert everything(limited) == before
+    assert limited.call("GET", "/readyz", 200)["status"] == "ok"

@@ -52,6 +52,20 @@ class TestDataSets:
         ]
         assert sum(profile["columns"][0]["histogram"]["counts"]) == 569
 
+    def test_names_in_any_script(self, trained: Trained) -> None:
+        platform = trained.platform
+        content = "name,größe\n数据,1\n📊,2\n".encode()
+        version = platform.upload("shown", content, "数据 📊.csv")
+        assert [column["name"] for column in version["schema"]["columns"]] == ["name", "größe"]
+        original = platform.client.get("/api/v1/datasets/shown/versions/1/original")
+        assert original.content == content
+        assert "%E6%95%B0%E6%8D%AE%20%F0%9F%93%8A.csv" in original.headers["content-disposition"]
+        assert original.headers["x-content-type-options"] == "nosniff"
+        rows = platform.call("GET", "/api/v1/datasets/shown/versions/1/rows")
+        assert rows["items"][0] == {"name": "数据", "größe": 1}
+        columns = platform.call("GET", "/api/v1/datasets/shown/versions/1/profile")["columns"]
+        assert [column["name"] for column in columns] == ["name", "größe"]
+
     def test_a_name_is_its_newest_version_that_is_left(self, trained: Trained) -> None:
         platform = trained.platform
         for number in (1, 2, 3):
@@ -225,7 +239,7 @@ class TestKeys:
         ("PATCH", "/api/v1/uploads/some-id"),
         ("HEAD", "/api/v1/uploads/some-id"),
         ("DELETE", "/api/v1/uploads/some-id"),
-        ("POST", "/api/v1/models/gbdt/versions"),
+        ("POST", "/api/v1/models/gbdt/versions/1/reproduce"),
         ("POST", "/api/v1/endpoints/gbdt/promote"),
         ("POST", "/api/v1/endpoints/gbdt/rollback"),
         ("POST", "/api/v1/endpoints/gbdt/explain"),
