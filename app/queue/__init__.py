@@ -1,1 +1,1 @@
-"""The queue: SQL holds the truth behind `Ledger`, Redis wakes agents up behind `Wake`. See docs/adr/0002."""
+"""The queue: SQL holds the truth behind `Ledger`, Redis wakes agents up behind `Wake`. See docs/adr/0001."""

@@ -1,7 +1,7 @@
 """The queue's in-memory twins, for tests and for a single process: same promises, the caller's clock."""
 
 import asyncio
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -210,28 +210,31 @@ class MemoryWake:
     """`app.queue.ports.Wake` within one event loop."""
 
     def __init__(self) -> None:
-        self._ready: dict[tuple[str, int], deque[str]] = defaultdict(deque)
+        self._ready: dict[tuple[str, int], set[str]] = defaultdict(set)
         self._arrived = asyncio.Condition()
         self._listeners: list[tuple[frozenset[str], asyncio.Queue[tuple[str, str]]]] = []
 
     async def ping(self) -> None:
         """Always there."""
 
-    async def announce(self, ready: Ready) -> None:
-        """Tell one waiting caller of `next`."""
+    async def announce(self, *ready: Ready) -> None:
+        """Tell waiting callers of `next`."""
         async with self._arrived:
-            self._ready[ready.device, ready.priority].append(ready.job_id)
+            for job in ready:
+                self._ready[job.device, job.priority].add(job.job_id)
             self._arrived.notify_all()
 
     async def next(self, devices: Sequence[DeviceClass], timeout_s: float) -> str | None:
-        """The next announced id, by priority."""
+        """The next announced id, by priority, then age."""
         keys = [(device, priority) for priority in (0, 1, 2) for device in devices]
         try:
             async with asyncio.timeout(timeout_s), self._arrived:
                 await self._arrived.wait_for(lambda: any(self._ready[key] for key in keys))
-                return next(queue.popleft() for key in keys if (queue := self._ready[key]))
+                ids = next(self._ready[key] for key in keys if self._ready[key])
         except TimeoutError:
             return None
+        ids.remove(first := min(ids))
+        return first
 
     async def publish(self, channel: str, message: str) -> None:
         """Tell whoever listens now."""

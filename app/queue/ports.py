@@ -72,11 +72,14 @@ class Wake(Protocol):
     async def ping(self) -> None:
         """Unavailable when the server is away."""
 
-    async def announce(self, ready: Ready) -> None:
-        """Tell one idle agent of the device class. Unavailable when the server is away."""
+    async def announce(self, *ready: Ready) -> None:
+        """Tell an idle agent of each job's device class; telling again of a job that still waits changes nothing.
+
+        Unavailable when the server is away.
+        """
 
     async def next(self, devices: Sequence[DeviceClass], timeout_s: float) -> str | None:
-        """The next announced job id, by priority; None after `timeout_s`. Unavailable when the server is away."""
+        """The next announced job id: by priority, then by age; None after `timeout_s`. Unavailable without a server."""
 
     async def publish(self, channel: str, message: str) -> None:
         """Tell whoever listens now. Unavailable when the server is away."""

@@ -1,10 +1,12 @@
-"""Wake-ups over Redis or Valkey: a list per (device class, priority), and channels for cancels and live events.
+"""Wake-ups over Redis or Valkey: a sorted set per (device class, priority), and channels for cancels and live events.
 
+Sets, since a job that waits is announced again and again: in a list, jobs that wait for days would fill the memory.
 The client never retries by itself: its default retries can block for so long that a lease is lost.
 """
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -23,8 +25,8 @@ RECONNECT_S = 0.5
 T = TypeVar("T")
 
 
-def _list(device: str, priority: int) -> str:
-    return f"{PREFIX}ready:{device}:{priority}"
+def _set(device: str, priority: int) -> str:
+    return f"{PREFIX}due:{device}:{priority}"
 
 
 class RedisWake:
@@ -48,17 +50,21 @@ class RedisWake:
         """Unavailable when the server does not answer."""
         await self._do(self._client.ping())
 
-    async def announce(self, ready: Ready) -> None:
-        """Push the job's id for one idle agent."""
-        await self._do(self._client.lpush(_list(ready.device, ready.priority), ready.job_id))
+    async def announce(self, *ready: Ready) -> None:
+        """Add the jobs' ids to their sets. With one score for all they are popped by id, which is by age."""
+        sets: dict[str, dict[str, int]] = defaultdict(dict)
+        for job in ready:
+            sets[_set(job.device, job.priority)][job.job_id] = 0
+        for key, ids in sets.items():
+            await self._do(self._client.zadd(key, ids))
 
     async def next(self, devices: Sequence[DeviceClass], timeout_s: float) -> str | None:
-        """The next announced id; lists are asked in the order of priority."""
-        keys = [_list(device, priority) for priority in PRIORITIES for device in devices]
+        """The next announced id; sets are asked in the order of priority."""
+        keys = [_set(device, priority) for priority in PRIORITIES for device in devices]
         popped = await self._do(
-            asyncio.wait_for(self._waiting.brpop(keys, timeout=timeout_s), timeout_s + self._timeout_s)
+            asyncio.wait_for(self._waiting.bzpopmin(keys, timeout=timeout_s), timeout_s + self._timeout_s)
         )
-        return cast("tuple[str, str]", popped)[1] if popped else None
+        return cast("tuple[str, str, float]", popped)[1] if popped else None
 
     async def publish(self, channel: str, message: str) -> None:
         """Tell whoever listens now."""

@@ -13,15 +13,14 @@ async def announce_due(platform: Platform) -> int:
     """Announce every due job that agents have not been told of lately; how many. Without Redis it is done later."""
     async with platform.database.write() as session:
         ready = await JobLedger(session).unannounced(platform.settings.queue.repush_s)
-    for job in ready:
-        await announce(platform, job)
+    await announce(platform, *ready)
     return len(ready)
 
 
-async def announce(platform: Platform, ready: Ready) -> None:
-    """Announce one job."""
+async def announce(platform: Platform, *ready: Ready) -> None:
+    """Announce jobs."""
     with contextlib.suppress(Unavailable):
-        await platform.wake.announce(ready)
+        await platform.wake.announce(*ready)
 
 
 async def announce_job(platform: Platform, job: Job) -> None:

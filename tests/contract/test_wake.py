@@ -45,9 +45,23 @@ class TestWake:
         assert await wake.next(["cuda", "cpu"], 1.0) == "gpu"
 
     async def test_first_announced_is_first_served(self, wake: Wake) -> None:
-        for number in range(5):
-            await wake.announce(Ready(f"j{number}", "cpu", 1))
-        assert [await wake.next(["cpu"], 1.0) for _ in range(5)] == [f"j{number}" for number in range(5)]
+        ids = [new_id() for _ in range(5)]
+        for job_id in ids:
+            await wake.announce(Ready(job_id, "cpu", 1))
+        assert [await wake.next(["cpu"], 1.0) for _ in range(5)] == ids
+
+    async def test_many_are_announced_at_once(self, wake: Wake) -> None:
+        ids = [new_id() for _ in range(4)]
+        await wake.announce(*(Ready(job_id, "cpu", i % 2) for i, job_id in enumerate(ids)))
+        await wake.announce()
+        assert [await wake.next(["cpu"], 1.0) for _ in range(4)] == [ids[0], ids[2], ids[1], ids[3]]
+
+    async def test_a_job_that_is_announced_again_and_again_waits_once(self, wake: Wake) -> None:
+        for _ in range(3):
+            await wake.announce(Ready("j1", "cpu", 1), Ready("j2", "cpu", 1))
+        assert [await wake.next(["cpu"], 0.05) for _ in range(3)] == ["j1", "j2", None]
+        await wake.announce(Ready("j1", "cpu", 1))
+        assert await wake.next(["cpu"], 0.05) == "j1"
 
     async def test_a_message_reaches_every_listener_of_its_channel(self, wake: Wake) -> None:
         channel = f"c-{new_id()}"
