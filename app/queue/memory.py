@@ -157,13 +157,14 @@ class MemoryLedger:
         return self._leave(entry, state="failed", error=failure.to_json())
 
     async def release(self, job_id: str, attempt: int) -> bool:
-        """Running → queued at once."""
+        """Running → queued at once, or cancelled if that was asked for."""
         entry = self._held(job_id, attempt)
-        if entry:
-            entry.job = replace(entry.job, state="queued", worker=None)
-            entry.max_attempts += 1
-            entry.pushed_at = None
-        return entry is not None
+        if entry is None or entry.cancel_requested:
+            return self._leave(entry, state="cancelled")
+        entry.job = replace(entry.job, state="queued", worker=None)
+        entry.max_attempts += 1
+        entry.pushed_at = None
+        return True
 
     async def cancelled(self, job_id: str, attempt: int) -> bool:
         """Running → cancelled."""

@@ -51,7 +51,7 @@ class Ledger(Protocol):
         """Running → queued after a back-off if the failure is retryable and attempts are left, otherwise → failed."""
 
     async def release(self, job_id: str, attempt: int) -> bool:
-        """Running → queued at once, without using up an attempt: the agent is shutting down."""
+        """Running → queued at once, without using up an attempt: the agent is shutting down. Cancelled if asked for."""
 
     async def cancelled(self, job_id: str, attempt: int) -> bool:
         """Running → cancelled: the child has stopped."""

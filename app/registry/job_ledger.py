@@ -201,13 +201,14 @@ class JobLedger(JobReader):
         """Running → queued at once. The attempt's number stays used (it is a token), so one more is allowed."""
         released = await self._session.scalar(
             update(JobRow)
-            .where(_held(job_id, attempt))
+            .where(_held(job_id, attempt), JobRow.cancel_requested.is_(False))
             .values(state="queued", worker=None, lease_until=None, pushed_at=None, max_attempts=JobRow.max_attempts + 1)
             .returning(JobRow.id)
         )
-        if released is not None:
-            await self._event(job_id, "state", {"state": "queued", "reason": "the worker is shutting down"})
-        return released is not None
+        if released is None:  # lost; or to be cancelled, and then no other worker should start it
+            return await self._leave(job_id, attempt, "cancelled")
+        await self._event(job_id, "state", {"state": "queued", "reason": "the worker is shutting down"})
+        return True
 
     async def cancelled(self, job_id: str, attempt: int) -> bool:
         """Running → cancelled."""

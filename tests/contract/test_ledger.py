@@ -225,6 +225,13 @@ class TestCancel:
         assert await ledger.fail(job.id, 1, CRASH, 0.0)
         assert (await ledger.get(job.id)).state == "cancelled"
 
+    async def test_a_cancelled_job_that_is_given_back_starts_nowhere_else(self, ledger: Ledger) -> None:
+        job = await running(ledger)
+        await ledger.cancel(job.id)
+        assert await ledger.release(job.id, 1)
+        assert (await ledger.get(job.id)).state == "cancelled"
+        assert await ledger.next_ready(["cpu"]) is None
+
     async def test_an_ended_job_stays_as_it_is(self, ledger: Ledger) -> None:
         job = await running(ledger)
         await ledger.succeed(job.id, 1, {})
