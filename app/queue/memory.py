@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from app.core.errors import Crashed, InvalidSpec, NotFound
+from app.core.errors import Crashed, InvalidInput, InvalidSpec, NotFound
 from app.core.ids import new_id
 from app.core.jobs import (
     TERMINAL,
@@ -67,6 +67,16 @@ class MemoryLedger:
         )
         self._entries[created.id] = _Entry(created, job.timeout_s, job.memory_mb, job.max_attempts, self._clock())
         return created
+
+    async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Job | InvalidInput]:
+        """Add jobs; a refused one is answered with its error."""
+        answers: list[Job | InvalidInput] = []
+        for job in jobs:
+            try:
+                answers.append(await self.enqueue(job))
+            except InvalidInput as refusal:
+                answers.append(refusal)
+        return answers
 
     async def get(self, job_id: str) -> Job:
         """The job."""

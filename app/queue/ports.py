@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
+from app.core.errors import InvalidInput
 from app.core.jobs import (
     DeviceClass,
     HeartbeatAnswer,
@@ -21,6 +22,9 @@ class Ledger(Protocol):
 
     async def enqueue(self, job: NewJob) -> Job:
         """Add a job, waiting for those in `after`. InvalidSpec when one of them does not exist or has not succeeded."""
+
+    async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Job | InvalidInput]:
+        """`enqueue` of many, in order; a refused job leaves no trace and hinders no other."""
 
     async def get(self, job_id: str) -> Job:
         """The job. NotFound otherwise."""

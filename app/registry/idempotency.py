@@ -1,6 +1,8 @@
 """First answers to creates that carried an Idempotency-Key, written in the transaction that created the resource."""
 
-from sqlalchemy import delete
+from collections.abc import Collection, Mapping
+
+from sqlalchemy import bindparam, delete, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -9,35 +11,78 @@ from app.registry.session import WriteSession, now
 from app.registry.tables import IdempotencyRow
 
 KEPT_S = 7 * 86_400.0
+Key = tuple[str, str]  # whose it is (the id of an API key), and the Idempotency-Key itself
+_REMEMBER = (
+    update(IdempotencyRow.__table__)  # type: ignore[arg-type]
+    .where(IdempotencyRow.key_id == bindparam("whose"), IdempotencyRow.key == bindparam("which"))
+    .values(resource=bindparam("made"))
+)
+
+
+async def replay_all(session: WriteSession, asked: Mapping[Key, str]) -> dict[Key, str | Conflict]:
+    """Of keys and fingerprints: what each key made before, or why it cannot be used.
+
+    For every other key `remember_all` or `forget` must follow in the same transaction. Two transactions with one key
+    cannot both be left to make it: the second waits for the row that the first has inserted.
+    """
+    if not asked:
+        return {}
+    upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    # In order, so that two transactions with the same keys wait for each other one way only.
+    rows = [
+        {"key_id": key[0], "key": key[1], "fingerprint": asked[key], "resource": "", "created_at": now()}
+        for key in sorted(asked)
+    ]
+    inserted = upsert(IdempotencyRow).values(rows).on_conflict_do_nothing()
+    fresh = await session.execute(inserted.returning(IdempotencyRow.key_id, IdempotencyRow.key))
+    old = asked.keys() - {(key_id, key) for key_id, key in fresh}
+    return await _made(session, {key: asked[key] for key in old}) if old else {}
+
+
+async def _made(session: WriteSession, asked: Mapping[Key, str]) -> dict[Key, str | Conflict]:
+    found = await session.execute(
+        select(IdempotencyRow.key_id, IdempotencyRow.key, IdempotencyRow.fingerprint, IdempotencyRow.resource).where(
+            tuple_(IdempotencyRow.key_id, IdempotencyRow.key).in_(list(asked))
+        )
+    )
+    made: dict[Key, str | Conflict] = {
+        key: Conflict("a request with this Idempotency-Key is being handled; send it again") for key in asked
+    }
+    for key_id, key, fingerprint, resource in found:
+        same = fingerprint == asked[key_id, key]
+        made[key_id, key] = resource if same else IdempotencyMismatch(_MISMATCH)
+    return made
+
+
+_MISMATCH = "this Idempotency-Key was used with another request; use a new one for a new request"
 
 
 async def replay(session: WriteSession, key_id: str, key: str, fingerprint: str) -> str | None:
-    """The resource that this key made before, or None: then `remember` must be called in the same transaction.
+    """`replay_all` of one key. IdempotencyMismatch if it came with another body."""
+    made = (await replay_all(session, {(key_id, key): fingerprint})).get((key_id, key))
+    if isinstance(made, Conflict):
+        raise made
+    return made
 
-    Two transactions with one key cannot both get None: the second waits for the row that the first has inserted.
-    IdempotencyMismatch if the key came with another body.
-    """
-    upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
-    fresh = await session.scalar(
-        upsert(IdempotencyRow)
-        .values(key_id=key_id, key=key, fingerprint=fingerprint, resource="", created_at=now())
-        .on_conflict_do_nothing()
-        .returning(IdempotencyRow.key)
-    )
-    if fresh is not None:
-        return None
-    row = await session.get(IdempotencyRow, (key_id, key), populate_existing=True)
-    if row is None:
-        raise Conflict("a request with this Idempotency-Key is being handled; send it again")
-    if row.fingerprint != fingerprint:
-        raise IdempotencyMismatch("this Idempotency-Key was used with another request; use a new one for a new request")
-    return row.resource
+
+async def remember_all(session: WriteSession, made: Mapping[Key, str]) -> None:
+    """Note what each key has made."""
+    if made:
+        rows = [{"whose": key[0], "which": key[1], "made": resource} for key, resource in made.items()]
+        await session.execute(_REMEMBER, rows)
 
 
 async def remember(session: WriteSession, key_id: str, key: str, resource: str) -> None:
-    """Note what the create made."""
-    row = await session.get_one(IdempotencyRow, (key_id, key))
-    row.resource = resource
+    """`remember_all` of one key."""
+    await remember_all(session, {(key_id, key): resource})
+
+
+async def forget(session: WriteSession, keys: Collection[Key]) -> None:
+    """Keys that have made nothing may be used again."""
+    if keys:
+        await session.execute(
+            delete(IdempotencyRow).where(tuple_(IdempotencyRow.key_id, IdempotencyRow.key).in_(list(keys)))
+        )
 
 
 async def forget_old(session: WriteSession) -> None:

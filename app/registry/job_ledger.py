@@ -1,14 +1,14 @@
 """The queue's ledger: changes of jobs. Every write for a running job is fenced by `attempt`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Table, and_, func, insert, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from app.core.errors import Crashed, InvalidSpec, NotFound
+from app.core.errors import Crashed, InvalidInput, InvalidSpec, NotFound
 from app.core.ids import new_id
 from app.core.jobs import (
     TERMINAL,
@@ -27,12 +27,14 @@ from app.registry.session import WriteSession, now
 from app.registry.tables import DatasetVersionRow, FileRow, JobAfterRow, JobEventRow, JobRow, MetricPointRow
 
 _NEW_JOB = ("kind", "spec", "priority", "device", "model", "timeout_s", "memory_mb", "max_attempts")
-# Built once, on the tables below the ORM: a job costs two statements and no more Python than it must.
+# Built once, on the tables below the ORM: jobs that are queued together cost two statements and little Python each.
+_JOBS = cast("Table", JobRow.__table__)
 _ENQUEUE = (
-    insert(JobRow.__table__)  # type: ignore[arg-type]
+    insert(_JOBS)
     .values(state="queued", attempt=0, cancel_requested=False, created_at=now(), not_before=now())
-    .returning(JobRow.created_at)
+    .returning(JobRow.id, JobRow.created_at)
 )
+_AFTER = insert(JobAfterRow.__table__)  # type: ignore[arg-type]
 _EVENT = insert(JobEventRow.__table__).values(at=now())  # type: ignore[arg-type]
 
 
@@ -45,47 +47,47 @@ class JobLedger(JobReader):
 
     async def enqueue(self, job: NewJob) -> Job:
         """Add a job. InvalidSpec when one named in `after` does not exist or ended without success."""
-        after = tuple(dict.fromkeys(job.after))
-        job_id, progress = new_id(), Progress()
-        values = {"id": job_id, "progress": asdict(progress), "waiting_for": await self._unfinished(after)}
-        values |= {name: getattr(job, name) for name in _NEW_JOB}
-        created_at = await self._session.scalar(_ENQUEUE, values)
-        if created_at is None:
-            raise RuntimeError("the database did not return what it inserted")
-        if after:
-            await self._session.execute(insert(JobAfterRow), [{"job_id": job_id, "after_id": other} for other in after])
-        await self._event(job_id, "state", {"state": "queued"})
-        return Job(
-            id=job_id,
-            kind=job.kind,
-            state="queued",
-            spec=job.spec,
-            priority=job.priority,
-            device=job.device,
-            attempt=0,
-            max_attempts=job.max_attempts,
-            progress=progress,
-            created_at=created_at,
-            model=job.model,
-            after=after,
-        )
+        [made] = await self.enqueue_all([job])
+        if isinstance(made, InvalidInput):
+            raise made
+        return made
 
-    async def _unfinished(self, after: Sequence[str]) -> int:
-        if not after:
-            return 0
-        # Locked, so that none of them can finish unseen between this look and the insert.
+    async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Job | InvalidInput]:
+        """`enqueue` of many in a few statements; a refused job leaves no trace and hinders no other."""
+        states = await self._states({other for job in jobs for other in job.after})
+        refused = [_refusal(job, states) for job in jobs]
+        ids = [new_id() for _ in jobs]
+        taken = [(i, job) for i, job, no in zip(ids, jobs, refused, strict=True) if no is None]
+        created = await self._insert(taken, states)
+        return [no or _new(i, job, created[i]) for i, job, no in zip(ids, jobs, refused, strict=True)]
+
+    async def _states(self, job_ids: Collection[str]) -> dict[str, str]:
+        if not job_ids:
+            return {}
+        # Locked, so that none of them can finish unseen between this look and the insert; in order, so that two
+        # transactions that look at the same jobs wait for each other one way only.
         rows = await self._session.execute(
-            select(JobRow.id, JobRow.state).where(JobRow.id.in_(after)).with_for_update()
+            select(JobRow.id, JobRow.state).where(JobRow.id.in_(job_ids)).order_by(JobRow.id).with_for_update()
         )
-        states = {job_id: state for job_id, state in rows}  # noqa: C416 - rows are not pairs to the type checker
-        for position, other in enumerate(after):
-            if other not in states:
-                raise InvalidSpec.at("after", position, msg=f"there is no job '{other}'", type="not_found")
-            if states[other] in {"failed", "cancelled"}:
-                raise InvalidSpec.at(
-                    "after", position, msg=f"job '{other}' has {states[other]}; this job could never start"
-                )
-        return sum(state not in TERMINAL for state in states.values())
+        return {job_id: state for job_id, state in rows}  # noqa: C416 - rows are not pairs to the type checker
+
+    async def _insert(self, jobs: Sequence[tuple[str, NewJob]], states: Mapping[str, str]) -> dict[str, float]:
+        """When each was created, by the database's clock."""
+        if not jobs:
+            return {}
+        progress = asdict(Progress())
+        rows = [
+            {name: getattr(job, name) for name in _NEW_JOB}
+            | {"id": job_id, "progress": progress, "waiting_for": _waiting_for(job, states)}
+            for job_id, job in jobs
+        ]
+        created = {job_id: at for job_id, at in await self._session.execute(_ENQUEUE, rows)}  # noqa: C416 - as above
+        waits = [{"job_id": job_id, "after_id": other} for job_id, job in jobs for other in dict.fromkeys(job.after)]
+        if waits:
+            await self._session.execute(_AFTER, waits)
+        queued = {"state": "queued"}
+        await self._events([{"job_id": job_id, "type": "state", "data": queued} for job_id, _ in jobs])
+        return created
 
     async def claim(self, job_id: str, worker: str, lease_s: float) -> Lease | None:
         """Queued and due → running with the next attempt."""
@@ -298,8 +300,44 @@ class JobLedger(JobReader):
             await self._session.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(pushed_at=now()))
 
     async def _event(self, job_id: str, kind: str, data: dict[str, Any]) -> None:
-        await self._session.execute(_EVENT, {"job_id": job_id, "type": kind, "data": data})
+        await self._events([{"job_id": job_id, "type": kind, "data": data}])
+
+    async def _events(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Add events, in order. The caller holds the jobs' rows, so that ids grow in the order of commits."""
+        if rows:
+            await self._session.execute(_EVENT, rows)
 
 
 def _held(job_id: str, attempt: int) -> ColumnElement[bool]:
     return and_(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == "running")
+
+
+def _refusal(job: NewJob, states: Mapping[str, str]) -> InvalidInput | None:
+    for position, other in enumerate(job.after):
+        if other not in states:
+            return InvalidSpec.at("after", position, msg=f"there is no job '{other}'", type="not_found")
+        if states[other] in {"failed", "cancelled"}:
+            msg = f"job '{other}' has {states[other]}; this job could never start"
+            return InvalidSpec.at("after", position, msg=msg)
+    return None
+
+
+def _waiting_for(job: NewJob, states: Mapping[str, str]) -> int:
+    return sum(states[other] not in TERMINAL for other in set(job.after))
+
+
+def _new(job_id: str, job: NewJob, created_at: float) -> Job:
+    return Job(
+        id=job_id,
+        kind=job.kind,
+        state="queued",
+        spec=job.spec,
+        priority=job.priority,
+        device=job.device,
+        attempt=0,
+        max_attempts=job.max_attempts,
+        progress=Progress(),
+        created_at=created_at,
+        model=job.model,
+        after=tuple(dict.fromkeys(job.after)),
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from app.core.errors import InvalidInput
 from app.core.jobs import DeviceClass, HeartbeatAnswer, Job, JobFailure, Lease, MetricPoint, NewJob, Progress, Ready
 from app.registry.job_ledger import JobLedger
 from app.registry.jobs import JobReader
@@ -19,6 +20,11 @@ class SqlLedger:
         """Add a job."""
         async with self._database.write() as session:
             return await JobLedger(session).enqueue(job)
+
+    async def enqueue_all(self, jobs: Sequence[NewJob]) -> list[Job | InvalidInput]:
+        """Add jobs, each accepted or refused by itself."""
+        async with self._database.write() as session:
+            return await JobLedger(session).enqueue_all(jobs)
 
     async def get(self, job_id: str) -> Job:
         """The job."""

@@ -6,7 +6,7 @@ session begins IMMEDIATE: it takes the write lock at once and can never be refus
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from app.core.errors import Misconfigured, Unavailable
+from app.registry.together import Answer, Ask, Together
 from app.settings import DatabaseSettings
 
 
@@ -80,6 +81,7 @@ class Database:
         self._turn: asyncio.Lock | contextlib.nullcontext[None] = (
             asyncio.Lock() if self.is_sqlite else contextlib.nullcontext()
         )
+        self._groups: dict[Any, Together[Any, Any]] = {}
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[ReadSession]:
@@ -97,8 +99,28 @@ class Database:
                 await _connect(session)
                 yield session
 
+    async def together(
+        self, work: Callable[[WriteSession, Sequence[Ask]], Awaitable[Sequence[Answer | Exception]]], ask: Ask
+    ) -> Answer:
+        """What `work` answers to `ask`, in one transaction with whatever else waits for the same `work`.
+
+        `work` returns an answer or an error for each; it must have written nothing for those that it refuses.
+        """
+        group = self._groups.get(work)
+        if group is None:
+
+            async def transaction(asks: Sequence[Ask]) -> Sequence[Answer | Exception]:
+                async with self.write() as session:
+                    return await work(session, asks)
+
+            group = self._groups[work] = Together(transaction)
+        answer: Answer = await group.ask(ask)
+        return answer
+
     async def close(self) -> None:
         """Close every connection."""
+        for group in self._groups.values():
+            await group.close()
         await self._read.dispose()
         if self._write is not self._read:
             await self._write.dispose()

@@ -91,6 +91,37 @@ class TestClaim:
         assert await ledger.next_ready(["cuda", "cpu"]) == urgent.id
 
 
+class TestEnqueueAll:
+    async def test_each_is_taken_or_refused_by_itself_in_order(self, ledger: Ledger) -> None:
+        first, failed = await running(ledger), await running(ledger)
+        await ledger.fail(failed.id, 1, WRONG, 0.0)
+        wanted = [
+            NewJob(kind="train", spec={"n": 0}, priority=2, model="m"),
+            NewJob(kind="train", spec={"n": 1}, after=(first.id, failed.id)),
+            NewJob(kind="train", spec={"n": 2}, after=(first.id, first.id)),
+            NewJob(kind="train", spec={"n": 3}, after=(new_id(),)),
+            NewJob(kind="train", spec={"n": 4}, device="cuda", timeout_s=7.0),
+        ]
+        answers = await ledger.enqueue_all(wanted)
+        jobs = [answer for answer in answers if isinstance(answer, Job)]
+        assert [(job.spec["n"], job.priority, job.device, job.after) for job in jobs] == [
+            (0, 2, "cpu", ()),
+            (2, 1, "cpu", (first.id,)),
+            (4, 1, "cuda", ()),
+        ]
+        assert [await ledger.get(job.id) for job in jobs] == jobs
+        assert [job.id for job in jobs] == sorted(job.id for job in jobs)
+        assert [answer.errors[0].loc for answer in answers if isinstance(answer, InvalidSpec)] == [
+            ("after", 1),
+            ("after", 0),
+        ]
+        assert await ledger.next_ready(["cpu"]) == jobs[0].id, "the refused would come first"
+
+    async def test_none(self, ledger: Ledger) -> None:
+        assert await ledger.enqueue_all([]) == []
+        assert await ledger.next_ready(["cpu"]) is None
+
+
 class TestFence:
     @pytest.mark.parametrize("write", ["heartbeat", "progress", "succeed", "fail", "release", "cancelled"])
     async def test_an_old_attempt_writes_nothing(self, ledger: Ledger, write: str) -> None:
