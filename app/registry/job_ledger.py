@@ -34,8 +34,9 @@ _ENQUEUE = (
     .values(state="queued", attempt=0, cancel_requested=False, created_at=now(), not_before=now())
     .returning(JobRow.id, JobRow.created_at)
 )
-_AFTER = insert(JobAfterRow.__table__)  # type: ignore[arg-type]
-_EVENT = insert(JobEventRow.__table__).values(at=now())  # type: ignore[arg-type]
+_AFTER = insert(cast("Table", JobAfterRow.__table__))
+_EVENTS, _POINTS = cast("Table", JobEventRow.__table__), cast("Table", MetricPointRow.__table__)
+_EVENT = insert(_EVENTS).values(at=now())
 
 
 class JobLedger(JobReader):
@@ -140,34 +141,23 @@ class JobLedger(JobReader):
             await self._event(job_id, "progress", asdict(progress))
         if points:
             await self._add_points(job_id, points)
-        for line in log:
-            await self._event(job_id, "log", line)
+        await self._events([{"job_id": job_id, "type": "log", "data": line} for line in log])
         return True
 
     async def _add_points(self, job_id: str, points: Sequence[MetricPoint]) -> None:
         upsert = postgresql_insert if self._dialect == "postgresql" else sqlite_insert
-        latest = {
-            (p.name, p.step): {"job_id": job_id, "name": p.name, "step": p.step, "value": p.value, "at": p.at}
-            for p in points
-        }
-        statement = upsert(MetricPointRow).values(list(latest.values()))
+        statement = upsert(_POINTS)
+        # One row at a time to the database: after an outage there may be more points than a statement may hold values.
         await self._session.execute(
             statement.on_conflict_do_update(
                 index_elements=["job_id", "name", "step"],
                 set_={"value": statement.excluded.value, "at": statement.excluded.at},
-            )
+            ),
+            [{"job_id": job_id, "name": p.name, "step": p.step, "value": p.value, "at": p.at} for p in points],
         )
+        told = [(p.at, {"name": p.name, "step": p.step, "value": p.value}) for p in points]
         await self._session.execute(
-            insert(JobEventRow),
-            [
-                {
-                    "job_id": job_id,
-                    "type": "metric",
-                    "at": p.at,
-                    "data": {"name": p.name, "step": p.step, "value": p.value},
-                }
-                for p in points
-            ],
+            insert(_EVENTS), [{"job_id": job_id, "type": "metric", "at": at, "data": data} for at, data in told]
         )
 
     async def succeed(self, job_id: str, attempt: int, result: dict[str, Any]) -> bool:
@@ -282,22 +272,18 @@ class JobLedger(JobReader):
     async def unannounced(self, repush_s: float, limit: int = 1000) -> list[Ready]:
         """Due jobs not announced for `repush_s`; marks them announced."""
         forgotten = or_(JobRow.pushed_at.is_(None), JobRow.pushed_at < now() - repush_s)
-        rows = list(
-            await self._session.scalars(
-                select(JobRow)
-                .where(due(), forgotten)
-                .order_by(JobRow.priority, JobRow.id)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
-            )
+        rows = await self._session.execute(
+            select(JobRow.id, JobRow.device, JobRow.priority)
+            .where(due(), forgotten)
+            .order_by(JobRow.priority, JobRow.id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
         )
-        await self.announced([row.id for row in rows])
-        return [Ready(row.id, cast("DeviceClass", row.device), row.priority) for row in rows]
-
-    async def announced(self, job_ids: Sequence[str]) -> None:
-        """Note that agents have been told of these jobs."""
-        if job_ids:
-            await self._session.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(pushed_at=now()))
+        found = [Ready(job_id, cast("DeviceClass", device), priority) for job_id, device, priority in rows]
+        if found:
+            ids = [ready.job_id for ready in found]
+            await self._session.execute(update(_JOBS).where(_JOBS.c.id.in_(ids)).values(pushed_at=now()))
+        return found
 
     async def _event(self, job_id: str, kind: str, data: dict[str, Any]) -> None:
         await self._events([{"job_id": job_id, "type": kind, "data": data}])

@@ -205,6 +205,14 @@ class TestEnds:
         )
         assert (await ledger.get(job.id)).progress == Progress(0.5, "epoch 1", 10.0)
 
+    async def test_more_points_than_a_statement_may_hold_values(self, ledger: Ledger) -> None:
+        """What a fast job has to tell after the registry was away."""
+        job = await running(ledger)
+        points = [MetricPoint("loss", step, 1 / (1 + step), 1e9) for step in range(10_000)]
+        lines = [{"level": "info", "message": str(number)} for number in range(10_000)]
+        assert await ledger.progress(job.id, 1, None, points, lines)
+        assert await ledger.succeed(job.id, 1, {})
+
 
 class TestLease:
     async def test_a_renewed_lease_does_not_expire(self, ledger: Ledger, clock: Clock) -> None:
