@@ -51,10 +51,7 @@ class JobReader:
         row = await self._session.get(JobRow, job_id, populate_existing=True)
         if row is None:
             raise NotFound(f"there is no job '{job_id}'")
-        after = await self._session.scalars(
-            select(JobAfterRow.after_id).where(JobAfterRow.job_id == job_id).order_by(JobAfterRow.after_id)
-        )
-        return job_of(row, tuple(after))
+        return job_of(row, (await self._after([job_id]))[job_id])
 
     async def page(
         self,
@@ -67,13 +64,31 @@ class JobReader:
     ) -> Page[Job]:
         """Newest first; the cursor is the last id of the page before."""
         query = select(JobRow).order_by(JobRow.id.desc()).limit(limit + 1)
-        for column, wanted in ((JobRow.state, state), (JobRow.kind, kind), (JobRow.model, model)):
+        if model is not None:
+            query = query.where(JobRow.model == model)
+        for column, wanted in ((JobRow.state, state), (JobRow.kind, kind)):
             if wanted is not None:
-                query = query.where(column == wanted)
+                # One model's jobs are few, a state's may be millions: as an expression it cannot draw the planner to
+                # its own index, which SQLite would choose as readily, having no statistics.
+                query = query.where((column if model is None else column.concat("")) == wanted)
         if cursor:
             query = query.where(JobRow.id < cursor)
         rows = list(await self._session.scalars(query))
-        return Page(tuple(job_of(row) for row in rows[:limit]), rows[limit - 1].id if len(rows) > limit else None)
+        after = await self._after([row.id for row in rows[:limit]])
+        jobs = tuple(job_of(row, after[row.id]) for row in rows[:limit])
+        return Page(jobs, rows[limit - 1].id if len(rows) > limit else None)
+
+    async def _after(self, job_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """What each of these jobs waits for, or has waited for."""
+        rows = await self._session.execute(
+            select(JobAfterRow.job_id, JobAfterRow.after_id)
+            .where(JobAfterRow.job_id.in_(job_ids))
+            .order_by(JobAfterRow.after_id)
+        )
+        found: dict[str, tuple[str, ...]] = dict.fromkeys(job_ids, ())
+        for job_id, other in rows:
+            found[job_id] += (other,)
+        return found
 
     async def events(self, job_id: str, after_id: int, limit: int = 500) -> list[JobEvent]:
         """Events with a larger id, oldest first."""

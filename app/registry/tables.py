@@ -174,7 +174,7 @@ class JobRow(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_ready", "state", "device", "priority", "id"),
-        Index("ix_jobs_lease", "state", "lease_until"),
+        Index("ix_jobs_state", "state", "id"),  # pages of one state; leases too, since few jobs run at a time
         Index("ix_jobs_model", "model", "id"),
         Index("ix_jobs_kind", "kind", "id"),
     )
