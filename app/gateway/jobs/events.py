@@ -51,5 +51,5 @@ async def follow(platform: Platform, job_id: str, last_id: int) -> AsyncIterator
 
 
 def _frame(event: JobEvent) -> bytes:
-    data = orjson.dumps({**event.data, "at": event.at})
+    data = orjson.dumps({"at": event.at, **event.data})  # a line of the log knows when it was said
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (event.id, event.type.encode(), data)
