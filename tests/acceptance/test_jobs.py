@@ -1,5 +1,6 @@
 """Jobs over HTTP: events, logs, curves, retries, order, idempotency, lists."""
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ def cancel(platform: Platform, job_id: str) -> dict[str, Any]:
 
 class TestEvents:
     def test_a_whole_history(self, trained: Trained) -> None:
+        """Of the curves every point is kept, of progress what is newest when it is written, and that is the end."""
         job = trained.jobs["mlp"]
         events = trained.platform.events(job["id"])
         ids = [number for number, _, _ in events]
@@ -42,8 +44,12 @@ class TestEvents:
         fractions = [data["fraction"] for _, kind, data in events if kind == "progress"]
         assert fractions == sorted(fractions)
         assert fractions[-1] == 1
-        assert any("epoch" in data["step"] for _, kind, data in events if kind == "progress")
-        assert {data["name"] for _, kind, data in events if kind == "metric"} >= {"train_loss", "validation_loss"}
+        assert all(data["step"] for _, kind, data in events if kind == "progress")
+        points = [(data["name"], data["step"]) for _, kind, data in events if kind == "metric"]
+        assert [step for name, step in points if name == "validation_loss"] == [1, 2, 3, 4, 5, 6]
+        steps = [step for name, step in points if name == "train_loss"]
+        assert len(steps) == 6
+        assert steps == sorted(set(steps))
         assert events[-1][2]["state"] == "succeeded"
 
     @pytest.mark.parametrize("seen", [1, 3, -1])
@@ -58,7 +64,7 @@ class TestEvents:
         platform = trained.platform
         job = platform.submit(**long("watched"))
         kinds: list[str] = []
-        ended = threading.Event()
+        told: list[dict[str, Any]] = []
 
         def listen() -> None:
             with (
@@ -66,19 +72,22 @@ class TestEvents:
                 client.stream("GET", f"/api/v1/jobs/{job['id']}/events") as stream,
             ):
                 assert stream.headers["content-type"].startswith("text/event-stream")
-                kinds.extend(line.removeprefix("event: ") for line in stream.iter_lines() if line.startswith("event:"))
-            ended.set()
+                for line in stream.iter_lines():
+                    if line.startswith("event: "):
+                        kinds.append(line.removeprefix("event: "))
+                    elif line.startswith("data: "):
+                        told.append(json.loads(line.removeprefix("data: ")))
 
         listener = threading.Thread(target=listen)
         listener.start()
-        wait_until(lambda: platform.job(job["id"])["progress"]["fraction"] > 0, 60, "the job trains")
-        assert not ended.is_set()
+        wait_until(lambda: any("epoch" in data.get("step", "") for data in told if "fraction" in data), 60, "it trains")
+        assert listener.is_alive()
         cancel(platform, job["id"])
         listener.join(20)
-        assert ended.is_set()
+        assert not listener.is_alive()
         assert kinds[0] == kinds[-1] == "state"
-        assert "progress" in kinds
-        assert platform.job(job["id"])["state"] == "cancelled"
+        assert {"progress", "metric", "log"} <= set(kinds)
+        assert platform.wait(job["id"], "cancelled")["finished_at"] is not None
         platform.call("GET", "/api/v1/models/watched", 404)
 
 
@@ -129,6 +138,8 @@ class TestOrder:
             first = platform.submit(**quick("chain", priority=2))
             second = platform.submit(**quick("chain", priority=0, after=[first["id"]]))
             assert second["after"] == [first["id"]]
+            listed = platform.call("GET", "/api/v1/jobs", params={"model": "chain", "state": "queued"})["items"]
+            assert [(job["id"], job["after"]) for job in listed] == [(second["id"], [first["id"]]), (first["id"], [])]
         ended = platform.wait(second["id"], "succeeded")
         assert platform.job(first["id"])["finished_at"] <= ended["started_at"]
         assert [platform.job(j["id"])["result"]["version"] for j in (first, second)] == [1, 2]
@@ -197,6 +208,19 @@ class TestIdempotency:
             check_problem(other, 409, "idempotency_key_reused", word="use a new one")
             assert len(platform.call("GET", "/api/v1/jobs", params={"model": "once"})["items"]) == 1
             cancel(platform, job)
+
+    def test_the_first_answer_outlives_the_data_set(self, trained: Trained) -> None:
+        platform = trained.platform
+        platform.upload("short-lived", breast_cancer_csv())
+        spec, headers = quick("kept", dataset="short-lived@1"), {"idempotency-key": "outlives"}
+        with occupied(platform):
+            job = platform.call("POST", "/api/v1/jobs", 202, json=spec, headers=headers)
+            platform.call("DELETE", "/api/v1/datasets/short-lived/versions/1", 204)
+            again = platform.call("POST", "/api/v1/jobs", 202, json=spec, headers=headers)
+            assert again["id"] == job["id"]
+            answer = platform.client.post("/api/v1/jobs", json=spec, headers={"idempotency-key": "too-late"})
+            check_problem(answer, 422, "invalid_spec", ["dataset"], "there is no data set")
+            cancel(platform, job["id"])
 
     def test_a_key_is_its_callers_own(self, trained: Trained) -> None:
         platform = trained.platform
