@@ -47,6 +47,22 @@ class StoreSettings(BaseSettings):
     s3_region: Annotated[str, Field(description="of the bucket")] = "us-east-1"
 
 
+class SigningSettings(BaseSettings):
+    """Ed25519 signatures of model versions: every machine that makes or serves them needs the key."""
+
+    model_config = _prefix("AIMASS_SIGNING_")
+    key_file: Annotated[
+        str, Field(description="private key (PEM) that signs model versions; empty: made in the data folder")
+    ] = ""
+    trusted_keys: Annotated[
+        str, Field(description="further public keys (base64, comma-separated) whose versions are served")
+    ] = ""
+
+    def trusted(self) -> list[str]:
+        """The further public keys."""
+        return [key.strip() for key in self.trusted_keys.split(",") if key.strip()]
+
+
 class GatewaySettings(BaseSettings):
     """The HTTP server."""
 
@@ -134,6 +150,7 @@ class Settings(BaseSettings):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     redis: RedisSettings = Field(default_factory=RedisSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
+    signing: SigningSettings = Field(default_factory=SigningSettings)
     gateway: GatewaySettings = Field(default_factory=GatewaySettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
@@ -154,6 +171,11 @@ class Settings(BaseSettings):
     def store_url(self) -> str:
         """The store's address, with the embedded default filled in."""
         return self.store.url or f"file://{self.data_dir.resolve() / 'store'}"
+
+    @property
+    def signing_key_file(self) -> Path:
+        """Where the signing key is, with the embedded default filled in."""
+        return Path(self.signing.key_file) if self.signing.key_file else self.data_dir.resolve() / "signing.key"
 
 
 def describe() -> list[tuple[str, str, str]]:

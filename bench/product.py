@@ -9,10 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from app.core.jobs import Lease
 from app.registry.models import ModelWriter
 from app.services.finish_job import digest_of
 from app.services.keep_files import keep_folder
 from app.services.platform import open_platform
+from app.services.sign_files import sign_version
 from app.settings import Settings
 from bench.load import Server
 from tests.support.jobs import TUMOURS
@@ -44,12 +46,13 @@ def deploy_cnn(platform: Platform, folder: Path) -> None:
 async def _register(data_dir: Path, folder: Path) -> None:
     platform = open_platform(Settings(data_dir=data_dir))
     try:
-        files = await keep_folder(platform, folder)
+        made_by = Lease("bench", 1, "train", {"model": CNN}, 0, 0)
+        files = await sign_version(platform, made_by, await keep_folder(platform, folder), folder)
         async with platform.database.write() as session:
             await ModelWriter(session).create_version(
                 CNN,
                 _measured(folder),
-                lineage={"origin": "random weights"},
+                lineage={"job": made_by.job_id},
                 digest=digest_of(files),
                 files=files,
                 dataset_version_id=None,

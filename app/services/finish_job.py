@@ -21,12 +21,16 @@ from app.services.announce import announce_due, tell_watchers
 from app.services.deploy_version import deploy_version
 from app.services.keep_files import keep_folder
 from app.services.platform import Platform
+from app.services.sign_files import sign_variants, sign_version
 from app.specs.jobs import parse_dataset
+from app.store.signing import MANIFEST
 
 
 async def finish_job(platform: Platform, lease: Lease, result: dict[str, Any], output: Path) -> bool:
     """Store the outputs and finish the job. False, and nothing becomes real, when the attempt's lease was lost."""
     files = await keep_folder(platform, output)
+    if sign := _SIGNERS.get(lease.kind):
+        files = await sign(platform, lease, files, output)
     async with platform.database.write() as session:
         ledger = JobLedger(session)
         if not await ledger.holds(lease.job_id, lease.attempt):
@@ -108,7 +112,10 @@ async def _finish_compress(
 _FINISHERS = {"ingest": _finish_ingest, "train": _finish_train, "compress": _finish_compress, "import": _finish_import}
 
 
+_SIGNERS = {"train": sign_version, "import": sign_version, "compress": sign_variants}
+
+
 def digest_of(files: Sequence[StoredFile]) -> str:
-    """One SHA-256 for a folder: of the sorted (path, content digest) pairs."""
-    pairs = sorted((file.path, file.sha256) for file in files)
+    """One SHA-256 for a folder: of the sorted (path, content digest) pairs, less the manifest, which names the job."""
+    pairs = sorted((file.path, file.sha256) for file in files if file.path != MANIFEST)
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()

@@ -10,6 +10,7 @@ from app.core.resources import ModelVersion, StoredFile, Variant
 from app.services.keep_files import lay_out
 from app.services.local_copies import FOLDER, mark_used
 from app.services.platform import Platform
+from app.services.sign_files import check_signed
 
 NEEDED = ("signature.json", "golden.json")
 
@@ -35,6 +36,7 @@ async def serve_version(platform: Platform, version: ModelVersion, variant: Vari
         raise Corrupt(f"variant '{variant.name}' of '{version.model}@{version.version}' has no file")
     beside = str(Path(graph).parent)
     wanted = [f for f in version.files if f.path in NEEDED or f.path == graph or _external(f, beside)]
+    await check_signed(platform, version, wanted)
     missing = [file for file in wanted if await asyncio.to_thread(_digest, folder / file.path) != file.sha256]
     if missing:
         # Fetched aside and renamed, so that a gateway beside this one never sees half a file.

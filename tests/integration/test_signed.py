@@ -1,0 +1,130 @@
+"""What is served is what was signed, on a real registry and a real store."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from app.core.errors import Corrupt
+from app.core.jobs import Lease
+from app.core.resources import ModelVersion
+from app.queue.memory import MemoryWake
+from app.registry.models import ModelReader, ModelWriter
+from app.registry.session import Database
+from app.registry.tables import FileRow
+from app.services.add_variants import add_variants
+from app.services.keep_files import keep_folder
+from app.services.platform import Platform
+from app.services.serve_version import choose_variant, serve_version
+from app.services.sign_files import sign_variants, sign_version
+from app.settings import Settings
+from app.store.local import LocalStore
+from app.store.signing import SigningKey
+from tests.support.databases import sqlite_registry
+
+FILES = {"model.onnx": b"graph", "signature.json": b"{}", "golden.json": b"{}", "card.json": b"{}"}
+
+
+@pytest.fixture
+async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
+    url = await asyncio.to_thread(sqlite_registry, tmp_path)
+    made = Platform(Settings(data_dir=tmp_path), Database(url), MemoryWake(), LocalStore(tmp_path / "store"))
+    yield made
+    await made.close()
+
+
+def variant(name: str, path: str) -> dict[str, Any]:
+    entry = {"name": name, "state": "accepted", "reason": None, "recipe": {}, "path": path, "bytes": 5, "metrics": {}}
+    return entry | {"latency": {"items_per_s": 1.0}}
+
+
+async def make(platform: Platform, folder: Path, job: str = "job-1") -> ModelVersion:
+    folder.mkdir()
+    for path, content in FILES.items():
+        (folder / path).write_bytes(content)
+    lease = Lease(job, 1, "train", {"model": "m"}, 60, 1000)
+    files = await sign_version(platform, lease, await keep_folder(platform, folder), folder)
+    result = {
+        "task": "regression", "family": "gbdt", "main_metric": "rmse", "metrics": {}, "signature": {}, "schema": {},
+        "variants": [variant("fp32", "model.onnx")],
+    }  # fmt: skip
+    async with platform.database.write() as session:
+        return await ModelWriter(session).create_version(
+            "m", result, lineage={"job": job}, digest=job[-1] * 64, files=files, dataset_version_id=None, job_id=None
+        )
+
+
+async def serve(platform: Platform, number: int, name: str = "fp32") -> Path:
+    async with platform.database.read() as session:
+        version = await ModelReader(session).version("m", number)
+    return (await serve_version(platform, version, choose_variant(version, name)))[1]
+
+
+async def exchange(platform: Platform, version: ModelVersion, path: str, other: str) -> None:
+    """Let the registry name another content, as somebody who can write to it could."""
+    async with platform.database.write() as session:
+        await session.execute(
+            update(FileRow).where(FileRow.owner == version.id, FileRow.path == path).values(sha256=other)
+        )
+
+
+async def test_a_signed_version_is_served(platform: Platform, tmp_path: Path) -> None:
+    await make(platform, tmp_path / "out")
+    assert (await serve(platform, 1)).read_bytes() == FILES["model.onnx"]
+
+
+async def test_a_file_that_was_exchanged_is_refused(platform: Platform, tmp_path: Path) -> None:
+    version = await make(platform, tmp_path / "out")
+    digests = {file.path: file.sha256 for file in version.files}
+    await exchange(platform, version, "model.onnx", digests["card.json"])
+    with pytest.raises(Corrupt, match=r"model\.onnx of 'm@1' is not what was signed"):
+        await serve(platform, 1)
+
+
+async def test_a_manifest_of_another_version_is_refused(platform: Platform, tmp_path: Path) -> None:
+    first, second = await make(platform, tmp_path / "one", "job-1"), await make(platform, tmp_path / "two", "job-2")
+    manifest = next(file.sha256 for file in first.files if file.path == "manifest.json")
+    await exchange(platform, second, "manifest.json", manifest)
+    with pytest.raises(Corrupt, match="belongs to another version"):
+        await serve(platform, 2)
+
+
+async def test_a_version_without_a_manifest_is_refused(platform: Platform, tmp_path: Path) -> None:
+    version = await make(platform, tmp_path / "out")
+    async with platform.database.write() as session:
+        gone = update(FileRow).where(FileRow.owner == version.id, FileRow.path == "manifest.json")
+        await session.execute(gone.values(path="elsewhere.json"))
+    with pytest.raises(Corrupt, match=r"has no manifest\.json"):
+        await serve(platform, 1)
+
+
+async def test_a_key_that_is_not_trusted(platform: Platform, tmp_path: Path) -> None:
+    await make(platform, tmp_path / "out")
+    old = SigningKey(tmp_path / "signing.key").public()
+    (tmp_path / "signing.key").unlink()
+    with pytest.raises(Corrupt, match="not trusted"):
+        await serve(platform, 1)
+    trusting = Platform(
+        Settings.model_validate({"data_dir": tmp_path, "signing": {"trusted_keys": old}}),
+        platform.database,
+        platform.wake,
+        platform.store,
+    )
+    assert (await serve(trusting, 1)).exists()
+
+
+async def test_a_variant_that_was_added_and_renamed(platform: Platform, tmp_path: Path) -> None:
+    await make(platform, tmp_path / "out")
+    for number, content in enumerate((b"small", b"smaller")):
+        folder = tmp_path / f"compressed-{number}"
+        (folder / "variants" / "int8").mkdir(parents=True)
+        (folder / "variants" / "int8" / "model.onnx").write_bytes(content)
+        lease = Lease(f"job-{number}", 1, "compress", {"model": "m", "version": 1}, 60, 1000)
+        files = await sign_variants(platform, lease, await keep_folder(platform, folder), folder)
+        async with platform.database.write() as session:
+            await add_variants(session, "m", 1, [variant("int8", "variants/int8/model.onnx")], files)
+    assert (await serve(platform, 1, "int8")).read_bytes() == b"small"
+    assert (await serve(platform, 1, "int8-2")).read_bytes() == b"smaller"
