@@ -39,8 +39,12 @@ class SpecChecker:
             version = await self._models.version(spec.model, spec.version)
         except NotFound as error:
             raise InvalidSpec.at("version", msg=error.detail, type="not_found") from None
+        data = version.lineage["dataset"]
+        if data is None:
+            msg = f"'{spec.model}@{spec.version}' was imported, and compression is measured on the data of a training"
+            raise InvalidSpec.at("version", msg=msg)
         try:
-            await self._dataset(version.lineage["dataset"])
+            await self._dataset(data)
         except NotFound as error:
             msg = f"compression is measured on the version's own data, but {error.detail}"
             raise InvalidSpec.at("version", msg=msg, type="not_found") from None

@@ -39,8 +39,8 @@ async def retry_job(platform: Platform, request: Once, job_id: str) -> Job:
         old = await JobReader(reading).get(job_id)
     if old.state not in {"failed", "cancelled"}:
         raise Conflict(f"job '{job_id}' is {old.state}; only failed and cancelled jobs can be retried")
-    if old.kind == "ingest":
-        raise Conflict("an ingest job belongs to its upload; upload the file again")
+    if old.kind in {"ingest", "import"}:
+        raise Conflict(f"an {old.kind} job belongs to its upload; upload the file again")
     kind = TrainSpec if old.kind == "train" else CompressSpec
     return await submit_job(platform, request, kind.model_validate(old.spec))
 

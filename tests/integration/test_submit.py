@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app.core.errors import IdempotencyMismatch, InvalidSpec
+from app.core.errors import Conflict, IdempotencyMismatch, InvalidSpec
 from app.core.jobs import Job, NewJob
 from app.core.principal import Principal
 from app.core.resources import StoredFile
@@ -17,12 +17,13 @@ from app.queue.memory import MemoryWake
 from app.registry.datasets import DatasetWriter
 from app.registry.job_ledger import JobLedger
 from app.registry.jobs import JobReader
+from app.registry.models import ModelWriter
 from app.registry.session import Database, WriteSession
 from app.services.idempotent import once
 from app.services.platform import Platform
-from app.services.submit_job import submit_job
+from app.services.submit_job import retry_job, submit_job
 from app.settings import Settings
-from app.specs.jobs import TrainSpec
+from app.specs.jobs import CompressSpec, TrainSpec
 from app.store.local import LocalStore
 from tests.support.databases import postgres_registry, sqlite_registry
 from tests.support.jobs import quick
@@ -138,6 +139,29 @@ async def test_two_gateways_with_the_same_keys(platform: Platform) -> None:
         assert [job.id for job in answers[:20]] == [job.id for job in reversed(answers[20:])]
     assert sorted(await models(platform)) == sorted(keys)
     await other.database.close()
+
+
+async def test_an_imported_model_is_not_compressed_and_its_job_is_not_retried(
+    platform: Platform,
+) -> None:
+    async with platform.database.write() as session:
+        job = await JobLedger(session).enqueue(NewJob(kind="import", spec={}, model="theirs"))
+        await ModelWriter(session).create_version(
+            "theirs",
+            {"task": "inference", "family": "imported", "main_metric": "", "metrics": {}, "signature": {}, "schema": {}}
+            | {"variants": []},
+            lineage={"dataset": None, "job": job.id},
+            digest="f" * 64,
+            files=[],
+            dataset_version_id=None,
+            job_id=job.id,
+        )
+        await JobLedger(session).cancel(job.id)
+    request = once(Principal("me", "me", frozenset({"train"})), None, "", None)
+    with pytest.raises(InvalidSpec, match="was imported"):
+        await submit_job(platform, request, CompressSpec(kind="compress", model="theirs", version=1))
+    with pytest.raises(Conflict, match="upload the file again"):
+        await retry_job(platform, request, job.id)
 
 
 async def test_callers_that_go_away_hurt_no_other(platform: Platform) -> None:

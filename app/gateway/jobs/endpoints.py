@@ -93,7 +93,7 @@ async def list_all(
     _: Reader,
     page: PageDep,
     job_state: Annotated[JobState | None, Query(alias="state")] = None,
-    kind: Annotated[Literal["ingest", "train", "compress"] | None, Query()] = None,
+    kind: Annotated[Literal["ingest", "train", "compress", "import"] | None, Query()] = None,
     model: Annotated[str | None, Query(max_length=100)] = None,
 ) -> PageOf[JobOut]:
     """Jobs, newest first."""
