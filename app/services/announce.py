@@ -24,7 +24,7 @@ async def announce(platform: Platform, *ready: Ready) -> None:
 
 
 async def announce_job(platform: Platform, job: Job) -> None:
-    """Announce a job that was just committed, unless it waits for others."""
+    """Announce a job that was just committed. If it waits for others, whoever is told finds that it is not due."""
     if job.state == "queued":
         await announce(platform, Ready(job.id, job.device, job.priority))
 

@@ -29,7 +29,8 @@ class SpecChecker:
         if data.state == "failed":
             reason = (data.error or {}).get("detail", "unknown")
             raise InvalidSpec.at("dataset", msg=f"'{spec.dataset}' could not be ingested: {reason}")
-        if data.state == "ingesting":
+        if data.state == "ingesting":  # its columns are not known yet; whether they can be stored is
+            _check_storable(spec)
             return [*spec.after, *([data.job_id] if data.job_id else [])]
         _check_columns(data, spec)
         return spec.after
@@ -79,6 +80,13 @@ def _check_columns(data: DatasetVersion, spec: TrainSpec) -> None:
         raise InvalidSpec.at("target", msg=f"'{spec.target}' has one class only; choose a target with two or more")
     if spec.task == "regression" and target["type"] not in {"integer", "number"}:
         raise InvalidSpec.at("target", msg=f"'{spec.target}' is {target['type']}; regression needs numbers")
+
+
+def _check_storable(spec: TrainSpec) -> None:
+    msg = "must not hold a NUL character"  # PostgreSQL keeps none in JSON
+    errors = [FieldError(loc, msg, "string_pattern_mismatch") for loc, name in _named(spec) if "\0" in name]
+    if errors:
+        raise InvalidSpec(f"{errors[0].loc[0]}: {msg}", errors=errors)
 
 
 def _named(spec: TrainSpec) -> list[tuple[tuple[str | int, ...], str]]:

@@ -99,6 +99,15 @@ async def test_each_is_accepted_or_refused_by_itself(platform: Platform) -> None
     assert (await submit(platform, "mended", "k1")).model == "mended", "a refused request uses up no key"
 
 
+async def test_a_name_that_cannot_be_stored_is_refused_before_the_columns_are_known(platform: Platform) -> None:
+    async with platform.database.write() as session:
+        await DatasetWriter(session).create("new", "tabular", StoredFile("original", "a" * 64, 1), "a.csv")
+    with pytest.raises(InvalidSpec) as caught:
+        await submit(platform, "m", dataset="new@1", target="a\0b", features={"drop": ["c", "d\0"]})
+    assert [error.loc for error in caught.value.errors] == [("target",), ("features", "drop", 1)]
+    assert (await submit(platform, "m", dataset="new@1", target="any")).state == "queued"
+
+
 async def test_one_key_makes_one_job(platform: Platform) -> None:
     wanted = [("same", "k"), ("same", "k"), ("other", "k"), ("free", None), ("same", "k"), ("free", None)]
     asked = [submit(platform, model, key) for model, key in wanted]
