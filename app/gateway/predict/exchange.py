@@ -6,15 +6,14 @@ import math
 import os
 import re
 import time
-import zlib
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 
-from app.core.errors import AimassError, Malformed, PayloadTooLarge
+from app.core.errors import AimassError, Malformed
 from app.gateway.errors import PROBLEM_TYPE, STATUS, problem_body, problem_headers
+from app.gateway.predict.encodings import negotiate, pack, too_large, unpack
 from app.gateway.predict.ports import Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ _PROBLEM = (b"content-type", PROBLEM_TYPE.encode())
 _WHOLE = re.compile(rb"[0-9]{1,15}")
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _SMALLEST_COMPRESSED = 1024  # bytes; below, the work is worth more than the bytes
-_COMPRESSED_INLINE = 64 * 1024  # bytes; takes about a millisecond
-_LEVEL = 1
-_WBITS = {b"gzip": 31, b"deflate": 15}  # deflate is the zlib format
 Result = TypeVar("Result")
 _prefix = os.urandom(8).hex()
 _counter = itertools.count()
@@ -66,7 +62,7 @@ class Exchange:
         """The whole body, decompressed; PayloadTooLarge above `limit` bytes, before or after decompression."""
         announced = self.headers.get(b"content-length")
         if announced is not None and int(announced) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         message = await self.receive()
         body: bytes = message.get("body", b"")
         if message.get("more_body"):
@@ -74,7 +70,7 @@ class Exchange:
         elif message["type"] == "http.disconnect":
             raise ClientGone
         if encoding := self.headers.get(b"content-encoding"):
-            return _decompress(body, encoding.strip().lower(), limit)
+            return await unpack(body, encoding, limit)
         return body
 
     def deadline(self, timeout_s: float | None = None) -> float:
@@ -100,9 +96,8 @@ class Exchange:
     async def compressed(self, status: int, body: bytes, headers: Headers) -> None:
         """As `answer`, compressed if the caller accepts it and it is worth it."""
         accepted = self.headers.get(b"accept-encoding")
-        if accepted and len(body) >= _SMALLEST_COMPRESSED and (encoding := _negotiate(accepted)):
-            work = partial(zlib.compress, body, _LEVEL, _WBITS[encoding])
-            body = await spread(work, threaded=len(body) > _COMPRESSED_INLINE)
+        if accepted and len(body) >= _SMALLEST_COMPRESSED and (encoding := negotiate(accepted)):
+            body = await pack(body, encoding)
             headers += ((b"content-encoding", encoding), (b"vary", b"accept-encoding"))
         await self.answer(status, body, headers)
 
@@ -139,7 +134,7 @@ class Exchange:
             parts.append(part)
             size += len(part)
             if size > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
             more = message.get("more_body", False)
         return b"".join(parts)
 
@@ -154,39 +149,3 @@ def whole_number(value: bytes, header: str, unit: str) -> int:
     if not _WHOLE.fullmatch(value):
         raise Malformed.at(header, msg=f"must be a whole number of {unit}")
     return int(value)
-
-
-def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than {limit >> 20} MiB (AIMASS_SERVING_MAX_BODY_MB)")
-
-
-def _decompress(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """Undo gzip or deflate (zlib format), never beyond `limit` bytes."""
-    if encoding == b"identity":
-        return body
-    if encoding not in _WBITS:
-        raise Malformed.at("Content-Encoding", msg="must be gzip, deflate or identity")
-    inflater = zlib.decompressobj(_WBITS[encoding])
-    try:
-        plain = inflater.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise Malformed(f"the body is not {encoding.decode()}: {error}") from None
-    if len(plain) > limit:
-        raise _too_large(limit)
-    if not inflater.eof or inflater.unused_data:
-        raise Malformed(f"the body is not one whole {encoding.decode()} stream")
-    return plain
-
-
-def _negotiate(accepted: bytes) -> bytes | None:
-    """The best of gzip and deflate that an Accept-Encoding header allows; None for neither."""
-    best, best_weight = None, 0.0
-    for choice in accepted.lower().replace(b" ", b"").split(b","):
-        name, _, weight = choice.partition(b";q=")
-        try:
-            value = float(weight) if weight else 1.0
-        except ValueError:
-            continue
-        if name in _WBITS and value > best_weight:
-            best, best_weight = name, value
-    return best
