@@ -1,4 +1,4 @@
-"""What every request through FastAPI gets: an id, a bounded body, safe headers, an answer even to our mistakes."""
+"""What every request through FastAPI gets: an id, its trace, a bounded body, safe headers, an answer to mistakes."""
 
 import logging
 import math
@@ -9,9 +9,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.ids import new_id
 from app.gateway.errors import PROBLEM_TYPE, problem_body
+from app.gateway.trace import continue_trace, name_request
 
 log = logging.getLogger("aimass.http")
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_READ = (b"x-request-id", b"content-length", b"traceparent")
 UPLOAD_PATHS = ("/api/v1/datasets",)
 
 
@@ -42,7 +44,8 @@ class RequestMiddleware:
             await self._app(scope, request.receive, request.answer)
         except Exception:
             if not request.too_large:
-                log.exception("request %s %s %s failed", request.id, scope["method"], scope["path"])
+                name = name_request(request.id, request.trace)
+                log.exception("%s %s %r failed", name, scope["method"], scope["path"])
                 if request.started:
                     raise
                 await request.refuse(500, "internal", "internal error; the log has it under this request id")
@@ -58,9 +61,10 @@ class _Request:
     """One request: its id, how much may still be read of its body, whether its answer has begun."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, most: float) -> None:
-        headers = {key: value for key, value in scope["headers"] if key in (b"x-request-id", b"content-length")}
+        headers = {key: value for key, value in scope["headers"] if key in _READ}
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if _ID.fullmatch(given) else new_id()
+        self.trace = continue_trace(headers.get(b"traceparent", b""))
         self.announced = int(headers.get(b"content-length") or 0)
         self.left = most
         self.too_large = False
@@ -95,6 +99,8 @@ class _Request:
             out = MutableHeaders(scope=message)
             out["x-request-id"] = self.id
             out["x-content-type-options"] = "nosniff"
+            if self.trace is not None:
+                out["traceparent"] = self.trace.header.decode()
         await self._send(message)
 
 

@@ -6,19 +6,19 @@ A request through FastAPI's routing and dependencies costs several times what th
 
 import logging
 
-from app.core.errors import AimassError, Forbidden, Unauthenticated
+from app.core.errors import AimassError, Forbidden
 from app.core.principal import Scope as KeyScope
 from app.gateway.predict.exchange import ClientGone, Exchange, MethodNotAllowed
 from app.gateway.predict.oip import OipApi
 from app.gateway.predict.ports import AsgiApp, Authenticator, Receive, Scope, Send
 from app.gateway.predict.rest import PredictApi
+from app.gateway.trace import name_request
 from app.serving.host import Host
 from app.settings import ServingSettings
 
 _log = logging.getLogger(__name__)
 _PREFIX, _SUFFIX = "/api/v1/endpoints/", "/predict"
 _GONE = 499  # what nginx calls it; only ever seen in the metrics
-_BEARER = b"bearer "
 
 
 class Dispatcher:
@@ -66,19 +66,14 @@ class Dispatcher:
             exchange.status = _GONE
             self._count(exchange, "client_gone")
         except Exception:
-            _log.exception("prediction failed", extra={"action": "predict.error", "request_id": exchange.request_id})
+            _log.exception("%s prediction failed", name_request(exchange.request_id, exchange.trace))
             if exchange.status:  # the answer had begun: only the server can end the connection
                 raise
             await exchange.refuse(AimassError("internal error; the log has it under this request id"), oip=oip)
             self._count(exchange, "internal")
 
     async def _authorise(self, exchange: Exchange, needed: KeyScope) -> None:
-        key = exchange.headers.get(b"x-api-key")
-        if key is None:
-            header = exchange.headers.get(b"authorization", b"")
-            if header[: len(_BEARER)].lower() != _BEARER:
-                raise Unauthenticated("send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-            key = header[len(_BEARER) :].strip()
+        key = exchange.key()
         principal = self._auth.cached(key) or await self._auth.verify(key)
         if not principal.may(needed):
             raise Forbidden(f"the key '{principal.name}' lacks the scope '{needed}'")

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import orjson
 
-from app.core.errors import AimassError, Malformed
+from app.core.errors import AimassError, Malformed, Unauthenticated
 from app.gateway.errors import PROBLEM_TYPE, STATUS, problem_body, problem_headers
 from app.gateway.predict.encodings import negotiate, pack, too_large, unpack
 from app.gateway.predict.ports import Receive, Scope, Send
+from app.gateway.trace import Trace, continue_trace
 
 if TYPE_CHECKING:
     from app.telemetry.metrics import ModelMetrics
@@ -27,6 +28,7 @@ _PROBLEM = (b"content-type", PROBLEM_TYPE.encode())
 _WHOLE = re.compile(rb"[0-9]{1,15}")
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _SMALLEST_COMPRESSED = 1024  # bytes; below, the work is worth more than the bytes
+_BEARER = b"bearer "
 Result = TypeVar("Result")
 _prefix = os.urandom(8).hex()
 _counter = itertools.count()
@@ -43,7 +45,7 @@ class MethodNotAllowed(Exception):
 class Exchange:
     """A request being answered."""
 
-    __slots__ = ("headers", "method", "metrics", "path", "receive", "request_id", "send", "started", "status")
+    __slots__ = ("headers", "method", "metrics", "path", "receive", "request_id", "send", "started", "status", "trace")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.started = time.perf_counter()
@@ -55,8 +57,20 @@ class Exchange:
         given = self.headers.get(b"x-request-id")
         # Unique per process start and request; a UUID would cost as much as decoding the body.
         self.request_id = given.decode() if given and _ID.fullmatch(given) else f"{_prefix}{next(_counter):08x}"
+        traceparent = self.headers.get(b"traceparent")
+        self.trace: Trace | None = continue_trace(traceparent) if traceparent else None
         self.status = 0
         self.metrics: ModelMetrics | None = None  # of the model that the request is for, once it is found
+
+    def key(self) -> bytes:
+        """The API key that the caller presents; Unauthenticated without one. An empty X-API-Key is none."""
+        key = self.headers.get(b"x-api-key")
+        if not key:
+            header = self.headers.get(b"authorization", b"")
+            key = header[len(_BEARER) :].strip()
+            if not key or header[: len(_BEARER)].lower() != _BEARER:
+                raise Unauthenticated("send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        return key
 
     async def body(self, limit: int) -> bytes:
         """The whole body, decompressed; PayloadTooLarge above `limit` bytes, before or after decompression."""
@@ -90,6 +104,8 @@ class Exchange:
         """Send the whole answer."""
         self.status = status
         headers += ((b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id.encode()))
+        if self.trace is not None:
+            headers.append((b"traceparent", self.trace.header))
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 

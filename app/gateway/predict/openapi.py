@@ -27,6 +27,12 @@ _HEADERS = [
         "description": "taken if given, made if not, and returned",
     },
     {
+        "name": "traceparent",
+        "in": "header",
+        "schema": {"type": "string", "pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"},
+        "description": "W3C trace context; a valid one is continued: the answer names the trace with a span of its own",
+    },
+    {
         "name": "X-Request-Timeout-Ms",
         "in": "header",
         "schema": {"type": "integer", "minimum": 1},

@@ -165,6 +165,7 @@ class AsgiClient:
             "type": "http",
             "method": method,
             "path": path,
+            "query_string": b"",
             "headers": [(k.lower().encode(), v.encode()) for k, v in sent.items()],
         }
         size = -(-len(body) // parts) or 1
