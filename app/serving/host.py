@@ -14,7 +14,7 @@ import gc
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,13 +88,13 @@ class ServedModel:
         if not self._users:
             self._unused.set()
 
-    async def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf) -> Answer:
+    def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf) -> Awaitable[Answer]:
         """Answer `rows` rows of tensors in the signature's order; `deadline` is on `time.perf_counter`'s clock."""
         if self._batcher is None:
             raise Unavailable(
                 f"version {self.source.version} of '{self.source.model}' was unloaded", retry_after_s=_RETRY_S
             )
-        return await self._batcher.infer(inputs, rows, deadline)
+        return self._batcher.infer(inputs, rows, deadline)
 
     async def drained(self) -> None:
         """Return once nobody uses the model, with its session let go."""

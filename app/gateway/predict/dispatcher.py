@@ -7,7 +7,6 @@ A request through FastAPI's routing and dependencies costs several times what th
 import logging
 
 from app.core.errors import AimassError, Forbidden
-from app.core.principal import Scope as KeyScope
 from app.gateway.predict.exchange import ClientGone, Exchange, MethodNotAllowed
 from app.gateway.predict.oip import OipApi
 from app.gateway.predict.ports import AsgiApp, Authenticator, Receive, Scope, Send
@@ -34,51 +33,45 @@ class Dispatcher:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection event, as ASGI."""
-        if scope["type"] != "http":
-            await self._inner(scope, receive, send)
-            return
-        path: str = scope["path"]
+        path = scope["path"] if scope["type"] == "http" else ""
         if path.startswith(_PREFIX) and path.endswith(_SUFFIX):
-            exchange = Exchange(scope, receive, send)
-            await self._guard(exchange, path[len(_PREFIX) : -len(_SUFFIX)])
+            endpoint: str | None = path[len(_PREFIX) : -len(_SUFFIX)]
         elif path.startswith("/v2/") or path == "/v2":
-            await self._guard(Exchange(scope, receive, send), None)
+            endpoint = None
         else:
             await self._inner(scope, receive, send)
-
-    async def _guard(self, exchange: Exchange, endpoint: str | None) -> None:
-        """Authorise and answer; an error becomes the answer, and is counted."""
-        oip = endpoint is None
+            return
+        exchange = Exchange(scope, receive, send)
         try:
-            needed: KeyScope | None = self._oip.scope(exchange.path) if oip else "predict"
+            needed = "predict" if endpoint is not None else self._oip.scope(path)
             if needed is not None:
-                await self._authorise(exchange, needed)
+                key = exchange.key()
+                principal = self._auth.cached(key) or await self._auth.verify(key)
+                if not principal.may(needed):
+                    raise Forbidden(f"the key '{principal.name}' lacks the scope '{needed}'")  # noqa: TRY301 - see above
             if endpoint is None:
                 await self._oip.answer(exchange)
             else:
                 await self._rest.predict(exchange, endpoint)
-        except AimassError as error:
+        except Exception as error:  # noqa: BLE001 - each becomes an answer
+            await self._failed(exchange, error, oip=endpoint is None)
+
+    async def _failed(self, exchange: Exchange, error: Exception, *, oip: bool) -> None:
+        """Make an error the answer, and count it."""
+        if isinstance(error, MethodNotAllowed):
+            await exchange.wrong_method(str(error), oip=oip)
+            return
+        code = "internal"
+        if isinstance(error, AimassError):
+            code = error.code
             await exchange.refuse(error, oip=oip)
-            self._count(exchange, error.code)
-        except MethodNotAllowed as allowed:
-            await exchange.wrong_method(str(allowed), oip=oip)
-        except ClientGone:
-            exchange.status = _GONE
-            self._count(exchange, "client_gone")
-        except Exception:
-            _log.exception("%s prediction failed", name_request(exchange.request_id, exchange.trace))
+        elif isinstance(error, ClientGone):
+            code, exchange.status = "client_gone", _GONE
+        else:
+            _log.error("%s prediction failed", name_request(exchange.request_id, exchange.trace), exc_info=error)
             if exchange.status:  # the answer had begun: only the server can end the connection
-                raise
+                raise error
             await exchange.refuse(AimassError("internal error; the log has it under this request id"), oip=oip)
-            self._count(exchange, "internal")
-
-    async def _authorise(self, exchange: Exchange, needed: KeyScope) -> None:
-        key = exchange.key()
-        principal = self._auth.cached(key) or await self._auth.verify(key)
-        if not principal.may(needed):
-            raise Forbidden(f"the key '{principal.name}' lacks the scope '{needed}'")
-
-    def _count(self, exchange: Exchange, code: str) -> None:
         if exchange.metrics is None:
             self._host.metrics.refused[code] += 1
         else:

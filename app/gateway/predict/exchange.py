@@ -1,13 +1,12 @@
 """One HTTP request and its answer on bare ASGI: bounded body, request id, compression, error bodies."""
 
-import asyncio
 import itertools
 import math
 import os
 import re
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
 import orjson
 
@@ -29,7 +28,6 @@ _WHOLE = re.compile(rb"[0-9]{1,15}")
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _SMALLEST_COMPRESSED = 1024  # bytes; below, the work is worth more than the bytes
 _BEARER = b"bearer "
-Result = TypeVar("Result")
 _prefix = os.urandom(8).hex()
 _counter = itertools.count()
 
@@ -45,19 +43,30 @@ class MethodNotAllowed(Exception):
 class Exchange:
     """A request being answered."""
 
-    __slots__ = ("headers", "method", "metrics", "path", "receive", "request_id", "send", "started", "status", "trace")
+    __slots__ = (
+        "headers",
+        "method",
+        "metrics",
+        "path",
+        "receive",
+        "request_id",
+        "send",
+        "started",
+        "status",
+        "trace",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.started = time.perf_counter()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.headers = headers = dict[bytes, bytes](scope["headers"])
         self.receive = receive
         self.send = send
-        given = self.headers.get(b"x-request-id")
+        given = headers.get(b"x-request-id")
         # Unique per process start and request; a UUID would cost as much as decoding the body.
         self.request_id = given.decode() if given and _ID.fullmatch(given) else f"{_prefix}{next(_counter):08x}"
-        traceparent = self.headers.get(b"traceparent")
+        traceparent = headers.get(b"traceparent")
         self.trace: Trace | None = continue_trace(traceparent) if traceparent else None
         self.status = 0
         self.metrics: ModelMetrics | None = None  # of the model that the request is for, once it is found
@@ -109,13 +118,16 @@ class Exchange:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
-    async def compressed(self, status: int, body: bytes, headers: Headers) -> None:
+    def compressed(self, status: int, body: bytes, headers: Headers) -> Awaitable[None]:
         """As `answer`, compressed if the caller accepts it and it is worth it."""
         accepted = self.headers.get(b"accept-encoding")
         if accepted and len(body) >= _SMALLEST_COMPRESSED and (encoding := negotiate(accepted)):
-            body = await pack(body, encoding)
-            headers += ((b"content-encoding", encoding), (b"vary", b"accept-encoding"))
-        await self.answer(status, body, headers)
+            return self._packed(status, body, headers, encoding)
+        return self.answer(status, body, headers)
+
+    async def _packed(self, status: int, body: bytes, headers: Headers, encoding: bytes) -> None:
+        headers += ((b"content-encoding", encoding), (b"vary", b"accept-encoding"))
+        await self.answer(status, await pack(body, encoding), headers)
 
     async def oip_error(self, detail: str, status: int, headers: Headers) -> None:
         """The error as Open Inference Protocol clients read it."""
@@ -153,11 +165,6 @@ class Exchange:
                 raise too_large(limit)
             more = message.get("more_body", False)
         return b"".join(parts)
-
-
-async def spread(work: Callable[[], Result], *, threaded: bool) -> Result:
-    """Do `work` at once, or in a thread where it would hold up everybody else."""
-    return await asyncio.to_thread(work) if threaded else work()
 
 
 def whole_number(value: bytes, header: str, unit: str) -> int:

@@ -1,7 +1,7 @@
 """Open Inference Protocol v2 over REST, under /v2."""
 
+import asyncio
 import time
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -9,7 +9,7 @@ import orjson
 
 from app.core.errors import NotBuilt, NotFound, Unavailable
 from app.core.principal import Scope
-from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed, spread, whole_number
+from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed, whole_number
 from app.gateway.predict.running import record, run
 from app.serving.host import Host, ServedModel
 from app.serving.oip import EXTENSIONS
@@ -89,7 +89,12 @@ class OipApi:
             given = exchange.headers.get(_LENGTH)
             length = None if given is None else whole_number(given, "Inference-Header-Content-Length", "bytes")
             json_bytes = len(body) if length is None else length
-            request = await spread(partial(served.oip.decode, body, length), threaded=json_bytes > INLINE_JSON_BYTES)
+            decode = served.oip.decode
+            request = (
+                decode(body, length)
+                if json_bytes <= INLINE_JSON_BYTES
+                else await asyncio.to_thread(decode, body, length)
+            )
             parsed = time.perf_counter()
             answer = await run(exchange, served, request.inputs, request.rows, request.timeout_s)
             computed = time.perf_counter()

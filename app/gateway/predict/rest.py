@@ -1,9 +1,9 @@
 """POST /api/v1/endpoints/{name}/predict: named values in, labels or numbers out."""
 
+import asyncio
 import time
-from functools import partial
 
-from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed, spread
+from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed
 from app.gateway.predict.running import record, run
 from app.serving.host import Host
 
@@ -22,9 +22,8 @@ class PredictApi:
         with self._host.lookup(endpoint) as served:
             exchange.metrics = served.metrics
             body = await exchange.body(self._max_body)
-            inputs, rows = await spread(
-                partial(served.instances, body), threaded=len(body) > served.instances.inline_bytes
-            )
+            decode = served.instances
+            inputs, rows = decode(body) if len(body) <= decode.inline_bytes else await asyncio.to_thread(decode, body)
             parsed = time.perf_counter()
             answer = await run(exchange, served, inputs, rows)
             computed = time.perf_counter()

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections.abc import Awaitable
 
 from app.core.errors import DeadlineExceeded
 from app.gateway.predict.exchange import ClientGone, Exchange, Headers
@@ -12,30 +13,34 @@ from app.serving.types import Answer, Tensors
 PHASES = ("parse", "queue", "batch", "compute", "encode")
 
 
-async def run(
+def run(
     exchange: Exchange, served: ServedModel, inputs: Tensors, rows: int, timeout_s: float | None = None
-) -> Answer:
+) -> Awaitable[Answer]:
     """The model's answer; DeadlineExceeded at the caller's deadline, ClientGone if the caller has left before.
 
     A model that runs on the event loop answers before a disconnect could be seen, so nobody is watched.
     """
     deadline = exchange.deadline(timeout_s)
-    if served.plan.inline:
-        return await served.infer(inputs, rows, deadline)
-    loop = asyncio.get_running_loop()
-    answer = loop.create_task(served.infer(inputs, rows, deadline))
-    gone = loop.create_task(exchange.until_gone())
+    answer = served.infer(inputs, rows, deadline)
+    return answer if served.plan.inline else _watched(exchange, answer, deadline)
+
+
+async def _watched(exchange: Exchange, answer: Awaitable[Answer], deadline: float) -> Answer:
+    future = asyncio.ensure_future(answer)
+    gone = asyncio.create_task(exchange.until_gone())
+    gone.add_done_callback(lambda _: future.cancel())
     left_s = None if deadline == math.inf else max(0.0, deadline - time.perf_counter())
     try:
-        await asyncio.wait({answer, gone}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
+        async with asyncio.timeout(left_s):
+            return await future
+    except TimeoutError:
+        raise DeadlineExceeded("the model did not answer within the request's time") from None
+    except asyncio.CancelledError:
         if gone.done():
-            raise ClientGone
-        raise DeadlineExceeded("the model did not answer within the request's time")
+            raise ClientGone from None
+        raise
     finally:
         gone.cancel()
-        answer.cancel()
 
 
 def record(exchange: Exchange, served: ServedModel, answer: Answer, parsed: float, computed: float) -> Headers:

@@ -135,9 +135,9 @@ async def test_a_batch_is_what_arrived_while_the_last_one_ran():
     model = Model()
     batcher, lanes, _ = build(model, Batching(64, 1000), lanes=1)
     sent = [rows(1) for _ in range(6)]
-    tasks = [asyncio.create_task(batcher.infer((sent[0],), 1))]
+    tasks = [asyncio.ensure_future(batcher.infer((sent[0],), 1))]
     await turns()
-    tasks += [asyncio.create_task(batcher.infer((x,), 1)) for x in sent[1:]]
+    tasks += [asyncio.ensure_future(batcher.infer((x,), 1)) for x in sent[1:]]
     await turns()
     assert len(lanes.jobs) == 1
     await lanes.run_one()
@@ -151,7 +151,7 @@ async def test_free_lanes_share_what_waits():
     model = Model()
     batcher, lanes, _ = build(model, Batching(64, 1000), lanes=2)
     sent = [rows(1) for _ in range(6)]
-    tasks = [asyncio.create_task(batcher.infer((x,), 1)) for x in sent]
+    tasks = [asyncio.ensure_future(batcher.infer((x,), 1)) for x in sent]
     await turns()
     assert len(lanes.jobs) == 2
     lanes.jobs.reverse()  # the second lane ends first
@@ -166,9 +166,9 @@ async def test_a_lonely_request_gets_all_cores_and_company_the_lanes():
     narrow, wide = Model(), Model()
     batcher, lanes, _ = build(narrow, Batching(64, 1000), lanes=2, alone=wide)
     sent = [rows(1) for _ in range(5)]
-    tasks = [asyncio.create_task(batcher.infer((sent[0],), 1))]
+    tasks = [asyncio.ensure_future(batcher.infer((sent[0],), 1))]
     await turns()
-    tasks += [asyncio.create_task(batcher.infer((x,), 1)) for x in sent[1:]]
+    tasks += [asyncio.ensure_future(batcher.infer((x,), 1)) for x in sent[1:]]
     await turns()
     assert len(lanes.jobs) == 1  # the wide run holds every lane
     while lanes.jobs:
@@ -181,10 +181,10 @@ async def test_a_lonely_request_gets_all_cores_and_company_the_lanes():
 async def test_a_cancelled_caller_hurts_nobody_and_is_not_run():
     model = Model()
     batcher, lanes, _ = build(model, Batching(64, 1000), lanes=1)
-    first = asyncio.create_task(batcher.infer((rows(1),), 1))
+    first = asyncio.ensure_future(batcher.infer((rows(1),), 1))
     await turns()
     sent = [rows(1) for _ in range(3)]
-    tasks = [asyncio.create_task(batcher.infer((x,), 1)) for x in sent]
+    tasks = [asyncio.ensure_future(batcher.infer((x,), 1)) for x in sent]
     await turns()
     tasks[1].cancel()
     await lanes.run_one()
@@ -199,7 +199,7 @@ async def test_a_caller_cancelled_during_the_run_leaves_the_others_their_answers
     model = Model()
     batcher, lanes, _ = build(model, Batching(64, 1000), lanes=1)
     sent = [rows(2), rows(1), rows(3)]
-    tasks = [asyncio.create_task(batcher.infer((x,), len(x))) for x in sent]
+    tasks = [asyncio.ensure_future(batcher.infer((x,), len(x))) for x in sent]
     await turns()
     tasks[0].cancel()
     await turns()
@@ -207,7 +207,7 @@ async def test_a_caller_cancelled_during_the_run_leaves_the_others_their_answers
     check(await tasks[1], sent[1])
     check(await tasks[2], sent[2])
     follower = rows(1)
-    task = asyncio.create_task(batcher.infer((follower,), 1))
+    task = asyncio.ensure_future(batcher.infer((follower,), 1))
     await turns()
     await lanes.run_one()
     check(await task, follower)
@@ -219,7 +219,7 @@ async def test_one_bad_request_fails_alone(lanes: int):
     batcher, executor, _ = build(model, Batching(64, 1000), lanes=lanes)
     sent = [rows(2) for _ in range(5)]
     sent[3][1, 2] = 666.0
-    tasks = [asyncio.create_task(batcher.infer((x,), 2)) for x in sent]
+    tasks = [asyncio.ensure_future(batcher.infer((x,), 2)) for x in sent]
     await turns()
     while executor.jobs:
         await executor.run_one()
@@ -232,11 +232,11 @@ async def test_one_bad_request_fails_alone(lanes: int):
 async def test_a_late_request_is_refused_and_not_run():
     model = Model()
     batcher, lanes, clock = build(model, Batching(64, 1000), lanes=1)
-    first = asyncio.create_task(batcher.infer((rows(1),), 1))
+    first = asyncio.ensure_future(batcher.infer((rows(1),), 1))
     await turns()
-    late = asyncio.create_task(batcher.infer((rows(1),), 1, deadline=clock.now + 5))
+    late = asyncio.ensure_future(batcher.infer((rows(1),), 1, deadline=clock.now + 5))
     in_time = rows(1)
-    good = asyncio.create_task(batcher.infer((in_time,), 1, deadline=clock.now + 50))
+    good = asyncio.ensure_future(batcher.infer((in_time,), 1, deadline=clock.now + 50))
     await turns()
     clock.now += 10
     await lanes.run_one()
@@ -251,14 +251,14 @@ async def test_a_late_request_is_refused_and_not_run():
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
     model = Model()
     batcher, lanes, clock = build(model, Batching(10, 20), lanes=1)
-    running = asyncio.create_task(batcher.infer((rows(10),), 10))
+    running = asyncio.ensure_future(batcher.infer((rows(10),), 10))
     await turns()
     clock.now += 2  # ten rows take two seconds: five rows a second
     await lanes.run_one()
     await running
-    blocker = asyncio.create_task(batcher.infer((rows(10),), 10))
+    blocker = asyncio.ensure_future(batcher.infer((rows(10),), 10))
     await turns()
-    waiting = [asyncio.create_task(batcher.infer((rows(10),), 10)) for _ in range(2)]
+    waiting = [asyncio.ensure_future(batcher.infer((rows(10),), 10)) for _ in range(2)]
     await turns()
     with pytest.raises(Overloaded) as refused:
         await batcher.infer((rows(1),), 1)
@@ -266,7 +266,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
     while lanes.jobs:
         await lanes.run_one()
     await asyncio.gather(blocker, *waiting)
-    task = asyncio.create_task(batcher.infer((rows(1),), 1))
+    task = asyncio.ensure_future(batcher.infer((rows(1),), 1))
     await turns()
     await lanes.run_one()
     await task
@@ -274,16 +274,16 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
 
 async def test_gone_callers_free_their_places_in_the_queue():
     batcher, lanes, _ = build(Model(), Batching(4, 8), lanes=1)
-    running = asyncio.create_task(batcher.infer((rows(1),), 1))
+    running = asyncio.ensure_future(batcher.infer((rows(1),), 1))
     await turns()
-    gone = [asyncio.create_task(batcher.infer((rows(4),), 4)) for _ in range(2)]
+    gone = [asyncio.ensure_future(batcher.infer((rows(4),), 4)) for _ in range(2)]
     await turns()
     for task in gone:
         task.cancel()
     await lanes.run_one()
     await running
     after = rows(4)
-    task = asyncio.create_task(batcher.infer((after,), 4))
+    task = asyncio.ensure_future(batcher.infer((after,), 4))
     await turns()
     await lanes.run_one()
     check(await task, after)
@@ -320,10 +320,10 @@ async def test_max_delay_lets_the_first_wait_for_company():
     model = Model()
     batcher, _, _ = build(model, Batching(8, 100, max_delay_ms=20))
     first, second = rows(1), rows(1)
-    one = asyncio.create_task(batcher.infer((first,), 1))
+    one = asyncio.ensure_future(batcher.infer((first,), 1))
     await turns(20)
     assert model.sizes == []
-    two = asyncio.create_task(batcher.infer((second,), 1))
+    two = asyncio.ensure_future(batcher.infer((second,), 1))
     check(await one, first)
     check(await two, second)
     assert model.sizes == [2]
@@ -346,7 +346,7 @@ async def test_random_traffic_never_crosses_answers():
     sent = [rows(int(n)) for n in RNG.integers(1, 12, 200)]
     tasks = []
     for x in sent:
-        tasks.append(asyncio.create_task(batcher.infer((x,), len(x))))
+        tasks.append(asyncio.ensure_future(batcher.infer((x,), len(x))))
         if RNG.random() < 0.3:
             await turns(2)
         if RNG.random() < 0.2:
