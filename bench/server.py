@@ -1,21 +1,15 @@
-"""python server.py APP PORT joining|auto: one baseline server, run as the product's gateway runs uvicorn.
-
-`joining` gives it the product's HTTP protocol class, `auto` leaves uvicorn's own.
-"""
+"""python server.py APP PORT: one baseline server, run as the product's gateway runs uvicorn, on its own HTTP class."""
 
 import sys
 
 import uvicorn
 
-from app.gateway.predict.protocol import JoiningProtocol
-
 if __name__ == "__main__":
-    app, port, protocol = sys.argv[1:]
+    app, port = sys.argv[1:]
     uvicorn.run(
         app,
         host="127.0.0.1",
         port=int(port),
-        http=JoiningProtocol if protocol == "joining" else "auto",
         loop="uvloop",
         ws="none",
         access_log=False,

@@ -34,26 +34,22 @@ sys.path.insert(0, str(ROOT))  # as a script it sees its own folder only
 
 from bench import models  # noqa: E402 - after the path
 from bench.load import Server, write_bodies, write_script  # noqa: E402 - the same
-from bench.product import CNN, TABLE, deploy_cnn, gateway, train_table  # noqa: E402 - the same
+from bench.product import CNN, TABLE, gateway, import_cnn, train_table  # noqa: E402 - the same
 from tests.support.platform import KEY, Platform  # noqa: E402 - the same
 from tests.support.servers import wait_until  # noqa: E402 - the same
 
 PREDICT = f"/api/v1/endpoints/{TABLE}/predict"
 INFER = f"/v2/models/{CNN}/infer"
-BASELINES = {
-    "naive": ("naive_app:app", "/predict", "auto"),
-    "echo": ("echo_app:app", "/", "auto"),
-    "echo joining": ("echo_app:app", "/", "joining"),
-}
+BASELINES = {"naive": ("naive_app:app", "/predict"), "echo": ("echo_app:app", "/")}
 
 
 @contextlib.contextmanager
-def baseline(app: str, folder: Path, protocol: str) -> Iterator[Server]:
+def baseline(app: str, folder: Path) -> Iterator[Server]:
     """A uvicorn process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(HERE / "server.py"), app, str(port), protocol]
+    command = [sys.executable, str(HERE / "server.py"), app, str(port)]
     process = subprocess.Popen(command, env=os.environ | {"BENCH_FOLDER": str(folder)}, cwd=HERE)
     try:
         wait_until(lambda: process.poll() is not None or _listens(port), 60, f"{app} starts")
@@ -165,9 +161,9 @@ class Rounds:
         self._folder = folder
         self._onnx = folder / TABLE / "model.onnx"
         self._rows = train_table(platform, folder / TABLE)
-        pictures = models.export_cnn(folder / CNN)
-        deploy_cnn(platform, folder / CNN)
-        self._raw_cnn = RawCnn(folder / CNN / "model.onnx", pictures)
+        pictures = models.export_cnn(folder / "cnn.onnx")
+        import_cnn(platform, folder / "cnn.onnx")
+        self._raw_cnn = RawCnn(folder / "cnn.onnx", pictures)
         self._ours = gateway(platform)
         bodies = [(0, json.dumps({"instances": [row]}).encode()) for row in self._rows]
         self._table = write_bodies(folder / "table.lua", bodies)
@@ -180,8 +176,8 @@ class Rounds:
         """Start the baselines, see that all answer as the model does, and go round."""
         with contextlib.ExitStack() as stack:
             servers = {"ours": (self._ours, PREDICT)}
-            for name, (app, path, protocol) in BASELINES.items():
-                servers[name] = stack.enter_context(baseline(app, self._folder, protocol)), path
+            for name, (app, path) in BASELINES.items():
+                servers[name] = stack.enter_context(baseline(app, self._folder)), path
             for name in ("ours", "naive"):
                 check(servers[name][0], self._onnx, self._rows, servers[name][1])
             for server, path in servers.values():

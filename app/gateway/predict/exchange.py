@@ -14,6 +14,7 @@ from app.core.errors import AimassError, Malformed, Unauthenticated
 from app.gateway.errors import PROBLEM_TYPE, STATUS, problem_body, problem_headers
 from app.gateway.predict.encodings import negotiate, pack, too_large, unpack
 from app.gateway.predict.ports import Receive, Scope, Send
+from app.gateway.predict.protocol import WHOLE_ANSWER, WholeAnswer
 from app.gateway.trace import Trace, continue_trace
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Exchange:
         "started",
         "status",
         "trace",
+        "whole",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,6 +65,8 @@ class Exchange:
         self.headers = headers = dict[bytes, bytes](scope["headers"])
         self.receive = receive
         self.send = send
+        extensions = scope.get("extensions")
+        self.whole: WholeAnswer | None = extensions.get(WHOLE_ANSWER) if extensions else None
         given = headers.get(b"x-request-id")
         # Unique per process start and request; a UUID would cost as much as decoding the body.
         self.request_id = given.decode() if given and _ID.fullmatch(given) else f"{_prefix}{next(_counter):08x}"
@@ -115,8 +119,9 @@ class Exchange:
         headers += ((b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id.encode()))
         if self.trace is not None:
             headers.append((b"traceparent", self.trace.header))
-        await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
+        if self.whole is None or not self.whole(self.send, status, headers, body):
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body})
 
     def compressed(self, status: int, body: bytes, headers: Headers) -> Awaitable[None]:
         """As `answer`, compressed if the caller accepts it and it is worth it."""
