@@ -1,8 +1,9 @@
 """First answers to creates that carried an Idempotency-Key, written in the transaction that created the resource."""
 
 from collections.abc import Collection, Mapping
+from typing import cast
 
-from sqlalchemy import bindparam, delete, select, tuple_, update
+from sqlalchemy import Table, bindparam, delete, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -11,9 +12,11 @@ from app.registry.session import WriteSession, now
 from app.registry.tables import IdempotencyRow
 
 KEPT_S = 7 * 86_400.0
+_MISMATCH = "this Idempotency-Key was used with another request; use a new one for a new request"
 Key = tuple[str, str]  # whose it is (the id of an API key), and the Idempotency-Key itself
+_KEYS = cast("Table", IdempotencyRow.__table__)
 _REMEMBER = (
-    update(IdempotencyRow.__table__)  # type: ignore[arg-type]
+    update(_KEYS)
     .where(IdempotencyRow.key_id == bindparam("whose"), IdempotencyRow.key == bindparam("which"))
     .values(resource=bindparam("made"))
 )
@@ -28,13 +31,10 @@ async def replay_all(session: WriteSession, asked: Mapping[Key, str]) -> dict[Ke
     if not asked:
         return {}
     upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    statement = upsert(_KEYS).values(resource="", created_at=now()).on_conflict_do_nothing()
     # In order, so that two transactions with the same keys wait for each other one way only.
-    rows = [
-        {"key_id": key[0], "key": key[1], "fingerprint": asked[key], "resource": "", "created_at": now()}
-        for key in sorted(asked)
-    ]
-    inserted = upsert(IdempotencyRow).values(rows).on_conflict_do_nothing()
-    fresh = await session.execute(inserted.returning(IdempotencyRow.key_id, IdempotencyRow.key))
+    rows = [{"key_id": key[0], "key": key[1], "fingerprint": asked[key]} for key in sorted(asked)]
+    fresh = await session.execute(statement.returning(_KEYS.c.key_id, _KEYS.c.key), rows)
     old = asked.keys() - {(key_id, key) for key_id, key in fresh}
     return await _made(session, {key: asked[key] for key in old}) if old else {}
 
@@ -52,9 +52,6 @@ async def _made(session: WriteSession, asked: Mapping[Key, str]) -> dict[Key, st
         same = fingerprint == asked[key_id, key]
         made[key_id, key] = resource if same else IdempotencyMismatch(_MISMATCH)
     return made
-
-
-_MISMATCH = "this Idempotency-Key was used with another request; use a new one for a new request"
 
 
 async def replay(session: WriteSession, key_id: str, key: str, fingerprint: str) -> str | None:

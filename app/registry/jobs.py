@@ -48,10 +48,19 @@ class JobReader:
 
     async def get(self, job_id: str) -> Job:
         """The job with what it waits for. NotFound otherwise."""
-        row = await self._session.get(JobRow, job_id, populate_existing=True)
-        if row is None:
+        found = await self.get_all([job_id])
+        if not found:
             raise NotFound(f"there is no job '{job_id}'")
-        return job_of(row, (await self._after([job_id]))[job_id])
+        return found[job_id]
+
+    async def get_all(self, job_ids: Sequence[str]) -> dict[str, Job]:
+        """Those of these jobs that exist, by id."""
+        if not job_ids:
+            return {}
+        query = select(JobRow).where(JobRow.id.in_(job_ids)).execution_options(populate_existing=True)
+        rows = list(await self._session.scalars(query))
+        after = await self._after([row.id for row in rows])
+        return {row.id: job_of(row, after[row.id]) for row in rows}
 
     async def page(
         self,

@@ -56,7 +56,8 @@ async def _submit_all(session: WriteSession, submissions: Sequence[_Submission])
         return [job.id if isinstance(job, Job) else job for job in queued]
 
     made = await create_all_once(session, [submission.request for submission in submissions], create)
-    return [it if isinstance(it, Exception) else jobs.get(it) or await ledger.get(it) for it in made]
+    jobs |= await ledger.get_all([it for it in made if isinstance(it, str) and it not in jobs])
+    return [it if isinstance(it, Exception) else jobs[it] for it in made]
 
 
 async def _enqueue(
