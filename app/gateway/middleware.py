@@ -14,7 +14,7 @@ from app.gateway.trace import continue_trace, name_request
 log = logging.getLogger("aimass.http")
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _READ = (b"x-request-id", b"content-length", b"traceparent")
-UPLOAD_PATHS = ("/api/v1/datasets",)
+_UPLOAD = re.compile(r"/api/v1/(?:datasets|models/[^/]+/versions)")  # streamed; they count for themselves
 
 
 class RequestMiddleware:
@@ -29,7 +29,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limited = scope["path"] not in UPLOAD_PATHS  # uploads are streamed and count for themselves
+        limited = not _UPLOAD.fullmatch(scope["path"])
         request = _Request(scope, receive, send, self._max_body if limited else math.inf)
         scope.setdefault("state", {})["request_id"] = request.id
         if request.announced > request.left:

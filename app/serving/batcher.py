@@ -74,7 +74,8 @@ class Batcher:
     def _submit(self, inputs: Tensors, rows: int, deadline: float) -> "asyncio.Future[Answer]":
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
-        self._waiting.append(Pending(inputs, rows, future, self._clock(), deadline))
+        shape = tuple([tensor.shape[1:] for tensor in inputs]) if self._limits.shapes_vary else ()
+        self._waiting.append(Pending(inputs, rows, future, self._clock(), deadline, shape))
         self._rows += rows
         self._metrics.queue_rows += rows
         if not self._armed or self._timer:
@@ -166,6 +167,8 @@ class Batcher:
             stacked = self._clock()
             outputs = run(inputs)
             batch_s, compute_s = stacked - begun, self._clock() - stacked
+            if len(batch) == 1:  # nothing to cut apart, and the outputs of a model that does not batch have no rows
+                return [Answer(outputs, 0.0, batch_s, compute_s)]
             answers: list[Answer | Exception] = []
             at = 0
             for pending in batch:

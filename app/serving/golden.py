@@ -25,9 +25,12 @@ class Golden:
 
     inputs: Tensors
     outputs: Tensors
+    batched: bool = True
 
     def rows(self, count: int) -> Tensors:
-        """`count` rows, the recorded ones in turn."""
+        """`count` rows, the recorded ones in turn; the recorded inputs themselves if the model does not batch."""
+        if not self.batched:
+            return self.inputs
         return tuple(np.resize(tensor, (count, *tensor.shape[1:])) for tensor in self.inputs)
 
 
@@ -38,10 +41,12 @@ def read_golden(path: Path, signature: Signature) -> Golden:
         golden = Golden(
             tuple(_array(raw["inputs"], tensor) for tensor in signature.inputs),
             tuple(_array(raw["outputs"], tensor) for tensor in signature.outputs),
+            signature.batched,
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Corrupt(f"golden.json cannot be read: {error!r}") from error
-    if not golden.inputs or len({tensor.shape[:1] for tensor in (*golden.inputs, *golden.outputs)}) != 1:
+    rows = {tensor.shape[:1] for tensor in (*golden.inputs, *golden.outputs)}
+    if not golden.inputs or (signature.batched and len(rows) != 1):
         raise Corrupt("golden.json: every tensor needs the same number of rows")
     return golden
 

@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Awaitable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -75,7 +75,7 @@ class ServedModel:
         self.instances: InstanceDecoder = instance_decoder(signature)
         self.predictions: PredictionEncoder = prediction_encoder(signature)
         self.oip = OipCodec(source.endpoint, signature)
-        self._batcher: Batcher | None = Batcher(plan, source.batching, metrics, executor)
+        self._batcher: Batcher | None = Batcher(plan, _limits(source, signature), metrics, executor)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -186,18 +186,26 @@ class Host:
 
     def _open(self, source: ModelSource) -> tuple[Signature, Plan]:
         signature = _read_signature(source.folder / "signature.json")
+        limits = _limits(source, signature)
         golden = read_golden(source.folder / "golden.json", signature)
         narrow = Session(source.onnx, signature, threads=1)
         prove(golden, narrow.run, exact=source.variant == BASE_VARIANT)
-        warm(narrow.run, golden, source.batching)
+        warm(narrow.run, golden, limits)
 
         def open_wide() -> Session:
             wide = Session(source.onnx, signature, threads=self._cores)
             prove(golden, wide.run, exact=source.variant == BASE_VARIANT)
             return wide
 
-        plan = choose(narrow.run, lambda: open_wide().run, golden, source.batching, self._executor, self._cores)
+        plan = choose(narrow.run, lambda: open_wide().run, golden, limits, self._executor, self._cores)
         return signature, plan
+
+
+def _limits(source: ModelSource, signature: Signature) -> Batching:
+    """The endpoint's limits, as the model can keep them: one that does not batch runs one request at a time."""
+    if not signature.batched:
+        return replace(source.batching, max_batch=1)
+    return replace(source.batching, shapes_vary=any(-1 in tensor.shape[1:] for tensor in signature.inputs))
 
 
 def _read_signature(path: Path) -> Signature:

@@ -16,6 +16,7 @@ from app.core.errors import AimassError, Corrupt
 from app.core.signature import Column, Signature
 from app.serving.careful import CarefulImages, CarefulTable, from_base64
 from app.serving.images import decode_image
+from app.serving.nested import NestedDecoder
 from app.serving.tensors import DTYPES, FLOAT32_MAX, INLINE_JSON_BYTES
 from app.serving.types import Array, Tensors
 
@@ -39,6 +40,8 @@ class InstanceDecoder(Protocol):
 
 def instance_decoder(signature: Signature) -> InstanceDecoder:
     """The decoder for a signature; Corrupt if its columns cannot be filled from instances."""
+    if signature.task == "inference":
+        return NestedDecoder(signature)
     if any(column.type == "image" for column in signature.columns):
         if len(signature.columns) != 1 or signature.image is None or len(signature.inputs) != 1:
             raise Corrupt("signature.json: an image column must be the only one, with `image` and one input")

@@ -62,7 +62,8 @@ class OipCodec:
         timeout_s = _timeout(request.parameters) if request.parameters else None
         inputs = self._tensors(request.inputs, parsed, memoryview(body)[len(header) :])
         outputs = self._selection(request.outputs, request.parameters)
-        return Inference(inputs, inputs[0].shape[0], outputs, request.id, timeout_s)
+        rows = inputs[0].shape[0] if self._signature.batched else 1
+        return Inference(inputs, rows, outputs, request.id, timeout_s)
 
     def encode(
         self, outputs: Tensors, wanted: Sequence[tuple[int, bool]], version: str, request_id: str | None
@@ -142,7 +143,7 @@ class OipCodec:
                 "inputs", msg=f"unexpected additional input data for model '{self._model}'", type="size"
             )
         tensors = tuple(array for array in arrays if array is not None)
-        if len({array.shape[0] for array in tensors}) != 1:
+        if self._signature.batched and len({array.shape[0] for array in tensors}) != 1:
             raise InvalidTensor.at("inputs", msg="the inputs differ in their first dimension, the batch", type="shape")
         return tensors
 
@@ -171,7 +172,7 @@ class OipCodec:
                 msg=f"a raw binary request needs a model with one input, '{self._model}' has {len(self._inputs)}",
             )
         tensor = self._signature.inputs[0]
-        shape = [1, *tensor.shape[1:]]
+        shape = [1, *tensor.shape[1:]] if self._signature.batched else list(tensor.shape)
         if tensor.datatype == "BYTES":
             if shape != [1]:
                 raise InvalidTensor.at(

@@ -1,11 +1,13 @@
 """Output tensors to the `predictions` of a REST answer."""
 
 from collections.abc import Callable
+from functools import partial
 
 import orjson
 
 from app.core.errors import Corrupt
 from app.core.signature import Signature
+from app.serving.nested import nested_predictions
 from app.serving.types import Tensors
 
 PredictionEncoder = Callable[[Tensors], bytes]
@@ -14,9 +16,12 @@ PredictionEncoder = Callable[[Tensors], bytes]
 def prediction_encoder(signature: Signature) -> PredictionEncoder:
     """Encoder of outputs, in the signature's order, to a JSON list with one object per row.
 
-    A classifier's row is {"label", "probabilities": {label: p}}, a regressor's {"value"}. A value that is not finite
-    becomes null. Corrupt if the signature lacks the output that its task needs.
+    A classifier's row is {"label", "probabilities": {label: p}}, a regressor's {"value"}, and that of a model without
+    columns nested lists by output name. A value that is not finite becomes null. Corrupt if the signature lacks the
+    output that its task needs.
     """
+    if signature.task == "inference":
+        return partial(nested_predictions, signature)
     names = [tensor.name for tensor in signature.outputs]
     wanted = "probabilities" if signature.task == "classification" else "value"
     if wanted not in names:

@@ -13,6 +13,11 @@ from app.serving.types import Tensors
 ONNX_TYPES = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
@@ -41,13 +46,16 @@ class Session:
         _match(signature.outputs, self._session.get_outputs(), "output", onnx.name, exact=False)
         self._inputs = [tensor.name for tensor in signature.inputs]
         self._outputs = [tensor.name for tensor in signature.outputs]
+        self._batched = signature.batched
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Run on arrays [rows, …]; InvalidTensor if the graph refuses these values."""
+        """Run on arrays [rows, …], or any where the model does not batch; InvalidTensor if the graph refuses them."""
         try:
             outputs = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
         except ort_errors.InvalidArgument as error:
             raise InvalidTensor(f"the model cannot take these values: {error}") from error
+        if not self._batched:
+            return tuple(outputs)
         rows = inputs[0].shape[0]
         for name, output in zip(self._outputs, outputs, strict=True):
             if not output.shape or output.shape[0] != rows:

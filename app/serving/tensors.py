@@ -18,6 +18,11 @@ from app.serving.types import Array
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype("<u2"),
+    "UINT32": np.dtype("<u4"),
+    "UINT64": np.dtype("<u8"),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype("<i2"),
     "INT32": np.dtype("<i4"),
     "INT64": np.dtype("<i8"),
     "FP16": np.dtype("<f2"),
@@ -29,15 +34,27 @@ DTYPES: dict[str, np.dtype[Any]] = {
 INLINE_JSON_BYTES = 256 * 1024
 _MAX_DIMENSION = 2**31 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT16_MAX = float(np.finfo(np.float16).max)
 _LENGTH = struct.Struct("<I")
 _OPENING = re.compile(rb"[\s\[]*")
 
+
+def _integer(low: int, high: int) -> Any:  # noqa: ANN401 - a type made at run time
+    return Annotated[int, msgspec.Meta(ge=low, le=high)]
+
+
 # What one JSON element may be. Null is NaN, which JSON cannot write: a missing value.
-_ELEMENTS: dict[str, Any] = {
+ELEMENTS: dict[str, Any] = {
     "BOOL": bool,
-    "UINT8": Annotated[int, msgspec.Meta(ge=0, le=255)],
-    "INT32": Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)],
+    "UINT8": _integer(0, 2**8 - 1),
+    "UINT16": _integer(0, 2**16 - 1),
+    "UINT32": _integer(0, 2**32 - 1),
+    "UINT64": Annotated[int, msgspec.Meta(ge=0)],  # numpy refuses what does not fit, here and below
+    "INT8": _integer(-(2**7), 2**7 - 1),
+    "INT16": _integer(-(2**15), 2**15 - 1),
+    "INT32": _integer(-(2**31), 2**31 - 1),
     "INT64": int,
+    "FP16": Annotated[float, msgspec.Meta(ge=-FLOAT16_MAX, le=FLOAT16_MAX)] | None,
     "FP32": Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)] | None,
     "FP64": float | None,
     "BYTES": str,
@@ -57,12 +74,12 @@ def check_shape(tensor: Tensor, datatype: str, shape: Sequence[int], model: str)
     fits = len(shape) == len(tensor.shape) and all(
         want in (-1, got) and 0 <= got <= _MAX_DIMENSION for want, got in zip(tensor.shape, shape, strict=True)
     )
-    if not fits or shape[0] == 0:
+    if not fits or 0 in shape[:1]:
         raise InvalidTensor.at(
             "inputs",
             tensor.name,
             msg=f"unexpected shape for input '{tensor.name}' for model '{model}'. "
-            f"Expected {list(tensor.shape)}, got {list(shape)}; the first dimension is the batch, at least 1",
+            f"Expected {list(tensor.shape)}, got {list(shape)}; -1 is any size, the first at least 1",
             type="shape",
         )
 
@@ -125,7 +142,7 @@ def shaped(array: Array, tensor: Tensor, shape: Sequence[int]) -> Array:
 
 @cache
 def _decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
-    kind: Any = _ELEMENTS[datatype]
+    kind: Any = ELEMENTS[datatype]
     for _ in range(depth):
         kind = list[kind]
     return msgspec.json.Decoder(kind)

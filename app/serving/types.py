@@ -13,11 +13,15 @@ Run = Callable[[Tensors], Tensors]
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """Limits of one endpoint: rows of a run, rows that may wait, and how long the first may wait for company."""
+    """Limits of one endpoint: rows of a run, rows that may wait, and how long the first may wait for company.
+
+    Where `shapes_vary`, rows of two requests may differ in shape, and then do not share a run.
+    """
 
     max_batch: int
     max_queue: int
     max_delay_ms: float = 0.0
+    shapes_vary: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,23 +10,28 @@ from app.serving.types import Answer, Tensors
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """One request in the queue. `deadline` and `arrived` are on the batcher's clock, in seconds."""
+    """One request in the queue. `deadline` and `arrived` are on the batcher's clock, in seconds.
+
+    Only requests of one `shape` (of a row of each input) can share a run.
+    """
 
     inputs: Tensors
     rows: int
     future: "asyncio.Future[Answer]"
     arrived: float
     deadline: float = math.inf
+    shape: tuple[tuple[int, ...], ...] = ()
 
 
 def take(waiting: deque[Pending], budget: int, now: float) -> tuple[list[Pending], list[Pending], int]:
     """Remove the next batch from the front: (batch, late, rows removed).
 
-    In order of arrival, at most `budget` rows but at least one request. Requests whose caller has gone are dropped,
-    those past their deadline are returned as `late`.
+    In order of arrival, at most `budget` rows but at least one request, all of the first one's shape: those of other
+    shapes keep their places. Requests whose caller has gone are dropped, those past their deadline returned as `late`.
     """
     batch: list[Pending] = []
     late: list[Pending] = []
+    passed: list[Pending] = []
     removed = 0
     while waiting:
         pending = waiting[0]
@@ -34,6 +39,9 @@ def take(waiting: deque[Pending], budget: int, now: float) -> tuple[list[Pending
             pass
         elif pending.deadline <= now:
             late.append(pending)
+        elif batch and pending.shape != batch[0].shape:
+            passed.append(waiting.popleft())
+            continue
         elif not batch or pending.rows <= budget:
             batch.append(pending)
             budget -= pending.rows
@@ -41,4 +49,5 @@ def take(waiting: deque[Pending], budget: int, now: float) -> tuple[list[Pending
             break
         waiting.popleft()
         removed += pending.rows
+    waiting.extendleft(reversed(passed))
     return batch, late, removed

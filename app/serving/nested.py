@@ -1,0 +1,115 @@
+"""Instances and predictions of models without columns: nested lists by tensor name, as KServe's V1 protocol has them.
+
+An instance of a model that batches is one row, without the batch axis; of any other model it is whole tensors, and a
+request holds one. The name may be left out where the model has one input.
+"""
+
+import re
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import orjson
+
+from app.core.errors import InvalidInput, InvalidTensor, Malformed
+from app.core.signature import Signature, Tensor
+from app.serving.tensors import DTYPES, ELEMENTS, INLINE_JSON_BYTES
+from app.serving.types import Array, Tensors
+
+_PATH = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+
+
+class NestedDecoder:
+    """`app.serving.instances.InstanceDecoder` over the inputs themselves."""
+
+    inline_bytes = INLINE_JSON_BYTES
+
+    def __init__(self, signature: Signature) -> None:
+        self._inputs = signature.inputs
+        self._batched = signature.batched
+        self._whole = msgspec.json.Decoder(_body(signature))
+        self._bare = msgspec.json.Decoder(_bare_body(signature)) if len(signature.inputs) == 1 else None
+
+    def __call__(self, body: bytes) -> tuple[Tensors, int]:
+        """Malformed for a body that is not JSON, InvalidTensor that names the instance and the element otherwise."""
+        rows = self._read(body)
+        if not self._batched and len(rows) > 1:
+            raise InvalidTensor.at(
+                "instances", msg="this model does not batch: send one instance a request", type="too_long"
+            )
+        return tuple(self._tensor(at, tensor, rows) for at, tensor in enumerate(self._inputs)), len(rows)
+
+    def _read(self, body: bytes) -> list[tuple[Any, ...]]:
+        try:
+            if self._bare is not None and not _names_inputs(body):
+                return [(value,) for value in self._bare.decode(body).instances]
+            return [msgspec.structs.astuple(row) for row in self._whole.decode(body).instances]
+        except msgspec.ValidationError as error:
+            raise _refusal(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Malformed(f"the body is not JSON: {error}") from None
+
+    def _tensor(self, at: int, tensor: Tensor, rows: list[tuple[Any, ...]]) -> Array:
+        try:
+            arrays = [np.array(row[at], DTYPES[tensor.datatype]) for row in rows]
+            array = np.stack(arrays) if self._batched else arrays[0]
+        except (ValueError, OverflowError):  # ragged lists, rows of different shapes, an integer that is too large
+            raise InvalidTensor.at(
+                "instances", tensor.name, msg="all instances need values of one shape and in range", type="shape"
+            ) from None
+        if array.ndim != len(tensor.shape) or any(
+            w not in {-1, g} for w, g in zip(tensor.shape, array.shape, strict=True)
+        ):
+            wanted = list(tensor.shape[1:] if self._batched else tensor.shape)
+            got = list(array.shape[1:] if self._batched else array.shape)
+            raise InvalidTensor.at("instances", tensor.name, msg=f"must have shape {wanted}, has {got}", type="shape")
+        return array
+
+
+def nested_predictions(signature: Signature, outputs: Tensors) -> bytes:
+    """One object a row (or one in all, for a model that does not batch) of nested lists by output name."""
+    names = [tensor.name for tensor in signature.outputs]
+    plain = [array.tolist() if array.dtype == object else array for array in outputs]
+    if not signature.batched:
+        return orjson.dumps([dict(zip(names, plain, strict=True))], option=orjson.OPT_SERIALIZE_NUMPY)
+    rows = [dict(zip(names, values, strict=True)) for values in zip(*plain, strict=True)]
+    return orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _kind(tensor: Tensor, *, batched: bool) -> Any:  # noqa: ANN401 - a type made at run time
+    kind: Any = ELEMENTS[tensor.datatype]
+    for _ in tensor.shape[1:] if batched else tensor.shape:
+        kind = list[kind]
+    return kind
+
+
+def _body(signature: Signature) -> Any:  # noqa: ANN401 - the same
+    """Type of {"instances": [{input: nested}, …]}; fields are f0, f1, … since a tensor's name may be any text."""
+    fields = [(f"f{at}", _kind(t, batched=signature.batched)) for at, t in enumerate(signature.inputs)]
+    names = {f"f{at}": tensor.name for at, tensor in enumerate(signature.inputs)}
+    row = msgspec.defstruct("Row", fields, rename=names, forbid_unknown_fields=True, gc=False)
+    return _instances(row)
+
+
+def _bare_body(signature: Signature) -> Any:  # noqa: ANN401 - the same
+    return _instances(_kind(signature.inputs[0], batched=signature.batched))
+
+
+def _instances(kind: Any) -> Any:  # noqa: ANN401 - the same
+    rows = Annotated[list[kind], msgspec.Meta(min_length=1)]
+    return msgspec.defstruct("Body", [("instances", rows)], forbid_unknown_fields=True, gc=False)
+
+
+def _names_inputs(body: bytes) -> bool:
+    """True if the first instance is an object."""
+    start = body.find(b"[")
+    return body[start + 1 : start + 64].lstrip().startswith(b"{")
+
+
+def _refusal(error: msgspec.ValidationError) -> InvalidInput:
+    """Msgspec's sentence with its path as a location."""
+    found = _PATH.search(str(error))
+    steps = [name or place for name, place in _STEP.findall(found["path"])] if found else []
+    loc = [int(step) if step.isdigit() else step for step in steps if step != "..."]
+    return InvalidTensor.at(*loc, msg=_PATH.sub("", str(error)), type="type")

@@ -1,0 +1,94 @@
+"""Instances of models without columns: nested lists by input name, and predictions by output name."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.core.errors import InvalidInput, InvalidTensor, Malformed
+from app.core.signature import Signature, Tensor
+from app.serving.instances import instance_decoder
+from app.serving.predictions import prediction_encoder
+
+PAIR = (Tensor("ids", "INT64", (-1, -1)), Tensor("mask", "BOOL", (-1,)))
+OUT = (Tensor("y", "FP32", (-1, 2)),)
+
+
+def signature(*inputs: Tensor, batched: bool = True, outputs: tuple[Tensor, ...] = OUT) -> Signature:
+    return Signature("inference", inputs, outputs, (), batched=batched)
+
+
+def decode(given: Signature, body: Any) -> Any:
+    return instance_decoder(given)(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+
+def test_rows_of_several_inputs():
+    rows = [{"ids": [1, 2, 3], "mask": True}, {"mask": False, "ids": [4, 5, 6]}]
+    (ids, mask), count = decode(signature(*PAIR), {"instances": rows})
+    assert (ids.dtype, ids.tolist(), mask.tolist(), count) == (np.int64, [[1, 2, 3], [4, 5, 6]], [True, False], 2)
+
+
+@pytest.mark.parametrize("instances", [[[1, None], [3, 4]], [{"x": [1, None]}, {"x": [3, 4]}]])
+def test_one_input_needs_no_name(instances: list[Any]):
+    (x,), count = decode(signature(Tensor("x", "FP32", (-1, 2))), {"instances": instances})
+    assert (x.dtype, x.shape, count) == (np.float32, (2, 2), 2)
+    assert np.isnan(x[0, 1])
+
+
+def test_scalars_are_rows_too():
+    (x,), count = decode(signature(Tensor("x", "BYTES", (-1,))), {"instances": ["a", "数据"]})
+    assert (x.tolist(), count) == (["a", "数据"], 2)
+
+
+def test_a_model_that_does_not_batch_takes_whole_tensors():
+    given = signature(Tensor("x", "FP32", (1, 2)), Tensor("c", "BOOL", ()), batched=False)
+    (x, c), rows = decode(given, {"instances": [{"x": [[1, 2]], "c": True}]})
+    assert (x.tolist(), c.shape, c.item(), rows) == ([[1.0, 2.0]], (), True, 1)
+    with pytest.raises(InvalidTensor, match="one instance a request"):
+        decode(given, {"instances": [{"x": [[1, 2]], "c": True}] * 2})
+
+
+@pytest.mark.parametrize(
+    ("body", "loc"),
+    [
+        ({"instances": [{"ids": [1, "a"], "mask": True}]}, ("instances", "ids")),
+        ({"instances": [{"ids": [1], "mask": 1}]}, ("instances", "mask")),
+        ({"instances": [{"ids": [1]}]}, ("instances",)),
+        ({"instances": [{"ids": [1], "mask": True, "more": 1}]}, ("instances",)),
+        ({"instances": [{"ids": [1], "mask": True}, {"ids": [1, 2], "mask": True}]}, ("instances", "ids")),
+        ({"instances": [{"ids": [2**63], "mask": True}]}, ("instances", "ids")),
+        ({"instances": []}, ("instances",)),
+        ({"instances": {}}, ("instances",)),
+        ({"inputs": []}, ()),
+        ({"instances": [], "more": 1}, ()),
+    ],
+)
+def test_what_does_not_fit_is_named(body: Any, loc: tuple[str | int, ...]):
+    with pytest.raises(InvalidInput) as refused:
+        decode(signature(*PAIR), body)
+    found = tuple(step for step in refused.value.errors[0].loc if isinstance(step, str))
+    assert found[: len(loc)] == loc
+
+
+def test_a_fixed_size_is_held():
+    with pytest.raises(InvalidTensor, match=r"must have shape \[2\], has \[3\]"):
+        decode(signature(Tensor("x", "FP32", (-1, 2))), {"instances": [[1, 2, 3]]})
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"instances": [[1, 2]]', b'\xff{"instances": []}'])
+def test_what_is_not_json_is_malformed(body: bytes):
+    with pytest.raises(Malformed):
+        decode(signature(Tensor("x", "FP32", (-1, 2))), body)
+
+
+def test_predictions_by_output():
+    outputs = (Tensor("y", "FP32", (-1, 2)), Tensor("word", "BYTES", (-1,)))
+    encode = prediction_encoder(signature(*PAIR, outputs=outputs))
+    made = encode((np.array([[0.5, np.nan], [1, 2]], np.float32), np.array(["a", "b"], object)))
+    assert json.loads(made) == [{"y": [0.5, None], "word": "a"}, {"y": [1.0, 2.0], "word": "b"}]
+
+
+def test_one_prediction_of_a_model_that_does_not_batch():
+    encode = prediction_encoder(signature(*PAIR, batched=False))
+    assert json.loads(encode((np.array([[1, 2]], np.float32),))) == [{"y": [[1.0, 2.0]]}]
