@@ -11,18 +11,15 @@ _FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8)
 _OP = "TreeEnsembleRegressor"
 
 
-def truncate_trees(
-    model: onnx.ModelProto, drop: Callable[[bytes], float], budget: float
-) -> tuple[bytes, dict[str, Any]] | None:
-    """Keep the fewest of the first trees whose loss on validation rows is within `budget`.
+def truncate_trees(model: onnx.ModelProto, good_enough: Callable[[bytes], bool]) -> tuple[bytes, dict[str, Any]] | None:
+    """Keep the fewest of the first trees that are good enough.
 
     Args:
         model: with one TreeEnsembleRegressor and the property `trees`: `boosted` (a sum) or `averaged` (a mean).
-        drop: how much worse a serialised model is on validation rows than the full one.
-        budget: largest drop.
+        good_enough: whether a serialised model may stand for the full one.
 
     Returns:
-        The smaller model and its recipe, or None when no smaller one is within the budget.
+        The smaller model and its recipe, or None when no smaller one is good enough.
     """
     kind = {p.key: p.value for p in model.metadata_props}.get("trees")
     node = next(n for n in model.graph.node if n.op_type == _OP)
@@ -34,7 +31,7 @@ def truncate_trees(
         if kept >= total:
             break
         smaller = _first_trees(model, attributes, kept, 1.0 if kind == "boosted" else total / kept).SerializeToString()
-        if drop(smaller) <= budget:
+        if good_enough(smaller):
             recipe = {"method": "truncate_trees", "trees": kept, "of": total, "precision": "fp32", "note": NOTE}
             return smaller, recipe
     return None

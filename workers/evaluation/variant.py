@@ -19,10 +19,17 @@ class Judge:
     positive: int
     threads: int
 
+    def answers(self, model: bytes) -> Array:
+        """What a serialised model says to these rows."""
+        return predict(open_session(model, self.threads), self.inputs)
+
+    def score(self, answers: Array, rows: Array | slice = slice(None)) -> dict[str, float]:
+        """Every metric of the answers, or of the chosen ones."""
+        return evaluate(self.task, self.y[rows], answers[rows], positive=self.positive)
+
     def metrics(self, model: bytes) -> dict[str, float]:
         """Every metric of a serialised model on these rows."""
-        answers = predict(open_session(model, self.threads), self.inputs)
-        return evaluate(self.task, self.y, answers, positive=self.positive)
+        return self.score(self.answers(model))
 
     def latency(self, *models: bytes) -> list[Latency]:
         """How fast each is here, measured in turns."""

@@ -15,7 +15,7 @@ from workers.host import job_threads
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Judge variants by the version's own test rows; writes accepted ones under `output/variants`.
+    """Judge variants by the version's own split; writes accepted ones under `output/variants`.
 
     Raises:
         InvalidData: the data set no longer fits the version, or the version holds no split to be judged by.
@@ -30,8 +30,8 @@ def run(job: JobContext) -> dict[str, Any]:
     job.progress(0.0, "reading the data set")
     prepared = reload(job, signature, folder / SPLIT_FILE)
     inputs, y = prepared.part("test")
-    if not len(y):
-        raise InvalidData.at("dataset", msg="none of the version's test rows are in this data set")
+    if not len(y) or not len(prepared.split.validation):
+        raise InvalidData.at("dataset", msg="the version's validation or test rows are no longer in this data set")
     classes = card["data"]["classes"]
     positive = classes.index(card["data"]["positive_class"]) if card["data"]["positive_class"] is not None else 1
     judge = Judge(signature.learned_task, inputs, y, positive, job_threads(job))

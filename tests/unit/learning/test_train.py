@@ -10,12 +10,8 @@ import pytest
 
 from app.core.errors import InvalidData, InvalidSpec, ParityFailed
 from app.core.signature import Signature
-from app.specs.jobs import CompressBudget, TrainSpec
-from workers.compression.variants import Compressor
-from workers.data.prepare import prepare
-from workers.evaluation.variant import Judge
 from workers.export.runtime import open_session
-from workers.jobs import compress, train
+from workers.jobs import train
 
 MakeJob = Callable[..., Any]
 FAST = {"epochs": 15, "batch_size": 32, "optimizer": {"lr": 0.01}}
@@ -147,36 +143,6 @@ def test_the_data_sets_own_division_is_followed(make_job: MakeJob, digits: pl.Da
     train.run(job)
     saved = pl.read_parquet(job.output / "split.parquet")
     assert set(saved.filter(pl.col("part") == "test")["__row_id"]) == set(range(0, 1797, 4))
-
-
-def test_compress_later_judges_by_the_same_rows(make_job: MakeJob, mixed: pl.DataFrame):
-    job = make_job(mixed, family="random_forest", features={"drop": ["amount"]})
-    trained = train.run(job)
-    later = make_job(mixed, name="later", kind="compress")
-    later.spec = {"kind": "compress", "model": "m", "version": 1, "budget": {"max_metric_drop": 0.05}}
-    job.output.rename(later.input / "model")
-    (variant,) = compress.run(later)["variants"]
-    assert (variant["name"], variant["state"]) == ("optimized", "accepted")
-    assert variant["recipe"]["trees"] < variant["recipe"]["of"] == 200
-    assert variant["metrics"]["roc_auc"] >= trained["metrics"]["roc_auc"] - 0.05
-    assert [str(p.relative_to(later.output)) for p in later.output.rglob("*.onnx")] == [variant["path"]]
-
-
-def test_a_variant_over_the_budget_is_rejected_with_its_numbers(make_job: MakeJob, mixed: pl.DataFrame):
-    models = []
-    for trees in (100, 1):
-        spec = {"family": "gbdt", "params": {"n_estimators": trees, "num_leaves": 4}, "features": {"drop": ["amount"]}}
-        job = make_job(mixed, name=f"trees-{trees}", **spec)
-        train.run(job)
-        models.append((job.output / "model.onnx").read_bytes())
-    prepared = prepare(job, TrainSpec.model_validate(job.spec).check_family())
-    judge = Judge("classification", *prepared.part("test"), positive=1, threads=1)
-    compressor = Compressor(models[0], prepared, judge, "roc_auc", CompressBudget(max_metric_drop=0.001))
-    variant = compressor._decide("stump", models[1], {"method": "stump"})
-    assert (variant.state, variant.path, variant.bytes) == ("rejected", None, len(models[1]))
-    assert "over the budget of 0.001" in str(variant.reason)
-    assert variant.metrics["roc_auc"] < judge.metrics(models[0])["roc_auc"] - 0.001
-    assert variant.latency["p50_ms"] > 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""Variants: what decides over them, and what is said of them."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from app.specs.jobs import CompressBudget, TrainSpec
+from workers.compression.variants import Compressor
+from workers.data.prepare import Prepared, prepare
+from workers.evaluation.loss import worst_loss
+from workers.evaluation.variant import Judge
+from workers.jobs import compress, train
+
+MakeJob = Callable[..., Any]
+SPEC: dict[str, Any] = {"features": {"drop": ["amount"]}}
+
+
+def prepared_of(job: Any) -> Prepared:
+    return prepare(job, TrainSpec.model_validate(job.spec).check_family())
+
+
+def compressor_of(job: Any, model: bytes, budget: float, prepared: Prepared | None = None) -> Compressor:
+    prepared = prepared or prepared_of(job)
+    judge = Judge("classification", *prepared.part("test"), positive=1, threads=1)
+    return Compressor(model, prepared, judge, "roc_auc", CompressBudget(max_metric_drop=budget))
+
+
+def test_compress_later_judges_by_the_same_rows(make_job: MakeJob, mixed: pl.DataFrame):
+    job = make_job(mixed, family="random_forest", **SPEC)
+    trained = train.run(job)
+    later = make_job(mixed, name="later", kind="compress")
+    later.spec = {"kind": "compress", "model": "m", "version": 1, "budget": {"max_metric_drop": 0.05}}
+    job.output.rename(later.input / "model")
+    (variant,) = compress.run(later)["variants"]
+    assert (variant["name"], variant["state"]) == ("optimized", "accepted")
+    assert variant["recipe"]["trees"] < variant["recipe"]["of"] == 200
+    assert variant["metrics"]["roc_auc"] >= trained["metrics"]["roc_auc"] - 0.05
+    assert [str(p.relative_to(later.output)) for p in later.output.rglob("*.onnx")] == [variant["path"]]
+
+
+def test_a_variant_over_the_budget_is_rejected_with_its_numbers(make_job: MakeJob, mixed: pl.DataFrame):
+    models = []
+    for trees in (100, 1):
+        spec = {"family": "gbdt", "params": {"n_estimators": trees, "num_leaves": 4}, **SPEC}
+        job = make_job(mixed, name=f"trees-{trees}", **spec)
+        train.run(job)
+        models.append((job.output / "model.onnx").read_bytes())
+    compressor = compressor_of(job, models[0], 0.001)
+    judge = compressor.judge
+    variant = compressor._decide("stump", models[1], {"method": "stump"})
+    assert (variant.state, variant.path, variant.bytes) == ("rejected", None, len(models[1]))
+    assert "over the budget of 0.001" in str(variant.reason)
+    assert variant.metrics["roc_auc"] < judge.metrics(models[0])["roc_auc"] - 0.001
+    assert variant.latency["p50_ms"] > 0
+
+
+def test_test_rows_decide_nothing(make_job: MakeJob, mixed: pl.DataFrame, tmp_path: Path):
+    job = make_job(mixed, family="gbdt", **SPEC)
+    train.run(job)
+    model = (job.output / "model.onnx").read_bytes()
+    right = prepared_of(job)
+    y = right.y.copy()
+    y[right.split.test] = 1 - y[right.split.test]
+    wrong = dataclasses.replace(right, y=y)
+    made = []
+    for name, prepared in (("right", right), ("wrong", wrong)):
+        [variant] = compressor_of(job, model, 0.05, prepared).run(tmp_path / name)
+        made.append((variant.state, variant.recipe["trees"], variant.recipe["metric_drop"], variant.metrics))
+    assert made[0][:3] == made[1][:3]
+    assert made[0][3]["roc_auc"] == pytest.approx(1 - made[1][3]["roc_auc"])
+
+
+def test_a_linear_models_variant_is_judged_too(make_job: MakeJob, cancer: pl.DataFrame):
+    result = train.run(make_job(cancer, family="linear", compress={}))
+    base, int8 = result["variants"]
+    assert (base["name"], int8["name"], int8["recipe"]["method"]) == ("fp32", "int8", "dynamic")
+    assert int8["state"] == "accepted" or int8["reason"]
+    assert set(int8["metrics"]) == set(base["metrics"])
+
+
+class TestLoss:
+    """Of answers whose accuracy is known, on rows of two classes."""
+
+    def judge(self, rows: int) -> tuple[Judge, np.ndarray]:
+        y = np.random.default_rng(1).integers(0, 2, rows)
+        return Judge("classification", {}, y, 1, 1), np.eye(2)[y] * 0.8 + 0.1
+
+    def test_it_grows_with_the_doubt(self):
+        """A tenth of the labels are wrong: the standard error is that of 400 paired differences of 0 and 1."""
+        judge, full = self.judge(400)
+        other = full.copy()
+        other[np.random.default_rng(0).permutation(400)[:40]] = [[0.45, 0.55]]
+        loss = worst_loss(judge, "accuracy", full, other, budget=1.0)
+        wrong = other.argmax(axis=1) != judge.y
+        assert loss.measured == pytest.approx(wrong.mean())
+        expected = 1.645 * wrong.std() / 400**0.5
+        assert loss.at_most - loss.measured == pytest.approx(expected, rel=0.4)
+
+    def test_one_row_of_few_proves_little(self):
+        judge, full = self.judge(100)
+        other = full.copy()
+        other[0] = full[0][::-1]
+        loss = worst_loss(judge, "accuracy", full, other, budget=1.0)
+        assert loss.measured == pytest.approx(0.01)
+        assert loss.at_most > 0.02
+
+    def test_the_same_answers_lose_nothing(self):
+        judge, full = self.judge(10)
+        loss = worst_loss(judge, "roc_auc", full, full, budget=0.0)
+        assert (loss.measured, loss.at_most) == (0.0, 0.0)
+
+    def test_a_rare_class_may_be_away_without_a_group(self):
+        judge = Judge("classification", {}, np.asarray([1] + [0] * 29), 1, 1)
+        full = np.tile([0.7, 0.3], (30, 1))
+        full[0] = [0.2, 0.8]
+        loss = worst_loss(judge, "roc_auc", full, full[:, ::-1], budget=1.0)
+        assert loss.measured == 1.0
+
+    def test_errors_are_relative(self):
+        y = np.linspace(0, 1, 60)
+        judge = Judge("regression", {}, y, 1, 1)
+        loss = worst_loss(judge, "rmse", y + 0.1, y + 0.11, budget=1.0)
+        assert (loss.metric, loss.measured) == ("rmse", pytest.approx(0.1))
+        assert loss.at_most == pytest.approx(0.1)

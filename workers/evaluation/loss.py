@@ -1,0 +1,61 @@
+"""What a compressed variant loses against the full model, and how sure that is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from workers.evaluation.metrics import metric_drop
+from workers.evaluation.variant import Judge
+from workers.learning import Array
+
+_SURE = 1.645  # standard errors: the one-sided 95 % point of the normal distribution
+_GROUPS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How much worse `metric` is on the rows at hand, and at most on any rows (95 % sure); negative is better."""
+
+    metric: str
+    measured: float
+    at_most: float
+
+
+def worst_loss(judge: Judge, main_metric: str, full: Array, other: Array, budget: float) -> Loss:
+    """The larger of the losses of the main metric and of accuracy, where there is one.
+
+    Accuracy too, since an ensemble without its last trees may rank rows as before while every probability has moved
+    to one side of the threshold. A metric that these rows do not have, as ROC AUC of one class, is passed over.
+
+    Args:
+        judge: the rows.
+        main_metric: of the model.
+        full: the full model's answers to them.
+        other: the variant's answers.
+        budget: a loss above it is not looked at more closely.
+    """
+    measured = _drops(judge, full, other, np.ones(len(judge.y), bool))
+    names = [name for name in (main_metric, "accuracy") if name in measured] or [next(iter(measured))]
+    name = max(names, key=lambda name: measured[name])
+    if measured[name] > budget:
+        return Loss(name, measured[name], measured[name])
+    groups = np.random.default_rng(0).permutation(len(judge.y)) % _GROUPS
+    without = [_drops(judge, full, other, groups != group) for group in np.unique(groups)]
+    losses = []
+    for name in names:
+        spread = _jackknife([drops[name] for drops in without if name in drops])
+        losses.append(Loss(name, measured[name], measured[name] + _SURE * spread))
+    return max(losses, key=lambda loss: loss.at_most)
+
+
+def _drops(judge: Judge, full: Array, other: Array, rows: Array) -> dict[str, float]:
+    if not rows.any():
+        return {}
+    before, after = judge.score(full, rows), judge.score(other, rows)
+    return {name: metric_drop(name, before[name], after[name]) for name in before if name in after}
+
+
+def _jackknife(estimates: list[float]) -> float:
+    """The standard error of a statistic from its values without one group of rows each (Efron and Tibshirani 1993)."""
+    count = len(estimates)
+    return float(np.sqrt((count - 1) * np.var(estimates))) if count > 1 else 0.0
