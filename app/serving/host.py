@@ -29,7 +29,7 @@ from app.serving.batcher import Batcher
 from app.serving.golden import prove, read_golden
 from app.serving.instances import InstanceDecoder, instance_decoder
 from app.serving.oip import OipCodec
-from app.serving.plan import choose, warm
+from app.serving.plan import choose
 from app.serving.predictions import PredictionEncoder, prediction_encoder
 from app.serving.session import Session
 from app.serving.types import Answer, Batching, Plan, Tensors
@@ -190,7 +190,6 @@ class Host:
         golden = read_golden(source.folder / "golden.json", signature)
         narrow = Session(source.onnx, signature, threads=1)
         prove(golden, narrow.run, exact=source.variant == BASE_VARIANT)
-        warm(narrow.run, golden, limits)
 
         def open_wide() -> Session:
             wide = Session(source.onnx, signature, threads=self._cores)

@@ -3,17 +3,24 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from statistics import median
 
 from app.serving.golden import Golden
-from app.serving.types import Batching, Plan, Run
+from app.serving.types import Batching, Plan, Run, Tensors
 
 # Below this a thread hand-over costs more than the run.
 INLINE_S = 0.3e-3
 # Longest time that one full batch may hold the event loop.
 INLINE_BATCH_S = 2e-3
+# No larger batch is warmed up after a run that took this long: what a first run costs more is little beside it.
+WARM_RUN_S = 0.1
+# No larger batch is warmed up than of this many bytes of input: what the model makes of them is many times as much.
+WARM_BYTES = 32 << 20
 _RUNS = 7
 _BUDGET_S = 0.3  # of one measurement
+_ROUNDS = 11
+_ROUNDS_BUDGET_S = 1.0
 _GAIN = 1.1  # a second copy of the weights must be worth this much
 _LANE_ROWS = 8  # rows of the batches that throughput is compared at
 
@@ -26,59 +33,85 @@ def buckets(max_batch: int) -> list[int]:
     return sizes if max_batch == 1 else [*sizes, max_batch]
 
 
-def warm(run: Run, golden: Golden, limits: Batching) -> None:
-    """Run each batch bucket once, so that no caller pays for the first allocation."""
+def warm(run: Run, golden: Golden, limits: Batching) -> int:
+    """Run each batch bucket once, so that no caller pays for the first allocation; returns the largest that was run.
+
+    WARM_RUN_S and WARM_BYTES end it before `max_batch`, which may be thousands of pictures.
+    """
+    warmed = 0
     for size in buckets(limits.max_batch):
-        run(golden.rows(size))
+        if size > 1 and size * _row_bytes(golden) > WARM_BYTES:
+            break
+        taken_s = _seconds(run, golden.rows(size))
+        warmed = size
+        if taken_s > WARM_RUN_S:
+            break
+    return warmed
 
 
 def is_inline(run: Run, golden: Golden, limits: Batching) -> bool:
     """True if one row and a full batch are both so fast that the event loop may run them itself.
 
-    The best of the runs counts: the machine may be busy with the traffic of the version before.
+    The best of the runs counts: the machine may be busy with the traffic of the version before. To be asked only where
+    `warm` reached the full batch; a smaller one was left because it takes longer than this allows.
     """
-    return min(_times(run, golden, 1)) < INLINE_S and min(_times(run, golden, limits.max_batch)) < INLINE_BATCH_S
+    return _best(run, golden, 1) < INLINE_S and _best(run, golden, limits.max_batch) < INLINE_BATCH_S
 
 
 def choose(
     narrow: Run, open_wide: Callable[[], Run], golden: Golden, limits: Batching, executor: Executor, cores: int
 ) -> Plan:
-    """Lanes of one thread, one lane of all cores, or lanes plus an all-core session for a lonely request.
+    """Warm up and measure: on the event loop, in lanes of one thread, in one of all cores, or in lanes and all alone.
 
-    `narrow` uses one thread a run; `open_wide` opens a session that uses `cores`. The winner is measured, in items/s.
+    `narrow` uses one thread a run; `open_wide` opens a session that uses `cores`.
     """
-    if is_inline(narrow, golden, limits):
+    warmed = warm(narrow, golden, limits)
+    if warmed == limits.max_batch and is_inline(narrow, golden, limits):
         return Plan(narrow, inline=True)
     if cores == 1:
         return Plan(narrow)
     wide = open_wide()
     warm(wide, golden, limits)
-    rows = min(_LANE_ROWS, limits.max_batch)
-    by_lanes = cores / _together(narrow, golden, rows, executor, cores)
-    by_width = 1 / _seconds(wide, golden, rows)
-    if by_width > by_lanes * _GAIN:
+    batch, row = golden.rows(min(_LANE_ROWS, warmed)), golden.rows(1)
+    lanes_s = partial(_together, narrow, batch, executor, cores)
+    if _ratio(lanes_s, partial(_seconds, wide, batch)) > cores * _GAIN:
         return Plan(wide)
-    alone = _seconds(narrow, golden, 1) > _seconds(wide, golden, 1) * _GAIN
+    alone = _ratio(partial(_seconds, narrow, row), partial(_seconds, wide, row)) > _GAIN
     return Plan(narrow, lanes=cores, alone=wide if alone else None)
 
 
-def _seconds(run: Run, golden: Golden, rows: int) -> float:
-    """Median seconds of one run."""
-    return median(_times(run, golden, rows))
+def _row_bytes(golden: Golden) -> int:
+    return sum(tensor.nbytes // len(tensor) for tensor in golden.inputs)
 
 
-def _times(run: Run, golden: Golden, rows: int) -> list[float]:
+def _seconds(run: Run, inputs: Tensors) -> float:
+    begun = time.perf_counter()
+    run(inputs)
+    return time.perf_counter() - begun
+
+
+def _best(run: Run, golden: Golden, rows: int) -> float:
+    """Seconds of the fastest of some runs."""
     inputs = golden.rows(rows)
     times: list[float] = []
     end = time.perf_counter() + _BUDGET_S
     while len(times) < _RUNS and (not times or time.perf_counter() < end):
-        begun = time.perf_counter()
-        run(inputs)
-        times.append(time.perf_counter() - begun)
-    return times
+        times.append(_seconds(run, inputs))
+    return min(times)
 
 
-def _together(run: Run, golden: Golden, rows: int, executor: Executor, lanes: int) -> float:
-    """Median seconds of one run while `lanes` of them run at the same time."""
-    jobs = [executor.submit(_seconds, run, golden, rows) for _ in range(lanes)]
-    return max(job.result() for job in jobs)
+def _ratio(first_s: Callable[[], float], second_s: Callable[[], float]) -> float:
+    """How many times as long the first takes; they take turns, so that what else the machine does hits both."""
+    found: list[float] = []
+    end = time.perf_counter() + _ROUNDS_BUDGET_S
+    while len(found) < _ROUNDS and (not found or time.perf_counter() < end):
+        found.append(first_s() / second_s())
+    return median(found)
+
+
+def _together(run: Run, inputs: Tensors, executor: Executor, lanes: int) -> float:
+    """Seconds of one run in each lane, all at the same time."""
+    begun = time.perf_counter()
+    for job in [executor.submit(run, inputs) for _ in range(lanes)]:
+        job.result()
+    return time.perf_counter() - begun
