@@ -10,15 +10,17 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from app.core.errors import Corrupt, NotFound
+from app.core.errors import Corrupt, NotFound, Unavailable
+from app.store.disk import fetching, writing
 from app.store.ports import CHUNK_BYTES, check_digest
 
 ABANDONED_S = 86_400.0
 HOST = socket.gethostname()
+DISK = "the store's disk (AIMASS_STORE_URL, or AIMASS_DATA_DIR without it)"
 
 
 class LocalWriter:
@@ -28,7 +30,8 @@ class LocalWriter:
         self.size = 0
         self._store = store
         self._path = store.temporary()
-        self._file: BinaryIO | None = self._path.open("xb")
+        with writing(DISK):
+            self._file: BinaryIO | None = self._path.open("xb")
         self._hash = hashlib.sha256()
 
     async def write(self, chunk: bytes) -> None:
@@ -36,9 +39,8 @@ class LocalWriter:
         await asyncio.to_thread(self._append, chunk)
 
     def _append(self, chunk: bytes) -> None:
-        if self._file is None:
-            raise ValueError("the file is closed")
-        self._file.write(chunk)
+        with self._writing() as file:
+            file.write(chunk)
         self._hash.update(chunk)
         self.size += len(chunk)
 
@@ -52,24 +54,39 @@ class LocalWriter:
         return await asyncio.to_thread(self._commit)
 
     def _commit(self) -> str:
-        if self._file is None:
-            raise ValueError("the file is closed")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
         digest = self.digest
         target = self._store.path(digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._path.chmod(0o444)
-        self._path.replace(target)
-        _fsync_folder(target.parent)
+        with self._writing() as file:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._path.chmod(0o444)
+            self._path.replace(target)
+            _fsync_folder(target.parent)
+        self._file = None
         return digest
 
     async def abort(self) -> None:
         """Close and remove the temporary file, if it is still there."""
+        self._discard()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[BinaryIO]:
+        """The open file; it is given up when writing fails, for then nobody knows how much of a chunk it holds."""
+        if self._file is None:
+            raise ValueError("the file is closed")
+        try:
+            with writing(DISK):
+                yield self._file
+        except Unavailable:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # closing writes what is left, which a full disk refuses again
+                self._file.close()
             self._file = None
         self._path.unlink(missing_ok=True)
 
@@ -140,14 +157,12 @@ class LocalStore:
             source = self.path(sha256).open("rb")
         except FileNotFoundError:
             raise NotFound(f"the store has no content {sha256}") from None
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with source, target.open("wb") as copy:
+        with source, fetching(target) as copy:
             while chunk := source.read(CHUNK_BYTES):
                 digest.update(chunk)
                 copy.write(chunk)
-        if digest.hexdigest() != sha256:
-            target.unlink()
-            raise Corrupt(f"the stored content {sha256} has changed on disk")
+            if digest.hexdigest() != sha256:
+                raise Corrupt(f"the stored content {sha256} has changed on disk")
 
     async def delete(self, sha256: str) -> None:
         """Remove the content."""

@@ -7,7 +7,9 @@ S3 shows an object whole or not at all.
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,16 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store as Bucket
 
 from app.core.errors import Corrupt, NotFound, Unavailable
+from app.store.disk import fetching, writing
 from app.store.ports import CHUNK_BYTES, check_digest
 
 if TYPE_CHECKING:
-    from obstore.store import S3Config
+    from obstore.store import RetryConfig, S3Config
+
+# A request waits meanwhile: obstore's own limit is three minutes.
+RETRY: "RetryConfig" = {"retry_timeout": timedelta(seconds=15)}
+RETRY_AFTER_S = 5.0
+_REASON = 400  # characters of an error that are shown
 
 
 class S3Writer:
@@ -28,8 +36,10 @@ class S3Writer:
     def __init__(self, store: "S3Store") -> None:
         self.size = 0
         self._store = store
+        self._disk = f"{tempfile.gettempdir()}, where uploads wait (TMPDIR),"
         # Unnamed on disk: a process that is killed leaves nothing behind. Linux lets it be opened again by descriptor.
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by commit or abort
+        with writing(self._disk):
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by commit or abort
         self._hash = hashlib.sha256()
 
     async def write(self, chunk: bytes) -> None:
@@ -37,7 +47,12 @@ class S3Writer:
         await asyncio.to_thread(self._append, chunk)
 
     def _append(self, chunk: bytes) -> None:
-        self._file.write(chunk)
+        try:
+            with writing(self._disk):
+                self._file.write(chunk)
+        except Unavailable:
+            self._close()  # nobody knows how much of the chunk it holds
+            raise
         self._hash.update(chunk)
         self.size += len(chunk)
 
@@ -50,14 +65,19 @@ class S3Writer:
         """Send the content, unless the bucket has it."""
         digest = self.digest
         if not await self._store.exists(digest):
-            await asyncio.to_thread(self._file.seek, 0)
+            with writing(self._disk):
+                await asyncio.to_thread(self._file.seek, 0)
             await self._store.put(digest, self._file)
         self._file.close()
         return digest
 
     async def abort(self) -> None:
         """Forget the spooled bytes."""
-        self._file.close()
+        self._close()
+
+    def _close(self) -> None:
+        with suppress(OSError):  # closing writes what is left, which a full disk refuses again
+            self._file.close()
 
 
 class S3Store:
@@ -67,7 +87,11 @@ class S3Store:
         config: S3Config = {"endpoint": endpoint, "virtual_hosted_style_request": False} if endpoint else {}
         self._prefix = prefix.strip("/")
         self._bucket = Bucket(
-            bucket, region=region, config=config, client_options={"allow_http": endpoint.startswith("http://")}
+            bucket,
+            region=region,
+            config=config,
+            client_options={"allow_http": endpoint.startswith("http://")},
+            retry_config=RETRY,
         )
 
     def _key(self, sha256: str) -> str:
@@ -81,9 +105,10 @@ class S3Store:
     async def put(self, sha256: str, file: object) -> None:
         """Send an open file, in parts when it is large. Unavailable when the bucket does not take it."""
         try:
-            await obstore.put_async(self._bucket, self._key(sha256), file)  # type: ignore[arg-type]
-        except BaseError as error:
-            raise Unavailable(f"the store does not answer (AIMASS_STORE_URL): {error}", retry_after_s=2.0) from error
+            with _asking():
+                await obstore.put_async(self._bucket, self._key(sha256), file)  # type: ignore[arg-type]
+        except FileNotFoundError:
+            raise Unavailable("there is no bucket as in AIMASS_STORE_URL", retry_after_s=RETRY_AFTER_S) from None
 
     async def exists(self, sha256: str) -> bool:
         """True if the content is there."""
@@ -98,47 +123,52 @@ class S3Store:
 
     async def _head(self, sha256: str) -> int | None:
         try:
-            return int((await obstore.head_async(self._bucket, self._key(sha256)))["size"])
+            with _asking():
+                return int((await obstore.head_async(self._bucket, self._key(sha256)))["size"])
         except FileNotFoundError:
             return None
-        except BaseError as error:
-            raise Unavailable(f"the store does not answer (AIMASS_STORE_URL): {error}", retry_after_s=2.0) from error
 
     async def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
         """The bytes [start, end) in chunks. NotFound otherwise."""
         end = end if end is not None else await self.size(sha256)
         if end <= start:
             return
-        try:
-            answer = await obstore.get_async(self._bucket, self._key(sha256), options={"range": (start, end)})
-        except FileNotFoundError:
-            raise NotFound(f"the store has no content {sha256}") from None
-        async for chunk in answer.stream(min_chunk_size=CHUNK_BYTES):
-            yield bytes(chunk)
+        with _asking():
+            try:
+                answer = await obstore.get_async(self._bucket, self._key(sha256), options={"range": (start, end)})
+            except FileNotFoundError:
+                raise NotFound(f"the store has no content {sha256}") from None
+            async for chunk in answer.stream(min_chunk_size=CHUNK_BYTES):
+                yield bytes(chunk)
 
     async def fetch(self, sha256: str, target: Path) -> None:
         """Download to `target`, hashing on the way."""
         digest = hashlib.sha256()
-        target.parent.mkdir(parents=True, exist_ok=True)
         chunks = self.read(sha256)
-        try:
-            with target.open("wb") as copy:
-                async for chunk in chunks:
-                    digest.update(chunk)
-                    copy.write(chunk)
-        except NotFound:
-            target.unlink(missing_ok=True)
-            raise
-        if digest.hexdigest() != sha256:
-            target.unlink()
-            raise Corrupt(f"the stored content {sha256} is not what was put")
+        with fetching(target) as copy:
+            async for chunk in chunks:
+                digest.update(chunk)
+                copy.write(chunk)
+            if digest.hexdigest() != sha256:
+                raise Corrupt(f"the stored content {sha256} is not what was put")
 
     async def delete(self, sha256: str) -> None:
         """Remove the content."""
-        try:
+        with _asking(), suppress(FileNotFoundError):
             await obstore.delete_async(self._bucket, self._key(sha256))
-        except FileNotFoundError:
-            return
 
     async def close(self) -> None:
         """The client keeps nothing that needs closing."""
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """Unavailable for whatever the bucket's server, or the way to it, does not do; missing content passes through."""
+    try:
+        yield
+    except BaseError as error:
+        reason = str(error).partition("\n")[0][:_REASON]  # pages of debug text follow
+        raise Unavailable(
+            f"the store does not answer (AIMASS_STORE_URL, AIMASS_STORE_S3_ENDPOINT): {reason}",
+            retry_after_s=RETRY_AFTER_S,
+        ) from error

@@ -7,7 +7,10 @@ import secrets
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -15,31 +18,48 @@ import httpx
 import psutil
 import pytest
 
-from app.core.errors import Corrupt, NotFound
+from app.core.errors import Corrupt, NotFound, Unavailable
 from app.store.local import LocalStore
-from app.store.ports import CHUNK_BYTES, Store
+from app.store.ports import CHUNK_BYTES, Store, Writer
 from app.store.s3 import S3Store
 from tests.support.servers import wait_until
 
 
+class S3Server:
+    """A process of its own, so that what it holds is not counted as ours."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.endpoint = f"http://127.0.0.1:{port}"
+        wait_until(lambda: _answers(self.endpoint), 30, "the S3 server starts")
+
+    def bucket(self) -> S3Store:
+        name = f"b-{secrets.token_hex(4)}"
+        boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1").create_bucket(Bucket=name)
+        return S3Store(name, "some/prefix", endpoint=self.endpoint)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
 @pytest.fixture(scope="module")
-def s3_endpoint() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # A process of its own, so that what it holds is not counted as ours.
-    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
-    names = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
-    wait_until(lambda: _answers(endpoint), 30, "the S3 server starts")
-    yield endpoint
+def credentials() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        yield
+
+
+@pytest.fixture(scope="module")
+def s3_server(credentials: None) -> Iterator[S3Server]:  # noqa: ARG001 - the server's clients need them
+    server = S3Server()
+    yield server
     server.kill()
-    server.wait()
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _answers(endpoint: str) -> bool:
@@ -51,23 +71,24 @@ def _answers(endpoint: str) -> bool:
 
 @pytest.fixture(params=["local", "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    made: Store
-    if request.param == "local":
-        made = LocalStore(tmp_path / "store")
-    else:
-        endpoint = request.getfixturevalue("s3_endpoint")
-        bucket = f"b-{secrets.token_hex(4)}"
-        boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1").create_bucket(Bucket=bucket)
-        made = S3Store(bucket, "some/prefix", endpoint=endpoint)
+    local = request.param == "local"
+    made: Store = LocalStore(tmp_path / "store") if local else request.getfixturevalue("s3_server").bucket()
     yield made
     await made.close()
 
 
-async def put(store: Store, *chunks: bytes) -> str:
-    writer = await store.writer()
+async def write(writer: Writer, *chunks: bytes) -> str:
     for chunk in chunks:
         await writer.write(chunk)
     return await writer.commit()
+
+
+async def put(store: Store, *chunks: bytes) -> str:
+    writer = await store.writer()
+    try:
+        return await write(writer, *chunks)
+    finally:
+        await writer.abort()
 
 
 async def read(store: Store, sha256: str, start: int = 0, end: int | None = None) -> bytes:
@@ -174,3 +195,155 @@ class TestLocalFolder:
         os.utime(long_ago, (0, 0))
         LocalStore(tmp_path / "store")
         assert sorted(path.name for path in mine.parent.iterdir()) == sorted([mine.name, elsewhere.name])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        if subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("only root may mount a file system")
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=False, capture_output=True)
+
+
+class TestFullDisk:
+    async def test_a_folder_is_unavailable_and_keeps_nothing_of_the_file(self, small_disk: Path) -> None:
+        store = LocalStore(small_disk)
+        kept = await put(store, b"kept")
+        writer = await store.writer()
+        with pytest.raises(Unavailable, match=r"AIMASS_STORE_URL.*No space left on device") as full:
+            await write(writer, *[bytes(CHUNK_BYTES)] * 3)
+        assert full.value.retry_after_s
+        with pytest.raises(ValueError, match="closed"):
+            await writer.commit()
+        await writer.abort()
+        assert list((small_disk / "tmp").iterdir()) == []
+        assert await read(store, kept) == b"kept"
+        await put(store, b"there is room again")
+
+    async def test_what_a_buffer_held_back_is_missed_at_commit(self, small_disk: Path) -> None:
+        store = LocalStore(small_disk)
+        (small_disk / "full").write_bytes(bytes(CHUNK_BYTES - 8192))  # folders take a page each
+        writer = await store.writer()
+        with pytest.raises(Unavailable, match="No space left on device"):
+            await write(writer, *[bytes(4000)] * 4)
+        await writer.abort()
+        assert list((small_disk / "tmp").iterdir()) == []
+
+    async def test_a_fetch_leaves_no_half_file(self, store: Store, small_disk: Path) -> None:
+        digest = await put(store, bytes(2 * CHUNK_BYTES))
+        with pytest.raises(Unavailable, match=r"AIMASS_DATA_DIR.*No space left on device"):
+            await store.fetch(digest, small_disk / "models" / "x")
+        assert list((small_disk / "models").iterdir()) == []
+
+    async def test_the_spool_of_an_upload_to_a_bucket(
+        self, s3_server: S3Server, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+        store = s3_server.bucket()
+        writer = await store.writer()
+        with pytest.raises(Unavailable, match=r"TMPDIR.*No space left on device"):
+            await write(writer, *[bytes(CHUNK_BYTES)] * 3)
+        with pytest.raises(ValueError, match="closed"):
+            await writer.commit()
+        await writer.abort()
+        await put(store, b"there is room again")
+
+    def test_a_limit_of_the_process_is_no_internal_error_either(self, tmp_path: Path) -> None:
+        script = """
+import asyncio, resource, sys
+from pathlib import Path
+from app.core.errors import Unavailable
+from app.store.local import LocalStore
+
+async def main():
+    writer = await LocalStore(Path(sys.argv[1])).writer()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    try:
+        await writer.write(bytes(2 << 20))
+    except Unavailable as error:
+        print(error.detail)
+
+asyncio.run(main())
+"""
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert "AIMASS_STORE_URL" in done.stdout
+        assert "File too large" in done.stdout
+
+
+class Broken(BaseHTTPRequestHandler):
+    """Answers 500 to everything."""
+
+    def _refuse(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(500)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _refuse  # noqa: N815 - the names that http.server looks for
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def broken_endpoint(credentials: None) -> Iterator[str]:  # noqa: ARG001 - the server's clients need them
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+async def unavailable(store: Store, digest: str, tmp_path: Path) -> None:
+    """Whatever is asked of the store, the answer is one short sentence that names the setting."""
+    writer = await store.writer()
+    await writer.write(b"new")
+    calls = {
+        "exists": store.exists(digest),
+        "size": store.size(digest),
+        "read": read(store, digest),
+        "read a range": read(store, digest, 0, 10),
+        "fetch": store.fetch(digest, tmp_path / "x"),
+        "delete": store.delete(digest),
+        "commit": writer.commit(),
+    }
+    found = dict(zip(calls, await asyncio.gather(*calls.values(), return_exceptions=True), strict=True))
+    await writer.abort()
+    for call, error in found.items():
+        assert isinstance(error, Unavailable), f"{call}: {error!r}"
+        assert error.detail.startswith("the store does not answer (AIMASS_STORE_URL, AIMASS_STORE_S3_ENDPOINT): ")
+        assert "\n" not in error.detail
+        assert error.retry_after_s
+    assert not (tmp_path / "x").exists()
+
+
+class TestBucketInTrouble:
+    async def test_a_server_that_is_gone(self, credentials: None, tmp_path: Path) -> None:  # noqa: ARG002 - see above
+        server = S3Server()
+        store = server.bucket()
+        data = secrets.token_bytes(64 * CHUNK_BYTES)
+        digest = await put(store, data)
+        stream = store.read(digest)
+        first = await anext(stream)
+        assert data.startswith(first)
+        server.kill()
+        with pytest.raises(Unavailable, match="AIMASS_STORE_URL"):
+            async for _ in stream:
+                pass
+        await unavailable(store, digest, tmp_path)
+
+    async def test_a_server_that_fails(self, broken_endpoint: str, tmp_path: Path) -> None:
+        await unavailable(S3Store("bucket", endpoint=broken_endpoint), "0" * 64, tmp_path)
+
+    async def test_a_bucket_that_is_missing(self, s3_server: S3Server) -> None:
+        store = S3Store("no-such-bucket", endpoint=s3_server.endpoint)
+        with pytest.raises(Unavailable, match="AIMASS_STORE_URL"):
+            await put(store, b"data")
