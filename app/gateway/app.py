@@ -67,7 +67,7 @@ def create_app(settings: Settings) -> Dispatcher:
         api.include_router(router)
     api.add_middleware(RequestMiddleware, max_body=settings.gateway.max_body_mb << 20)
     api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # FastAPI's documented way
-    return Dispatcher(api, host, state.keys, settings.serving)
+    return Dispatcher(api, host, state.keys, state.loader, settings.serving)
 
 
 def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from app.core.errors import AimassError, Unavailable
 from app.core.resources import Endpoint
+from app.gateway.predict.ports import Listed
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.models import ModelReader, ModelWriter
@@ -18,6 +19,8 @@ from app.serving.types import Batching
 from app.specs.endpoints import EndpointSpec
 
 log = logging.getLogger("aimass.loading")
+_REPOSITORY_STATES = {"ready": "READY", "loading": "LOADING", "unloaded": "UNAVAILABLE", "failed": "UNAVAILABLE"}
+_REASONS = {"unloaded": "unloaded"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,13 @@ class Loader:
         self.synced = False
 
     def state(self, endpoint: Endpoint) -> tuple[str, str | None]:
-        """(`ready`, `loading` or `failed`, why) of an endpoint in this process."""
+        """(`ready`, `unloaded`, `loading` or `failed`, why) of an endpoint in this process."""
         known = self._known.get(endpoint.name)
         if known is None or known.generation != endpoint.generation:
             return "loading", None
-        return ("failed", known.error) if known.error else ("ready", None)
+        if known.error:
+            return "failed", known.error
+        return ("ready" if endpoint.spec.get("loaded", True) else "unloaded"), None
 
     def failures(self) -> dict[str, str]:
         """Endpoints whose latest revision could not be loaded here, and why."""
@@ -63,10 +68,45 @@ class Loader:
                 await ModelWriter(session).pin(model, version)  # it may have been deleted while it was loaded
                 row = spec.model_dump(mode="json")
                 endpoint, new = await EndpointWriter(session).put(name, model, version, chosen, row)
-            await self._host.swap(served)
+            await (self._host.swap(served) if spec.loaded else self._host.remove(name))
             self._known[name] = Loading(endpoint.generation)
+            self._host.expect(self._known)
         await self._tell(name)
         return endpoint, new
+
+    async def index(self) -> list[Listed]:
+        """Every endpoint, as the model repository extension lists it."""
+        async with self._platform.database.read() as session:
+            endpoints = await EndpointReader(session).all()
+        states = [(endpoint, *self.state(endpoint)) for endpoint in endpoints]
+        return [
+            Listed(endpoint.name, str(endpoint.version), _REPOSITORY_STATES[state], why or _REASONS.get(state))
+            for endpoint, state, why in states
+        ]
+
+    async def load(self, name: str) -> None:
+        """Bring back an endpoint that was unloaded, or load it again. NotFound without one."""
+        endpoint, spec = await self._read(name)
+        await self.put(
+            name, endpoint.model, endpoint.version, endpoint.variant, spec.model_copy(update={"loaded": True})
+        )
+
+    async def unload(self, name: str) -> None:
+        """Free the endpoint's memory, in every gateway; it stays known. NotFound without one."""
+        endpoint, spec = await self._read(name)
+        async with self._lock:
+            row = spec.model_copy(update={"loaded": False}).model_dump(mode="json")
+            async with self._platform.database.write() as session:
+                endpoints = EndpointWriter(session)
+                endpoint, _ = await endpoints.put(name, endpoint.model, endpoint.version, endpoint.variant, row)
+            await self._host.remove(name)
+            self._known[name] = Loading(endpoint.generation)
+        await self._tell(name)
+
+    async def _read(self, name: str) -> tuple[Endpoint, EndpointSpec]:
+        async with self._platform.database.read() as session:
+            endpoint = await EndpointReader(session).get(name)
+        return endpoint, EndpointSpec.model_validate(endpoint.spec)
 
     async def delete(self, name: str) -> None:
         """Remove the endpoint; requests under way are finished."""
@@ -116,6 +156,10 @@ class Loader:
     async def _follow(self, endpoint: Endpoint) -> None:
         try:
             spec = EndpointSpec.model_validate(endpoint.spec)
+            if not spec.loaded:
+                await self._host.remove(endpoint.name)
+                self._known[endpoint.name] = Loading(endpoint.generation)
+                return
             served, _ = await self._load(endpoint.name, endpoint.model, endpoint.version, endpoint.variant, spec)
         except Exception as error:  # noqa: BLE001 - one endpoint that cannot be loaded must not hold up the others
             why = error.detail if isinstance(error, AimassError) else f"{type(error).__name__}: {error}"

@@ -17,7 +17,6 @@ PARTS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("GET",), "/api/v1/audit{rest:path}", "the audit trail"),
     (("GET", "POST"), "/api/v1/gc", "garbage collection on request (unused files are removed by themselves)"),
     (("GET", "POST", "PATCH", "PUT", "DELETE"), "/api/v1/webhooks{rest:path}", "webhooks"),
-    (("GET", "POST"), "/v1/models/{rest:path}", "the TensorFlow-Serving/KServe V1 protocol"),
     (("GET", "POST"), "/openai/v1/{rest:path}", "the OpenAI protocol"),
 )
 

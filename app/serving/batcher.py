@@ -153,7 +153,11 @@ class Batcher:
             else:
                 result.queue_s = started - pending.arrived
                 pending.future.set_result(result)
-        self._metrics.batch_rows.observe(rows)
+        done = results[0]
+        if isinstance(done, Exception):
+            self._metrics.batch_rows.observe(rows)
+        else:
+            self._metrics.ran(rows, done.batch_s, done.compute_s)
         rate = rows / max(self._clock() - started, 1e-6)
         self._rate += (rate - self._rate) * _SMOOTHING if self._rate else rate
 

@@ -68,6 +68,7 @@ class ServedModel:
         self.signature = signature
         self.plan = plan
         self.metrics = metrics
+        self.limits = _limits(source, signature)
         self.version = str(source.version)
         self.identity = orjson.dumps({"model": source.model, "version": source.version, "variant": source.variant})[
             1:-1
@@ -75,7 +76,7 @@ class ServedModel:
         self.instances: InstanceDecoder = instance_decoder(signature)
         self.predictions: PredictionEncoder = prediction_encoder(signature)
         self.oip = OipCodec(source.endpoint, signature)
-        self._batcher: Batcher | None = Batcher(plan, _limits(source, signature), metrics, executor)
+        self._batcher: Batcher | None = Batcher(plan, self.limits, metrics, executor)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()

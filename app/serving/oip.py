@@ -7,31 +7,40 @@ the header's length, 0 means that the body is one raw tensor.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
 from app.core.errors import InvalidTensor, Malformed, NotBuilt
 from app.core.signature import Signature, Tensor
+from app.serving.classification import classified
 from app.serving.oip_request import InferInput, InferOutput, read_request
 from app.serving.tensors import check_shape, from_json, from_raw, shaped, to_raw
 from app.serving.types import Array, Tensors
 
-EXTENSIONS = ("binary_tensor_data", "parameters")
+EXTENSIONS = ("binary_tensor_data", "parameters", "classification")
 PLATFORM = "onnxruntime_onnx"
 _MAX_TIMEOUT = 10**15  # microseconds
 
 
 @dataclass(slots=True)
 class Inference:
-    """A decoded request. `outputs` are (index in the signature, binary?) in the order to answer."""
+    """A decoded request. `outputs` are in the order to answer."""
 
     inputs: Tensors
     rows: int
-    outputs: list[tuple[int, bool]]
+    outputs: "list[Wanted]"
     id: str | None = None
     timeout_s: float | None = None
+
+
+class Wanted(NamedTuple):
+    """An output to answer: its place in the signature, as binary data or not, as how many classes (0: as it is)."""
+
+    at: int
+    binary: bool
+    classes: int = 0
 
 
 @dataclass(slots=True)
@@ -65,14 +74,14 @@ class OipCodec:
         rows = inputs[0].shape[0] if self._signature.batched else 1
         return Inference(inputs, rows, outputs, request.id, timeout_s)
 
-    def encode(
-        self, outputs: Tensors, wanted: Sequence[tuple[int, bool]], version: str, request_id: str | None
-    ) -> Encoded:
+    def encode(self, outputs: Tensors, wanted: Sequence[Wanted], version: str, request_id: str | None) -> Encoded:
         """The answer's bytes. A number that is not finite is null in JSON and itself in binary."""
         entries: list[dict[str, Any]] = []
         blobs: list[bytes] = []
-        for at, binary in wanted:
+        for at, binary, classes in wanted:
             tensor, array = self._signature.outputs[at], outputs[at]
+            if classes:
+                tensor, array = classified(tensor, array, classes, self._signature)
             entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(array.shape)}
             if binary:
                 raw = to_raw(array, tensor.datatype)
@@ -147,10 +156,10 @@ class OipCodec:
             raise InvalidTensor.at("inputs", msg="the inputs differ in their first dimension, the batch", type="shape")
         return tensors
 
-    def _selection(self, asked: list[InferOutput] | None, parameters: dict[str, Any] | None) -> list[tuple[int, bool]]:
+    def _selection(self, asked: list[InferOutput] | None, parameters: dict[str, Any] | None) -> list[Wanted]:
         default = _flag(parameters, "binary_data_output", default=False)
         if not asked:
-            return [(at, default) for at in range(len(self._outputs))]
+            return [Wanted(at, default) for at in range(len(self._outputs))]
         chosen = []
         for output in asked:
             if output.name not in self._outputs:
@@ -161,7 +170,8 @@ class OipCodec:
                     type="unknown",
                 )
             _refuse_extensions(output.parameters)
-            chosen.append((self._outputs[output.name], _flag(output.parameters, "binary_data", default=default)))
+            binary = _flag(output.parameters, "binary_data", default=default)
+            chosen.append(Wanted(self._outputs[output.name], binary, _classes(output)))
         return chosen
 
     def _raw(self, body: bytes) -> Inference:
@@ -189,7 +199,7 @@ class OipCodec:
                 known = math.prod(size for size in shape if size != -1)
                 shape[shape.index(-1)] = len(body) // max(1, known * _item_size(tensor))
             inputs = (from_raw(memoryview(body), tensor, shape, self._model),)
-        return Inference(inputs, 1, [(at, True) for at in range(len(self._outputs))])
+        return Inference(inputs, 1, [Wanted(at, binary=True) for at in range(len(self._outputs))])
 
 
 def _item_size(tensor: Tensor) -> int:
@@ -225,10 +235,22 @@ def _flag(parameters: dict[str, Any] | None, name: str, *, default: bool) -> boo
     return value
 
 
+def _classes(output: InferOutput) -> int:
+    """How many classes the caller asks for; 0 for the output as it is."""
+    wanted = output.parameters.get("classification") if output.parameters else None
+    if wanted is None:
+        return 0
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+        raise Malformed.at(
+            "outputs", output.name, "classification", msg="must be a whole number of classes, at least 1"
+        )
+    return wanted
+
+
 def _refuse_extensions(parameters: dict[str, Any] | None) -> None:
     """NotBuilt rather than an answer that silently lacks what was asked."""
     for name in parameters or ():
-        if name.startswith("shared_memory_") or name == "classification":
+        if name.startswith("shared_memory_"):
             raise NotBuilt(f"the extension behind parameter '{name}' is not in this release")
 
 

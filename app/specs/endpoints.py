@@ -52,3 +52,4 @@ class EndpointSpec(Spec):
     routes: Annotated[list[RouteSpec], Field(min_length=1, max_length=10)]
     batching: BatchingSpec = BatchingSpec()
     placement: Literal["gateway"] = "gateway"
+    loaded: Annotated[bool, Field(description="false: the endpoint stays known, and its memory is freed")] = True

@@ -4,6 +4,7 @@ A prediction has about 25 µs for authentication, metrics and ids together, so i
 one event loop owns, bound to their labels when a model is loaded; they become Prometheus samples only when scraped.
 """
 
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ class Histogram:
 class ModelMetrics:
     """The counters of one loaded model version behind one endpoint."""
 
-    __slots__ = ("batch_rows", "labels", "model", "phases", "queue_rows", "statuses")
+    __slots__ = ("batch_rows", "labels", "last_at", "model", "phases", "queue_rows", "runs", "statuses")
 
     def __init__(self, endpoint: str, model: str, version: int, variant: str) -> None:
         self.labels = (endpoint, str(version), variant)
@@ -62,10 +63,23 @@ class ModelMetrics:
         self.phases = tuple(Histogram(PHASE_BOUNDS_S) for _ in PHASES)
         self.batch_rows = Histogram(ROW_BOUNDS)
         self.queue_rows = 0
+        self.runs: dict[int, list[float]] = {}  # rows of a run: [runs, seconds of stacking, seconds of computing]
+        self.last_at = 0.0  # when the last prediction was answered, seconds since the epoch
+
+    def ran(self, rows: int, batch_s: float, compute_s: float) -> None:
+        """Count one run of the model."""
+        self.batch_rows.observe(rows)
+        run = self.runs.get(rows)
+        if run is None:
+            run = self.runs[rows] = [0, 0.0, 0.0]
+        run[0] += 1
+        run[1] += batch_s
+        run[2] += compute_s
 
     def answered(self, parse_s: float, queue_s: float, batch_s: float, compute_s: float, encode_s: float) -> None:
         """Count one successful prediction and the seconds that each phase took."""
         self.statuses[200] += 1
+        self.last_at = time.time()
         parse, queue, batch, compute, encode = self.phases
         parse.observe(parse_s)
         queue.observe(queue_s)

@@ -83,7 +83,9 @@ def test_every_refusal_has_the_documented_form(document: dict[str, Any]) -> None
                 continue  # says what is not ready
             content = response["content"]
             kind, name = (
-                ("application/json", OIP) if path.startswith("/v2") else ("application/problem+json", "Problem")
+                ("application/json", OIP)
+                if path.startswith(("/v1/", "/v2"))
+                else ("application/problem+json", "Problem")
             )
             assert list(content) == [kind], (path, status)
             assert content[kind]["schema"] == {"$ref": f"#/components/schemas/{name}"}, (path, status)

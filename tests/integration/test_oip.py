@@ -25,6 +25,7 @@ from app.gateway.predict.ports import Receive, Scope, Send
 from app.gateway.predict.protocol import JoiningProtocol
 from app.serving.host import Batching, Host, ModelSource
 from app.settings import ServingSettings
+from tests.support.repository import HostRepository
 
 pytestmark = pytest.mark.enable_socket
 
@@ -89,7 +90,7 @@ def write_model(folder: Path) -> Path:
 
 class Keys:
     def cached(self, key: bytes, /) -> Principal | None:
-        return Principal("1", "good", frozenset({"predict", "read"})) if key == b"good" else None
+        return Principal("1", "good", frozenset({"predict", "read", "train"})) if key == b"good" else None
 
     async def verify(self, key: bytes, /) -> Principal:
         raise Unauthenticated(f"the API key of {len(key)} bytes is unknown")
@@ -111,7 +112,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         host = Host(settings)
         source = ModelSource("sum", "sum", 7, "fp32", folder, folder / "model.onnx", Batching(16, 4096))
         await host.swap(await host.load(source))
-        app = Dispatcher(nothing, host, Keys(), settings)
+        app = Dispatcher(nothing, host, Keys(), HostRepository(host), settings)
         server = uvicorn.Server(
             uvicorn.Config(app, http=JoiningProtocol, lifespan="off", access_log=False, log_level="warning")
         )
@@ -160,12 +161,84 @@ def test_metadata(client: Any):
     assert client.is_model_ready("sum", "7", headers=key())
     assert not client.is_model_ready("sum", "8", headers=key())
     assert not client.is_model_ready("nope", headers=key())
-    assert client.get_server_metadata(headers=key())["extensions"] == ["binary_tensor_data", "parameters"]
+    assert client.get_server_metadata(headers=key())["extensions"][:3] == [
+        "binary_tensor_data",
+        "parameters",
+        "classification",
+    ]
     metadata = client.get_model_metadata("sum", "7", headers=key())
     assert metadata["inputs"] == [
         {"name": "numbers", "datatype": "FP32", "shape": [-1, 3]},
         {"name": "words", "datatype": "BYTES", "shape": [-1, 1]},
     ]
+
+
+def test_classes_as_texts(client: Any):
+    numbers, words, expected = sample(3)
+    for binary in (True, False):
+        output = triton.InferRequestedOutput("value", binary_data=binary, class_count=5)
+        answer = client.infer("sum", inputs(numbers, words), outputs=[output], headers=key()).as_numpy("value")
+        assert answer.shape == (3, 1)
+        for row, value in zip(answer[:, 0], expected, strict=True):
+            text, index = (row.decode() if isinstance(row, bytes) else row).split(":")
+            assert float(text) == pytest.approx(float(value), abs=1e-4)
+            assert index == "0"
+
+
+def test_statistics_count_rows_and_runs(client: Any):
+    numbers, words, _ = sample(3)
+    [before] = client.get_inference_statistics("sum", headers=key())["model_stats"]
+    for _ in range(5):
+        client.infer("sum", inputs(numbers, words), headers=key())
+    for found in (
+        client.get_inference_statistics("sum", "7", headers=key()),
+        client.get_inference_statistics(headers=key()),
+    ):
+        [stats] = found["model_stats"]
+        assert (stats["name"], stats["version"]) == ("sum", "7")
+        assert stats["inference_count"] - before["inference_count"] == 15
+        assert 1 <= stats["execution_count"] - before["execution_count"] <= 5
+        assert stats["last_inference"] > before["last_inference"]
+        members = {"success", "fail", "queue", "compute_input", "compute_infer", "compute_output"}
+        assert set(stats["inference_stats"]) == members | {"cache_hit", "cache_miss"}
+        assert all(type(n) is int for entry in stats["inference_stats"].values() for n in entry.values())
+        assert stats["inference_stats"]["success"]["count"] - before["inference_stats"]["success"]["count"] == 5
+        runs = {entry["batch_size"]: entry["compute_infer"]["count"] for entry in stats["batch_stats"]}
+        assert sum(rows * count for rows, count in runs.items()) == stats["inference_count"]
+
+
+def test_configuration_is_what_load_tools_need(client: Any):
+    config = client.get_model_config("sum", headers=key())
+    assert (config["name"], config["max_batch_size"]) == ("sum", 16)
+    assert config["input"] == [
+        {"name": "numbers", "data_type": "TYPE_FP32", "dims": [3]},
+        {"name": "words", "data_type": "TYPE_STRING", "dims": [1]},
+    ]
+    assert [output["name"] for output in config["output"]] == ["value", "echo"]
+    assert "dynamic_batching" in config
+    assert config["model_transaction_policy"]["decoupled"] is False
+
+
+def test_a_model_is_unloaded_and_loaded(client: Any):
+    numbers, words, _ = sample(1)
+    assert client.get_model_repository_index(headers=key()) == [{"name": "sum", "version": "7", "state": "READY"}]
+    client.unload_model("sum", headers=key())
+    try:
+        assert not client.is_model_ready("sum", headers=key())
+        [listed] = client.get_model_repository_index(headers=key())
+        assert (listed["state"], listed["reason"]) == ("UNAVAILABLE", "unloaded")
+        with pytest.raises(InferenceServerException) as failed:
+            client.infer("sum", inputs(numbers, words), headers=key())
+        assert failed.value.status() == "503"
+    finally:
+        client.load_model("sum", headers=key())
+    assert client.is_model_ready("sum", headers=key())
+    client.infer("sum", inputs(numbers, words), headers=key())
+    for change in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="there is no endpoint 'nope'"):
+            change("nope", headers=key())
+    with pytest.raises(InferenceServerException, match="not in this release"):
+        client.load_model("sum", headers=key(), config='{"max_batch_size": 4}')
 
 
 @pytest.mark.parametrize("rows", [1, 3, 50])
@@ -237,9 +310,9 @@ def test_errors_reach_the_client_as_text(client: Any):
         (
             "sum",
             inputs(numbers, words),
-            {"outputs": [triton.InferRequestedOutput("value", class_count=1)]},
-            "501",
-            "not in",
+            {"outputs": [triton.InferRequestedOutput("echo", class_count=1)]},
+            "400",
+            "no order",
         ),
     ]
     for model, tensors, more, status, words_ in cases:
@@ -250,10 +323,9 @@ def test_errors_reach_the_client_as_text(client: Any):
     with pytest.raises(InferenceServerException) as failed:
         client.infer("sum", inputs(numbers, words))
     assert failed.value.status() == "401"
-    for call in (client.get_model_config, client.get_inference_statistics):
-        with pytest.raises(InferenceServerException) as failed:
-            call("sum", headers=key())
-        assert failed.value.status() == "501"
+    with pytest.raises(InferenceServerException) as failed:
+        client.get_trace_settings(headers=key())
+    assert failed.value.status() == "501"
 
 
 def test_reserved_parameters_that_are_honoured_or_harmless(client: Any):

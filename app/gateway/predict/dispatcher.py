@@ -9,8 +9,9 @@ import logging
 from app.core.errors import AimassError, Forbidden
 from app.gateway.predict.exchange import ClientGone, Exchange, MethodNotAllowed
 from app.gateway.predict.oip import OipApi
-from app.gateway.predict.ports import AsgiApp, Authenticator, Receive, Scope, Send
+from app.gateway.predict.ports import AsgiApp, Authenticator, Receive, Repository, Scope, Send
 from app.gateway.predict.rest import PredictApi
+from app.gateway.predict.v1 import V1Api
 from app.gateway.trace import name_request
 from app.serving.host import Host
 from app.settings import ServingSettings
@@ -23,34 +24,38 @@ _GONE = 499  # what nginx calls it; only ever seen in the metrics
 class Dispatcher:
     """Matches the prediction paths; `inner` gets all others, the lifespan and web sockets."""
 
-    def __init__(self, inner: AsgiApp, host: Host, auth: Authenticator, settings: ServingSettings) -> None:
+    def __init__(
+        self, inner: AsgiApp, host: Host, auth: Authenticator, repository: Repository, settings: ServingSettings
+    ) -> None:
         self._inner = inner
         self._host = host
         self._auth = auth
         max_body = settings.max_body_mb << 20
         self._rest = PredictApi(host, max_body)
-        self._oip = OipApi(host, max_body)
+        self._oip = OipApi(host, repository, max_body)
+        self._v1 = V1Api(host, max_body)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection event, as ASGI."""
         path = scope["path"] if scope["type"] == "http" else ""
         if path.startswith(_PREFIX) and path.endswith(_SUFFIX):
             endpoint: str | None = path[len(_PREFIX) : -len(_SUFFIX)]
-        elif path.startswith("/v2/") or path == "/v2":
+        elif path.startswith(("/v2/", "/v1/models")) or path == "/v2":
             endpoint = None
         else:
             await self._inner(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send)
         try:
-            needed = "predict" if endpoint is not None else self._oip.scope(path)
+            other = self._v1 if path.startswith("/v1/") else self._oip
+            needed = "predict" if endpoint is not None else other.scope(path)
             if needed is not None:
                 key = exchange.key()
                 principal = self._auth.cached(key) or await self._auth.verify(key)
                 if not principal.may(needed):
                     raise Forbidden(f"the key '{principal.name}' lacks the scope '{needed}'")  # noqa: TRY301 - see above
             if endpoint is None:
-                await self._oip.answer(exchange)
+                await other.answer(exchange)
             else:
                 await self._rest.predict(exchange, endpoint)
         except Exception as error:  # noqa: BLE001 - each becomes an answer

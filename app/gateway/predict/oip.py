@@ -10,7 +10,10 @@ import orjson
 from app.core.errors import NotBuilt, NotFound, Unavailable
 from app.core.principal import Scope
 from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed, whole_number
+from app.gateway.predict.ports import Repository
+from app.gateway.predict.repository import RepositoryApi
 from app.gateway.predict.running import record, run
+from app.serving.describe import configuration, statistics
 from app.serving.host import Host, ServedModel
 from app.serving.oip import EXTENSIONS
 from app.serving.tensors import INLINE_JSON_BYTES
@@ -18,23 +21,27 @@ from app.serving.tensors import INLINE_JSON_BYTES
 _BINARY = (b"content-type", b"application/octet-stream")
 _LENGTH = b"inference-header-content-length"
 # Parts of the protocol's extensions that this release does not have: the answer says so.
-_NOT_BUILT_MODEL = {"config", "stats", "generate", "generate_stream", "trace"}
-_NOT_BUILT_SERVER = {"repository", "logging", "trace", "systemsharedmemory", "cudasharedmemory"}
+_NOT_BUILT_MODEL = {"generate", "generate_stream", "trace"}
+_NOT_BUILT_SERVER = {"logging", "trace", "systemsharedmemory", "cudasharedmemory"}
+_EXTENSIONS = (*EXTENSIONS, "statistics", "model_configuration", "model_repository")
 
 
 class OipApi:
     """Routes and answers everything under /v2."""
 
-    def __init__(self, host: Host, max_body: int) -> None:
+    def __init__(self, host: Host, repository: Repository, max_body: int) -> None:
         self._host = host
+        self._repository = RepositoryApi(repository)
         self._max_body = max_body
-        self._server = {"name": "aimass", "version": version("aimass"), "extensions": list(EXTENSIONS)}
+        self._server = {"name": "aimass", "version": version("aimass"), "extensions": list(_EXTENSIONS)}
 
     @staticmethod
     def scope(path: str) -> Scope | None:
         """What a key must be allowed to do for this path; None if the path is open."""
         if path.startswith("/v2/health/"):
             return None
+        if path.startswith("/v2/repository/models/"):
+            return "train"
         return "predict" if path.endswith("/infer") else "read"
 
     async def answer(self, exchange: Exchange) -> None:
@@ -49,11 +56,13 @@ class OipApi:
                     raise Unavailable("no model is loaded", retry_after_s=1.0)
                 await self._get(exchange, {"ready": True})
             case ["models", "stats"]:
-                raise NotBuilt("the statistics extension is not in this release")
+                await self._get(exchange, {"model_stats": [statistics(served) for served in self._host.models()]})
             case ["models", name, "versions", wanted, *rest] if name:
                 await self._model(exchange, name, wanted, rest)
             case ["models", name, *rest] if name:
                 await self._model(exchange, name, None, rest)
+            case ["repository", *rest]:
+                await self._repository.answer(exchange, rest)
             case [part, *_] if part in _NOT_BUILT_SERVER:
                 raise NotBuilt(f"/v2/{part} is not in this release")
             case _:
@@ -71,6 +80,10 @@ class OipApi:
             case ["ready"]:
                 self._served(name, wanted)
                 await self._get(exchange, {"name": name, "ready": True})
+            case ["config"]:
+                await self._get(exchange, configuration(self._served(name, wanted)))
+            case ["stats"]:
+                await self._get(exchange, {"model_stats": [statistics(self._served(name, wanted))]})
             case [part, *_] if part in _NOT_BUILT_MODEL:
                 raise NotBuilt(f"'{part}' of a model is not in this release")
             case _:

@@ -4,9 +4,10 @@ from http import HTTPStatus
 from typing import Any
 
 from app.gateway.errors import PROBLEM_TYPE
+from app.gateway.predict.openapi_schemas import SCHEMAS, Json, ref
 
-Json = dict[str, Any]
 _TAG = "predictions"
+_V1 = "KServe V1"
 _SECURITY: list[dict[str, list[str]]] = [
     {"HTTPBearer": []},
     {"APIKeyHeader": []},
@@ -53,120 +54,6 @@ _BINARY_HEADER = {
 }
 
 
-def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _object(properties: Json, required: list[str], **more: Any) -> Json:  # noqa: ANN401 - JSON schema
-    return {"type": "object", "properties": properties, "required": required, **more}
-
-
-_TENSOR_FIELDS: Json = {
-    "name": {"type": "string"},
-    "datatype": {"type": "string", "enum": ["BOOL", "UINT8", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]},
-    "shape": {"type": "array", "items": {"type": "integer"}},
-}
-_PARAMETERS: Json = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
-_DATA: Json = {"type": "array", "items": {}, "description": "row-major, flat or nested; null is NaN; absent if binary"}
-
-SCHEMAS: dict[str, Json] = {
-    "PredictRequest": _object(
-        {
-            "instances": {
-                "type": "array",
-                "minItems": 1,
-                "items": {
-                    "anyOf": [
-                        {
-                            "type": "object",
-                            "description": "a value for each column of the model; null if it is missing",
-                        },
-                        {"type": "string", "description": "a base64 picture, for an image model"},
-                        {
-                            "type": "array",
-                            "description": "pixels 0-255, [H][W] or [C][H][W], for an image model",
-                            "items": {},
-                        },
-                    ]
-                },
-            }
-        },
-        ["instances"],
-        additionalProperties=False,
-    ),
-    "Classification": _object(
-        {
-            "label": {"type": "string", "description": "the most probable class"},
-            "probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
-        },
-        ["label", "probabilities"],
-    ),
-    "Regression": _object({"value": {"type": ["number", "null"]}}, ["value"]),
-    "PredictResponse": _object(
-        {
-            "predictions": {"type": "array", "items": {"anyOf": [_ref("Classification"), _ref("Regression")]}},
-            "model": {"type": "string"},
-            "version": {"type": "integer"},
-            "variant": {"type": "string"},
-            "request_id": {"type": "string"},
-        },
-        ["predictions", "model", "version", "variant", "request_id"],
-    ),
-    "InferRequest": _object(
-        {
-            "id": {"type": "string"},
-            "parameters": _PARAMETERS,
-            "inputs": {
-                "type": "array",
-                "minItems": 1,
-                "items": _object(
-                    _TENSOR_FIELDS | {"parameters": _PARAMETERS, "data": _DATA}, ["name", "datatype", "shape"]
-                ),
-            },
-            "outputs": {
-                "type": "array",
-                "items": _object({"name": {"type": "string"}, "parameters": _PARAMETERS}, ["name"]),
-            },
-        },
-        ["inputs"],
-    ),
-    "InferResponse": _object(
-        {
-            "model_name": {"type": "string"},
-            "model_version": {"type": "string"},
-            "id": {"type": "string"},
-            "outputs": {
-                "type": "array",
-                "items": _object(
-                    _TENSOR_FIELDS | {"parameters": _PARAMETERS, "data": _DATA}, ["name", "datatype", "shape"]
-                ),
-            },
-        },
-        ["model_name", "model_version", "outputs"],
-    ),
-    "ModelMetadata": _object(
-        {
-            "name": {"type": "string"},
-            "versions": {"type": "array", "items": {"type": "string"}},
-            "platform": {"type": "string"},
-            "inputs": {"type": "array", "items": _object(_TENSOR_FIELDS, ["name", "datatype", "shape"])},
-            "outputs": {"type": "array", "items": _object(_TENSOR_FIELDS, ["name", "datatype", "shape"])},
-        },
-        ["name", "platform", "inputs", "outputs"],
-    ),
-    "ServerMetadata": _object(
-        {
-            "name": {"type": "string"},
-            "version": {"type": "string"},
-            "extensions": {"type": "array", "items": {"type": "string"}},
-        },
-        ["name", "version", "extensions"],
-    ),
-    "ModelReady": _object({"name": {"type": "string"}, "ready": {"type": "boolean"}}, ["name", "ready"]),
-    "ServerLive": _object({"live": {"type": "boolean"}}, ["live"]),
-    "ServerReady": _object({"ready": {"type": "boolean"}}, ["ready"]),
-    "InferError": _object({"error": {"type": "string"}}, ["error"]),
-}
 _PREDICT_EXAMPLES = {
     "row": {"value": {"instances": [{"age": 41, "contract": "monthly", "charges": None}]}},
     "picture": {
@@ -206,9 +93,30 @@ def _operations() -> list[tuple[str, str, Json]]:
                 _read(f"oip_model{kind}_ready", "Whether it answers", "ModelReady", parameters, 404),
             ),
             (f"{model}/infer", "post", _infer(f"oip{kind}_infer", parameters)),
+            (
+                f"{model}/config",
+                "get",
+                _read(f"oip_model{kind}_config", "Configuration, for load tools", "ModelConfig", parameters, 404),
+            ),
+            (
+                f"{model}/stats",
+                "get",
+                _read(f"oip_model{kind}_stats", "Statistics of a model", "ModelStatistics", parameters, 404),
+            ),
         ]
     rows += [
         ("/v2", "get", _read("oip_server_metadata", "The server and its extensions", "ServerMetadata", [])),
+        ("/v2/models/stats", "get", _read("oip_stats", "Statistics of every model", "ModelStatistics", [])),
+        ("/v2/repository/index", "post", _read("oip_repository_index", "Every model", "RepositoryIndex", [])),
+        ("/v2/repository/models/{name}/load", "post", _change("load", "Load a model that was unloaded, or again")),
+        ("/v2/repository/models/{name}/unload", "post", _change("unload", "Free a model's memory")),
+        ("/v1/models", "get", _read("kserve_models_list", "Models that are loaded", "KserveModels", [], title=_V1)),
+        (
+            "/v1/models/{name}",
+            "get",
+            _read("kserve_model_ready", "Whether it answers", "ModelReady", [_NAME], 404, title=_V1),
+        ),
+        ("/v1/models/{name}:predict", "post", _v1_predict()),
         ("/v2/health/live", "get", _probe("oip_live", "Whether the process answers", "ServerLive")),
         ("/v2/health/ready", "get", _probe("oip_ready", "Whether any model answers", "ServerReady")),
     ]
@@ -216,7 +124,7 @@ def _operations() -> list[tuple[str, str, Json]]:
 
 
 def _content(schema: str, kind: str = "application/json", **more: Any) -> Json:  # noqa: ANN401 - OpenAPI
-    return {kind: {"schema": _ref(schema), **more}}
+    return {kind: {"schema": ref(schema), **more}}
 
 
 def _answer(status: int, content: Json, headers: Json | None = None) -> Json:
@@ -261,11 +169,40 @@ def _infer(operation: str, parameters: list[Json]) -> Json:
     }
 
 
-def _read(operation: str, summary: str, schema: str, parameters: list[Json], *more: int) -> Json:
+def _v1_predict() -> Json:
+    return {
+        "operationId": "kserve_predict",
+        "tags": [_TAG],
+        "summary": f"Predict ({_V1})",
+        "description": "The same instances and predictions as `endpoints_predict`. Needs the scope `predict`.",
+        "security": _SECURITY,
+        "parameters": [_NAME, *_HEADERS],
+        "requestBody": {"required": True, "content": _content("PredictRequest", examples=_PREDICT_EXAMPLES)},
+        "responses": {
+            "200": _answer(200, _content("KservePredictions")),
+            **_errors("InferError", "application/json", 400, 401, 403, 404, 405, 413, 429, 500, 503, 504),
+        },
+    }
+
+
+def _change(verb: str, summary: str) -> Json:
+    operation = _read(f"oip_repository_{verb}", summary, "ServerLive", [_NAME], 404, 409)
+    answer = {"description": "done, in every gateway", "content": {"application/json": {"schema": {"type": "object"}}}}
+    return operation | {"responses": operation["responses"] | {"200": answer}}
+
+
+def _read(
+    operation: str,
+    summary: str,
+    schema: str,
+    parameters: list[Json],
+    *more: int,
+    title: str = "Open Inference Protocol v2",
+) -> Json:
     return {
         "operationId": operation,
         "tags": [_TAG],
-        "summary": f"{summary} (Open Inference Protocol v2)",
+        "summary": f"{summary} ({title})",
         "security": _SECURITY,
         "parameters": parameters,
         "responses": {

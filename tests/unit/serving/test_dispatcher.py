@@ -24,12 +24,23 @@ from app.gateway.predict.openapi import document
 from app.gateway.predict.ports import Receive, Scope, Send
 from app.serving.host import Batching, Host, ModelSource
 from app.settings import ServingSettings
+from tests.support.repository import HostRepository
 
 GOOD = {"age": 41, "charge €": 2.5, "member": True, "colour": "red"}  # score 41 + 5 + 4 + 10 = 60
 PREDICT = "/api/v1/endpoints/churn/predict"
 INFER = "/v2/models/churn/infer"
 NUMERIC = {"name": "numeric", "datatype": "FP32", "shape": [1, 3], "data": [41, 2.5, 1]}
 COLOUR = {"name": "categorical", "datatype": "BYTES", "shape": [1, 1], "data": ["red"]}
+
+
+EXTENSIONS = [
+    "binary_tensor_data",
+    "parameters",
+    "classification",
+    "statistics",
+    "model_configuration",
+    "model_repository",
+]
 
 
 class Keys:
@@ -76,7 +87,7 @@ def keys() -> Keys:
 
 @pytest.fixture
 def call(host: Host, keys: Keys, asgi: Callable[[Any], Any]) -> Any:
-    return asgi(Dispatcher(inner, host, keys, ServingSettings(max_body_mb=1)))
+    return asgi(Dispatcher(inner, host, keys, HostRepository(host), ServingSettings(max_body_mb=1)))
 
 
 def body(*instances: Any) -> bytes:
@@ -227,7 +238,7 @@ async def test_metadata_needs_read_and_health_nothing(call: Any):
 
 async def test_an_empty_host_is_alive_and_not_ready(asgi: Callable[[Any], Any], keys: Keys):
     host = Host(ServingSettings())
-    call = asgi(Dispatcher(inner, host, keys, ServingSettings()))
+    call = asgi(Dispatcher(inner, host, keys, HostRepository(host), ServingSettings()))
     assert (await call("GET", "/v2/health/live")).status == 200
     reply = await call("GET", "/v2/health/ready")
     assert (reply.status, reply.json(), reply.headers["retry-after"]) == (503, {"error": "no model is loaded"}, "1")
@@ -246,7 +257,7 @@ async def test_model_metadata(call: Any):
             ],
             "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]}],
         }
-    assert (await call("GET", "/v2")).json()["extensions"] == ["binary_tensor_data", "parameters"]
+    assert (await call("GET", "/v2")).json()["extensions"] == EXTENSIONS
     assert (await call("GET", "/v2/models/churn/ready")).status == 200
 
 
@@ -268,11 +279,7 @@ async def test_model_metadata(call: Any):
         ("GET", "/v2/", 404, "Not Found"),
         ("GET", "/v2/models", 404, "Not Found"),
         ("GET", "/v2/models/churn/nope", 404, "Not Found"),
-        ("GET", "/v2/models/churn/config", 501, None),
-        ("GET", "/v2/models/stats", 501, None),
-        ("GET", "/v2/models/churn/stats", 501, None),
         ("POST", "/v2/models/churn/generate", 501, None),
-        ("POST", "/v2/repository/index", 501, None),
         ("GET", "/v2/logging", 501, None),
         ("GET", "/v2/trace/setting", 501, None),
         ("GET", "/v2/systemsharedmemory/status", 501, None),

@@ -15,6 +15,7 @@ from app.gateway.middleware import RequestMiddleware
 from app.gateway.predict.dispatcher import Dispatcher
 from app.serving.host import Host
 from app.settings import ServingSettings
+from tests.support.repository import HostRepository
 
 
 class Keys:
@@ -38,7 +39,7 @@ async def call(asgi: Callable[[Any], Any]) -> Any:
         pass
 
     host = Host(ServingSettings())
-    client = asgi(Dispatcher(api, host, Keys(), ServingSettings()))  # type: ignore[arg-type] # Starlette's own types
+    client = asgi(Dispatcher(api, host, Keys(), HostRepository(host), ServingSettings()))  # type: ignore[arg-type] # Starlette's own types
     yield client
     await host.close()
 

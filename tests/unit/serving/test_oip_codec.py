@@ -9,7 +9,7 @@ import pytest
 
 from app.core.errors import AimassError, InvalidTensor, Malformed, NotBuilt
 from app.core.signature import Signature, Tensor
-from app.serving.oip import OipCodec
+from app.serving.oip import OipCodec, Wanted
 
 ALL = Signature(
     "regression",
@@ -181,7 +181,7 @@ def test_a_header_length_of_the_whole_body_is_all_json():
 
 def test_a_raw_request_is_one_tensor_and_answers_binary():
     read = OipCodec("m", ONE).decode(struct.pack("<3f", 1, 2, 3), 0)
-    assert (read.inputs[0].tolist(), read.rows, read.outputs) == ([[1, 2, 3]], 1, [(0, True)])
+    assert (read.inputs[0].tolist(), read.rows, read.outputs) == ([[1, 2, 3]], 1, [(0, True, 0)])
     assert OipCodec("m", TEXT).decode("née".encode(), 0).inputs[0].tolist() == ["née"]
     variable = Signature("regression", (Tensor("x", "INT32", (-1, -1, 2)),), ONE.outputs, ())
     assert OipCodec("m", variable).decode(struct.pack("<4i", 1, 2, 3, 4), 0).inputs[0].tolist() == [[[1, 2], [3, 4]]]
@@ -225,18 +225,19 @@ def test_fp16_has_no_json_form(filler: int):
 @pytest.mark.parametrize(
     ("parameters", "outputs", "chosen"),
     [
-        (None, None, [(0, False), (1, False), (2, False)]),
-        ({"binary_data_output": True}, None, [(0, True), (1, True), (2, True)]),
-        ({"binary_data_output": True}, [{"name": "words"}], [(1, True)]),
+        (None, None, [(0, False, 0), (1, False, 0), (2, False, 0)]),
+        ({"binary_data_output": True}, None, [(0, True, 0), (1, True, 0), (2, True, 0)]),
+        ({"binary_data_output": True}, [{"name": "words"}], [(1, True, 0)]),
         (
             {"binary_data_output": True},
             [{"name": "words", "parameters": {"binary_data": False}}, {"name": "value"}],
-            [(1, False), (0, True)],
+            [(1, False, 0), (0, True, 0)],
         ),
-        (None, [{"name": "value", "parameters": {"binary_data": True}}], [(0, True)]),
+        (None, [{"name": "value", "parameters": {"binary_data": True}}], [(0, True, 0)]),
+        (None, [{"name": "value", "parameters": {"classification": 2}}], [(0, False, 2)]),
     ],
 )
-def test_output_selection(parameters: Any, outputs: Any, chosen: list[tuple[int, bool]]):
+def test_output_selection(parameters: Any, outputs: Any, chosen: list[tuple[int, bool, int]]):
     more = {key: value for key, value in (("parameters", parameters), ("outputs", outputs)) if value is not None}
     signature = Signature("regression", ONE.inputs, ALL.outputs, ())
     assert decode(signature, one([1, 2, 3]), **more).outputs == chosen
@@ -247,7 +248,9 @@ def test_output_selection(parameters: Any, outputs: Any, chosen: list[tuple[int,
     [
         ({"outputs": [{"name": "nope"}]}, InvalidTensor),
         ({"outputs": [{"name": "value", "parameters": {"binary_data": "yes"}}]}, Malformed),
-        ({"outputs": [{"name": "value", "parameters": {"classification": 2}}]}, NotBuilt),
+        ({"outputs": [{"name": "value", "parameters": {"classification": 0}}]}, Malformed),
+        ({"outputs": [{"name": "value", "parameters": {"classification": True}}]}, Malformed),
+        ({"outputs": [{"name": "value", "parameters": {"classification": "2"}}]}, Malformed),
         ({"outputs": [{"name": "value", "parameters": {"shared_memory_region": "r"}}]}, NotBuilt),
         ({"parameters": {"triton_x": 1}}, Malformed),
         ({"parameters": {"sequence_id": 5}}, NotBuilt),
@@ -269,7 +272,9 @@ def test_the_timeout_is_in_microseconds():
 def test_encode_mixed():
     outputs = (np.array([1.5, np.nan], np.float32), np.array([["a"], ["é"]], object), np.array([0.5, 2], np.float16))
     codec = OipCodec("m", ALL)
-    encoded = codec.encode(outputs, [(1, True), (0, False), (2, True)], "3", "id-1")
+    encoded = codec.encode(
+        outputs, [Wanted(1, binary=True), Wanted(0, binary=False), Wanted(2, binary=True)], "3", "id-1"
+    )
     assert encoded.header_length is not None
     header = json.loads(encoded.body[: encoded.header_length])
     assert header == {
@@ -284,9 +289,9 @@ def test_encode_mixed():
     }
     blob = encoded.body[encoded.header_length :]
     assert blob == b"\1\0\0\0a\2\0\0\0\xc3\xa9" + np.array([0.5, 2], "<f2").tobytes()
-    plain = codec.encode(outputs, [(1, False)], "3", None)
+    plain = codec.encode(outputs, [Wanted(1, binary=False)], "3", None)
     assert plain.header_length is None
     assert "id" not in json.loads(plain.body)
     assert json.loads(plain.body)["outputs"][0]["data"] == ["a", "é"]
     with pytest.raises(InvalidTensor, match="FP16"):
-        codec.encode(outputs, [(2, False)], "3", None)
+        codec.encode(outputs, [Wanted(2, binary=False)], "3", None)

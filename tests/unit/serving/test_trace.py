@@ -14,6 +14,7 @@ from app.gateway.predict.dispatcher import Dispatcher
 from app.gateway.predict.ports import Receive, Scope, Send
 from app.serving.host import Host
 from app.settings import ServingSettings
+from tests.support.repository import HostRepository
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 VALID = f"00-{TRACE}-{PARENT}-01"
@@ -41,7 +42,7 @@ async def call(request: pytest.FixtureRequest, asgi: Callable[[Any], Any]) -> An
     """Calls an open path, two that are refused, and one that FastAPI would answer."""
     settings = ServingSettings()
     host = Host(settings)
-    client = asgi(Dispatcher(RequestMiddleware(application, 1 << 20), host, Keys(), settings))
+    client = asgi(Dispatcher(RequestMiddleware(application, 1 << 20), host, Keys(), HostRepository(host), settings))
 
     async def get(headers: dict[str, str]) -> Any:
         return await client("GET" if "predict" not in request.param else "POST", request.param, headers=headers)

@@ -1,0 +1,159 @@
+"""Schemas of what the dispatcher's paths take and give, for the OpenAPI document."""
+
+from typing import Any
+
+Json = dict[str, Any]
+
+
+def ref(name: str) -> Json:
+    """A reference to one of the schemas."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(properties: Json, required: list[str], **more: Any) -> Json:  # noqa: ANN401 - JSON schema
+    return {"type": "object", "properties": properties, "required": required, **more}
+
+
+_TENSOR_FIELDS: Json = {
+    "name": {"type": "string"},
+    "datatype": {"type": "string", "enum": ["BOOL", "UINT8", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]},
+    "shape": {"type": "array", "items": {"type": "integer"}},
+}
+_PARAMETERS: Json = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+_DATA: Json = {"type": "array", "items": {}, "description": "row-major, flat or nested; null is NaN; absent if binary"}
+
+_PORTS: Json = {
+    "type": "array",
+    "items": _object(
+        {
+            "name": {"type": "string"},
+            "data_type": {"type": "string"},
+            "dims": {"type": "array", "items": {"type": "integer"}},
+        },
+        ["name", "data_type", "dims"],
+    ),
+}
+
+SCHEMAS: dict[str, Json] = {
+    "PredictRequest": _object(
+        {
+            "instances": {
+                "type": "array",
+                "minItems": 1,
+                "items": {
+                    "anyOf": [
+                        {
+                            "type": "object",
+                            "description": "a value for each column of the model; null if it is missing",
+                        },
+                        {"type": "string", "description": "a base64 picture, for an image model"},
+                        {
+                            "type": "array",
+                            "description": "pixels 0-255, [H][W] or [C][H][W], for an image model",
+                            "items": {},
+                        },
+                    ]
+                },
+            }
+        },
+        ["instances"],
+        additionalProperties=False,
+    ),
+    "Classification": _object(
+        {
+            "label": {"type": "string", "description": "the most probable class"},
+            "probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
+        },
+        ["label", "probabilities"],
+    ),
+    "Regression": _object({"value": {"type": ["number", "null"]}}, ["value"]),
+    "PredictResponse": _object(
+        {
+            "predictions": {"type": "array", "items": {"anyOf": [ref("Classification"), ref("Regression")]}},
+            "model": {"type": "string"},
+            "version": {"type": "integer"},
+            "variant": {"type": "string"},
+            "request_id": {"type": "string"},
+        },
+        ["predictions", "model", "version", "variant", "request_id"],
+    ),
+    "InferRequest": _object(
+        {
+            "id": {"type": "string"},
+            "parameters": _PARAMETERS,
+            "inputs": {
+                "type": "array",
+                "minItems": 1,
+                "items": _object(
+                    _TENSOR_FIELDS | {"parameters": _PARAMETERS, "data": _DATA}, ["name", "datatype", "shape"]
+                ),
+            },
+            "outputs": {
+                "type": "array",
+                "items": _object({"name": {"type": "string"}, "parameters": _PARAMETERS}, ["name"]),
+            },
+        },
+        ["inputs"],
+    ),
+    "InferResponse": _object(
+        {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "id": {"type": "string"},
+            "outputs": {
+                "type": "array",
+                "items": _object(
+                    _TENSOR_FIELDS | {"parameters": _PARAMETERS, "data": _DATA}, ["name", "datatype", "shape"]
+                ),
+            },
+        },
+        ["model_name", "model_version", "outputs"],
+    ),
+    "ModelMetadata": _object(
+        {
+            "name": {"type": "string"},
+            "versions": {"type": "array", "items": {"type": "string"}},
+            "platform": {"type": "string"},
+            "inputs": {"type": "array", "items": _object(_TENSOR_FIELDS, ["name", "datatype", "shape"])},
+            "outputs": {"type": "array", "items": _object(_TENSOR_FIELDS, ["name", "datatype", "shape"])},
+        },
+        ["name", "platform", "inputs", "outputs"],
+    ),
+    "ServerMetadata": _object(
+        {
+            "name": {"type": "string"},
+            "version": {"type": "string"},
+            "extensions": {"type": "array", "items": {"type": "string"}},
+        },
+        ["name", "version", "extensions"],
+    ),
+    "ModelConfig": _object(
+        {"name": {"type": "string"}, "max_batch_size": {"type": "integer"}, "input": _PORTS, "output": _PORTS},
+        ["name", "max_batch_size", "input", "output"],
+    ),
+    "ModelStatistics": _object(
+        {"model_stats": {"type": "array", "items": {"type": "object"}, "description": "counts, and times in ns"}},
+        ["model_stats"],
+    ),
+    "RepositoryIndex": {
+        "type": "array",
+        "items": _object(
+            {
+                "name": {"type": "string"},
+                "version": {"type": "string"},
+                "state": {"type": "string", "enum": ["READY", "UNAVAILABLE", "LOADING"]},
+                "reason": {"type": "string"},
+            },
+            ["name", "state"],
+        ),
+    },
+    "KserveModels": _object({"models": {"type": "array", "items": {"type": "string"}}}, ["models"]),
+    "KservePredictions": _object(
+        {"predictions": {"type": "array", "items": {"type": "object"}, "description": "as in PredictResponse"}},
+        ["predictions"],
+    ),
+    "ModelReady": _object({"name": {"type": "string"}, "ready": {"type": "boolean"}}, ["name", "ready"]),
+    "ServerLive": _object({"live": {"type": "boolean"}}, ["live"]),
+    "ServerReady": _object({"ready": {"type": "boolean"}}, ["ready"]),
+    "InferError": _object({"error": {"type": "string"}}, ["error"]),
+}

@@ -1,0 +1,65 @@
+"""KServe's V1 protocol, which is TensorFlow Serving's: `/v1/models/{m}:predict` with instances in, predictions out."""
+
+import asyncio
+import re
+import time
+
+import orjson
+
+from app.core.errors import NotFound
+from app.core.principal import Scope
+from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed
+from app.gateway.predict.running import record, run
+from app.serving.host import Host, ServedModel
+
+_MODEL = re.compile(r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[^/:]+))?(?P<predict>:predict)?")
+
+
+class V1Api:
+    """Routes and answers everything under /v1/models."""
+
+    def __init__(self, host: Host, max_body: int) -> None:
+        self._host = host
+        self._max_body = max_body
+
+    @staticmethod
+    def scope(path: str) -> Scope:
+        """What a key must be allowed to do for this path."""
+        return "predict" if path.endswith(":predict") else "read"
+
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer one request; errors of the tree are the dispatcher's to answer."""
+        if exchange.path == "/v1/models":
+            await _get(exchange, {"models": [served.source.endpoint for served in self._host.models()]})
+            return
+        match = _MODEL.fullmatch(exchange.path)
+        if match is None:
+            raise NotFound("Not Found")
+        served = self._host.lookup(match["name"])
+        if match["version"] not in {None, served.version}:
+            raise NotFound(f"'{match['name']}' has no version {match['version']}; it serves {served.version}")
+        if match["predict"]:
+            await self._predict(exchange, served)
+        else:
+            await _get(exchange, {"name": match["name"], "ready": True})
+
+    async def _predict(self, exchange: Exchange, served: ServedModel) -> None:
+        if exchange.method != "POST":
+            raise MethodNotAllowed("POST")
+        with served:
+            exchange.metrics = served.metrics
+            body = await exchange.body(self._max_body)
+            decode = served.instances
+            inputs, rows = decode(body) if len(body) <= decode.inline_bytes else await asyncio.to_thread(decode, body)
+            parsed = time.perf_counter()
+            answer = await run(exchange, served, inputs, rows)
+            computed = time.perf_counter()
+            content = b'{"predictions":%b}' % served.predictions(answer.outputs)
+            timing = record(exchange, served, answer, parsed, computed)
+            await exchange.compressed(200, content, [JSON, *timing])
+
+
+async def _get(exchange: Exchange, document: dict[str, object]) -> None:
+    if exchange.method != "GET":
+        raise MethodNotAllowed("GET")
+    await exchange.answer(200, orjson.dumps(document), [JSON])

@@ -1,0 +1,33 @@
+"""The classification extension: the likeliest classes of an output as texts, for clients that show them to people."""
+
+import numpy as np
+
+from app.core.errors import InvalidTensor
+from app.core.signature import Signature, Tensor
+from app.serving.types import Array
+
+
+def classified(tensor: Tensor, array: Array, count: int, signature: Signature) -> tuple[Tensor, Array]:
+    """BYTES [rows, k] (or [k] for a model that does not batch): `value:index` or `value:index:label`, best first.
+
+    InvalidTensor if the output holds no numbers.
+    """
+    if array.dtype.kind not in "fiu":
+        raise InvalidTensor.at(
+            "outputs",
+            tensor.name,
+            msg=f"{tensor.datatype} has no order that classes could be ranked by",
+            type="datatype",
+        )
+    rows = array.reshape(len(array), -1) if signature.batched else array.reshape(1, -1)
+    labels = signature.classes if len(signature.classes) == rows.shape[1] else ()
+    order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    texts = np.array(
+        [[_text(row[at], at, labels) for at in best] for row, best in zip(rows, order, strict=True)], object
+    )
+    shaped = texts.reshape(order.shape) if signature.batched else texts.reshape(-1)
+    return Tensor(tensor.name, "BYTES", shaped.shape), shaped
+
+
+def _text(value: np.generic, at: np.intp, labels: tuple[str, ...]) -> str:
+    return f"{float(value):f}:{at}" + (f":{labels[at]}" if labels else "")

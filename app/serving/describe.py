@@ -1,0 +1,76 @@
+"""What a served model says of itself to load tools: its configuration and its statistics, in the forms of Triton."""
+
+from typing import Any
+
+from app.core.signature import Tensor
+from app.serving.host import ServedModel
+from app.serving.oip import PLATFORM
+
+Json = dict[str, Any]
+
+
+def configuration(served: ServedModel) -> Json:
+    """The model configuration extension, as far as it means something here; shapes are without the batch."""
+    signature, limits = served.signature, served.limits
+    config: Json = {
+        "name": served.source.endpoint,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "version_policy": {"specific": {"versions": [served.source.version]}},
+        "max_batch_size": limits.max_batch if signature.batched else 0,
+        "input": [_port(tensor, batched=signature.batched) for tensor in signature.inputs],
+        "output": [_port(tensor, batched=signature.batched) for tensor in signature.outputs],
+        "model_transaction_policy": {"decoupled": False},
+    }
+    if signature.batched:
+        config["dynamic_batching"] = {"max_queue_delay_microseconds": round(limits.max_delay_ms * 1000)}
+    return config
+
+
+def _port(tensor: Tensor, *, batched: bool) -> Json:
+    kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
+    return {
+        "name": tensor.name,
+        "data_type": f"TYPE_{kind}",
+        "dims": list(tensor.shape[1:] if batched else tensor.shape),
+    }
+
+
+def statistics(served: ServedModel) -> Json:
+    """One entry of the statistics extension: cumulative counts and times (ns) since the model was loaded."""
+    counted = served.metrics
+    parse, queue, batch, compute, encode = ((sum(h.counts), h.total) for h in counted.phases)
+    answered = counted.statuses[200]
+    whole = sum(seconds for _, seconds in (parse, queue, batch, compute, encode))
+    none = _duration(0, 0.0)
+    return {
+        "name": served.source.endpoint,
+        "version": served.version,
+        "last_inference": int(counted.last_at * 1000),
+        "inference_count": int(counted.batch_rows.total),
+        "execution_count": sum(counted.batch_rows.counts),
+        "inference_stats": {
+            "success": _duration(answered, whole),
+            "fail": _duration(counted.statuses.total() - answered, 0.0),
+            "queue": _duration(*queue),
+            "compute_input": _duration(*batch),
+            "compute_infer": _duration(*compute),
+            "compute_output": _duration(*encode),
+            "cache_hit": none,
+            "cache_miss": none,
+        },
+        "batch_stats": [
+            {
+                "batch_size": rows,
+                "compute_input": _duration(int(runs), stacking),
+                "compute_infer": _duration(int(runs), computing),
+                "compute_output": none,
+            }
+            for rows, (runs, stacking, computing) in sorted(counted.runs.items())
+        ],
+        "memory_usage": [],
+    }
+
+
+def _duration(count: int, seconds: float) -> Json:
+    return {"count": count, "ns": round(seconds * 1e9)}
