@@ -22,6 +22,7 @@ from app.core.jobs import (
     Progress,
     Ready,
 )
+from app.registry.files import remove_files
 from app.registry.jobs import JobReader, due
 from app.registry.session import WriteSession, now
 from app.registry.tables import DatasetVersionRow, FileRow, JobAfterRow, JobEventRow, JobRow, MetricPointRow
@@ -44,6 +45,7 @@ class JobLedger(JobReader):
 
     def __init__(self, session: WriteSession) -> None:
         super().__init__(session)
+        self._write = session
         self._dialect = session.get_bind().dialect.name
 
     async def enqueue(self, job: NewJob) -> Job:
@@ -221,6 +223,7 @@ class JobLedger(JobReader):
     async def _ended(self, job_id: str, state: str, error: dict[str, Any] | None) -> None:
         """What follows from a job's end: its event, its data set's state, the end of jobs that can never start now."""
         await self._event(job_id, "state", {"state": state} | ({"error": error} if error else {}))
+        await self._release_upload(job_id)
         if state == "succeeded":
             return
         reason = error or JobFailure("cancelled", "the ingest job was cancelled").to_json()
@@ -239,6 +242,12 @@ class JobLedger(JobReader):
         )
         for waiter in list(ended):
             await self._ended(waiter, "failed", abandoned)
+
+    async def _release_upload(self, job_id: str) -> None:
+        """The files of an import belong to its upload only until the job ends."""
+        spec = await self._session.scalar(select(JobRow.spec).where(JobRow.id == job_id, JobRow.kind == "import"))
+        if spec is not None:
+            await remove_files(self._write, spec["upload"])
 
     async def cancel(self, job_id: str) -> Job:
         """Queued → cancelled at once; running → marked for its agent; terminal → unchanged. NotFound otherwise."""

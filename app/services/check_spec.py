@@ -5,6 +5,7 @@ from app.core.resources import DatasetVersion
 from app.registry.datasets import DatasetReader
 from app.registry.models import ModelReader
 from app.registry.session import ReadSession, WriteSession
+from app.services.deploy_version import check_deploy
 from app.specs.families import family
 from app.specs.jobs import CompressSpec, TrainSpec, parse_dataset
 
@@ -13,6 +14,7 @@ class SpecChecker:
     """Checks the specs of one transaction; a data set that several name is looked up once."""
 
     def __init__(self, session: ReadSession | WriteSession) -> None:
+        self._session = session
         self._datasets = DatasetReader(session)
         self._models = ModelReader(session)
         self._seen: dict[str, DatasetVersion] = {}
@@ -22,6 +24,8 @@ class SpecChecker:
         return await (self._check_train(spec) if isinstance(spec, TrainSpec) else self._check_compress(spec))
 
     async def _check_train(self, spec: TrainSpec) -> list[str]:
+        if spec.deploy is not None:
+            await check_deploy(self._session, spec.model, spec.deploy.endpoint)
         try:
             data = await self._dataset(spec.dataset)
         except NotFound as error:

@@ -10,7 +10,7 @@ from app.services.serve_version import choose_variant
 from app.specs.endpoints import EndpointSpec, RouteSpec
 
 
-async def check_deploy(session: ReadSession, model: str, endpoint: str) -> None:
+async def check_deploy(session: ReadSession | WriteSession, model: str, endpoint: str) -> None:
     """InvalidSpec when the endpoint serves another model: a training must not take it over in passing."""
     current = await _current(EndpointReader(session), endpoint)
     if current is not None and current.model != model:

@@ -54,6 +54,7 @@ class TestJobs:
             ({"dataset": 7}, ["dataset"], "valid string"),
             ({"model": "../up"}, ["model"], "must be 1-100 letters"),
             ({"deploy": {"endpoint": "a/b"}}, ["deploy", "endpoint"], "must be 1-100 letters"),
+            ({"deploy": {"endpoint": "stats"}}, ["deploy", "endpoint"], "reserved"),
             ({"after": ["nobody"]}, ["after", 0], "there is no job 'nobody'"),
             ({"after": [STRANGER]}, ["after", 0], f"there is no job '{STRANGER}'"),
             ({"after": ["a\x00b"]}, ["after", 0], "NUL"),

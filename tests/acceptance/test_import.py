@@ -1,5 +1,6 @@
 """ONNX models that were not trained here: from an upload to a prediction, and hostile ones to a clear refusal."""
 
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -253,6 +254,11 @@ class TestHostile:
     def test_nothing_is_left_in_the_upload(self, platform: Platform, jobs: dict[str, dict[str, Any]]) -> None:
         assert jobs
         assert not list((platform.data_dir / "store" / "tmp").iterdir())
+        with sqlite3.connect(f"file:{platform.data_dir / 'registry.db'}?mode=ro", uri=True) as registry:
+            uploads = registry.execute(
+                "SELECT count(*) FROM files WHERE owner NOT IN (SELECT id FROM model_versions)"
+            ).fetchone()
+        assert uploads == (0,)
 
     def test_the_platform_still_works(self, platform: Platform, jobs: dict[str, dict[str, Any]]) -> None:
         assert jobs

@@ -343,3 +343,9 @@ def test_a_data_set_can_be_trained_on_before_it_is_parsed(trained: Trained) -> N
         )
         assert made["links"]["job"].rsplit("/", 1)[1] in job["after"]
     assert platform.wait(job["id"], "succeeded")["result"]["version"] == 1
+
+
+def test_an_endpoint_of_another_model_is_not_taken_over(trained: Trained) -> None:
+    spec = quick("other", deploy={"endpoint": "gbdt"})
+    answer = trained.platform.client.post("/api/v1/jobs", json=spec)
+    check_problem(answer, 422, "invalid_spec", ["deploy", "endpoint"], "serves model 'gbdt'; choose another")
