@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from app.core.errors import Conflict, IdempotencyMismatch, InvalidSpec
+from app.core.ids import new_id
 from app.core.jobs import Job, NewJob
 from app.core.principal import Principal
 from app.core.resources import StoredFile
@@ -154,7 +155,7 @@ async def test_an_imported_model_is_not_compressed_and_its_job_is_not_retried(
     platform: Platform,
 ) -> None:
     async with platform.database.write() as session:
-        job = await JobLedger(session).enqueue(NewJob(kind="import", spec={}, model="theirs"))
+        job = await JobLedger(session).enqueue(NewJob(kind="import", spec={"upload": new_id()}, model="theirs"))
         await ModelWriter(session).create_version(
             "theirs",
             {"task": "inference", "family": "imported", "main_metric": "", "metrics": {}, "signature": {}, "schema": {}}
