@@ -48,7 +48,7 @@ bench: bench-serving bench-jobs ## every benchmark that fits in minutes; ratios 
 bench-serving: $(STAMP) ## prediction speed against a plain server and the raw limits (needs wrk)
 	$(BIN)/python bench/serving.py
 
-bench-jobs: $(STAMP) ## the queue and the lists
+bench-jobs: $(STAMP) ## the queue and the lists (needs wrk)
 	$(BIN)/python -m bench.jobs
 
 quality: $(STAMP) ## scores on ../shared/data against the references

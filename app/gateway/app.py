@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -34,6 +35,7 @@ from app.specs.endpoints import EndpointSpec
 from app.specs.jobs import CompressSpec, TrainSpec
 from app.telemetry.metrics import ServingMetrics
 
+log = logging.getLogger("aimass.gateway")
 ROUTERS = (datasets.router, jobs.router, models.router, endpoints.router, keys.router, probes.router, not_built.router)
 DESCRIPTION = """Data in, verified and compressed ONNX models behind batched endpoints out.
 
@@ -95,8 +97,12 @@ async def _reconcile(platform: Platform) -> None:
     """Gateways reconcile too, so that jobs of dead workers are seen when no worker is left."""
     while True:
         await asyncio.sleep(platform.settings.queue.reconcile_s)
-        with contextlib.suppress(AimassError):
+        try:
             await reconcile_queue(platform)
+        except AimassError as error:
+            log.warning("the queue could not be reconciled: %s", error.detail)
+        except Exception:
+            log.exception("the queue could not be reconciled")
 
 
 def _openapi(api: FastAPI) -> dict[str, Any]:

@@ -195,14 +195,6 @@ def test_infinite_numbers_do_not_reach_the_answers(outcome: Outcome, strict: Cal
         strict(outcome.platform.client.get(path).content)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".onnx")])
-def test_models_are_not_imported_yet(outcome: Outcome, name: str) -> None:
-    with (outcome.folder / name).open("rb") as file:
-        answer = outcome.platform.client.post("/api/v1/models/x/versions", files={"model": (name, file)})
-    check_problem(answer, 501, "not_built", word="importing ONNX models")
-    outcome.platform.call("GET", "/api/v1/models/x", 404)
-
-
 def test_the_service_still_works(outcome: Outcome) -> None:
     assert outcome.platform.call("GET", "/readyz", 200)["status"] == "ok"
     assert outcome.platform.upload("after", breast_cancer_csv())["rows"] == 569
