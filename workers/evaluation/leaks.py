@@ -16,9 +16,9 @@ _DEPTH = 5
 
 def leak_hints(data: LearningData, test: Inputs, y_test: Array) -> list[str]:
     """Warn of each column that alone predicts the target of unseen rows almost perfectly."""
-    encoder = TreeEncoder.fit(data, keep_missing=False)
+    encoder, x = TreeEncoder.learn(data, keep_missing=False)
     some = slice(0, _ROWS)
-    x, y = encoder.transform(take(data.train.inputs, some)), data.train.y[some]
+    x, y = x[some], data.train.y[some]
     x_test, y_test = encoder.transform(take(test, some)), y_test[some]
     numbers = [c.name for c in data.signature.columns if c.tensor == "numeric"]
     texts = [c.name for c in data.signature.columns if c.tensor == "categorical"]

@@ -11,6 +11,9 @@ from workers.learning import Array, Inputs, LearningData, rows_of
 
 MAX_CATEGORIES = 1000  # a column's rarer values count as unseen
 SMOOTHING = 20.0  # rows' worth of the overall mean in each category's mean (Micci-Barreca 2001)
+_FOLDS = 5
+# Share of what a column seems to explain that must hold for rows that were left out; with less, rows are cross-fitted.
+_HONEST = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,23 +119,31 @@ class TreeEncoder:
     tables: tuple[npt.NDArray[np.float32], ...] = ()
 
     @classmethod
-    def fit(cls, data: LearningData, *, keep_missing: bool) -> "TreeEncoder":
-        """Learn fills and category values from training rows."""
+    def learn(cls, data: LearningData, *, keep_missing: bool) -> tuple["TreeEncoder", npt.NDArray[np.float32]]:
+        """The encoder and the features of the training rows, FP32 [N, n + m].
+
+        A column of many rare categories gives a row's own target away, and trees would learn to trust what is noise in
+        every other row. Such a column's training rows are valued by the targets of other rows (cross-fitting, as
+        scikit-learn's TargetEncoder does it to all columns).
+        """
         inputs = data.train.inputs
         numeric = NumericEncoder.fit(data, keep_missing=keep_missing) if "numeric" in inputs else None
+        parts = [] if numeric is None else [numeric.transform(inputs["numeric"])]
         if "categorical" not in inputs:
-            return cls(numeric, None)
+            return cls(numeric, None), parts[0]
         categories = CategoryEncoder.fit(inputs["categorical"])
         codes = categories.codes(inputs["categorical"])
         y = data.train.y
         if data.n_classes > 2:  # noqa: PLR2004 - two classes need one column
             y = np.eye(data.n_classes)[y]
         targets = np.asarray(y, np.float64).reshape(len(codes), -1)
-        tables = tuple(_category_values(codes[:, j], size, targets) for j, size in enumerate(categories.sizes))
-        return cls(numeric, categories, tables)
+        folds = np.random.default_rng(data.training.seed).permutation(len(codes)) % _FOLDS
+        learnt = [_category_values(codes[:, j], size, targets, folds) for j, size in enumerate(categories.sizes)]
+        parts.append(np.stack([values for _, values in learnt], axis=1))
+        return cls(numeric, categories, tuple(table for table, _ in learnt)), np.concatenate(parts, axis=1)
 
     def transform(self, inputs: Inputs) -> npt.NDArray[np.float32]:
-        """FP32 [N, n + m]."""
+        """FP32 [N, n + m], of rows that were not learnt from."""
         parts = []
         if self.numeric is not None:
             parts.append(self.numeric.transform(inputs["numeric"]))
@@ -151,21 +162,45 @@ class TreeEncoder:
         return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
 
 
-def _category_values(codes: Array, size: int, targets: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Each category's smoothed target mean minus the overall mean; unseen is 0.
+def _category_values(
+    codes: Array, size: int, targets: npt.NDArray[np.float64], folds: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Each category's smoothed target mean minus the overall mean, 0 if unseen: [size], and each training row's: [N].
 
     With several target columns (one per class), their first principal direction over the categories, which orders
     categories for trees as the mean does for two classes (Coppersmith, Hong and Hosking 1999).
     """
-    counts = np.bincount(codes, minlength=size).astype(np.float64)
-    centred = targets - targets.mean(axis=0)
-    sums = np.stack([np.bincount(codes, weights=column, minlength=size) for column in centred.T], axis=1)
-    means = sums / (counts + SMOOTHING)[:, None]
-    if means.shape[1] > 1:
-        direction = np.linalg.svd(means * np.sqrt(counts)[:, None], full_matrices=False)[2][0]
+    cells = folds * size + codes
+    counts = np.bincount(cells, minlength=_FOLDS * size).astype(np.float64).reshape(_FOLDS, size)
+    sums = [np.bincount(cells, weights=column, minlength=_FOLDS * size) for column in targets.T]
+    by_fold = np.stack(sums, axis=1).reshape(_FOLDS, size, -1)
+    means = _smoothed(counts.sum(axis=0), by_fold.sum(axis=0))
+    direction = np.ones(1)
+    if targets.shape[1] > 1:
+        weighted = means * np.sqrt(counts.sum(axis=0))[:, None]
+        direction = np.linalg.svd(weighted, full_matrices=False)[2][0]
         direction *= np.sign(direction[np.abs(direction).argmax()])  # which way it points is the library's whim
-        means = means @ direction[:, None]
-    return means[:, 0].astype(np.float32)
+    others = [
+        _smoothed(counts.sum(axis=0) - counts[fold], by_fold.sum(axis=0) - by_fold[fold]) @ direction
+        for fold in range(_FOLDS)
+    ]
+    table, crossed, target = means @ direction, np.stack(others)[folds, codes], targets @ direction
+    honest = _explained(crossed, target) >= _HONEST * _explained(table[codes], target)
+    return table.astype(np.float32), (table[codes] if honest else crossed).astype(np.float32)
+
+
+def _explained(values: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> float:
+    """Share of the target's variance that goes with `values`; 0 where they go against each other."""
+    values, target = values - values.mean(), target - target.mean()
+    norm, together = float(values @ values) * float(target @ target), float(values @ target)
+    return max(together, 0.0) ** 2 / norm if norm > 0 else 0.0
+
+
+def _smoothed(counts: npt.NDArray[np.float64], sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Means [categories, targets] minus the overall mean, drawn towards it where there are few rows."""
+    overall = sums.sum(axis=0) / max(counts.sum(), 1)
+    means: npt.NDArray[np.float64] = (sums - counts[:, None] * overall) / (counts + SMOOTHING)[:, None]
+    return means
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ class Gbdt:
 
     def fit(self, data: LearningData, job: JobContext) -> "FittedGbdt":
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
-        encoder = TreeEncoder.fit(data, keep_missing=True)
-        train = lgb.Dataset(encoder.transform(data.train.inputs), label=data.train.y, free_raw_data=False)
+        encoder, x = TreeEncoder.learn(data, keep_missing=True)
+        train = lgb.Dataset(x, label=data.train.y, free_raw_data=False)
         watched = train.create_valid(encoder.transform(data.validation.inputs), label=data.validation.y)
         total = self.params["n_estimators"]
         before = _resume(job)

@@ -30,16 +30,14 @@ class RandomForest:
 
     def fit(self, data: LearningData, job: JobContext) -> "FittedForest":
         """Grow the trees; validation rows are not used. Resumes from the job's checkpoint to the very same forest."""
-        encoder = TreeEncoder.fit(data, keep_missing=False)
+        encoder, x = TreeEncoder.learn(data, keep_missing=False)
         make = RandomForestRegressor if data.task == "regression" else RandomForestClassifier
         estimator = make(
             n_estimators=1, max_depth=self.params["max_depth"], min_samples_leaf=self.params["min_samples_leaf"],
             max_features=self.params["max_features"], n_jobs=data.threads, random_state=data.training.seed,
             warm_start=True,
         )  # fmt: skip
-        growth = _Growth(
-            estimator, encoder.transform(data.train.inputs), data.train.y, self.params["n_estimators"], job
-        )
+        growth = _Growth(estimator, x, data.train.y, self.params["n_estimators"], job)
         growth.run(data.threads, data.training.checkpoint_every_s)
         estimator.set_params(n_jobs=1)
         return FittedForest(data, encoder, estimator)

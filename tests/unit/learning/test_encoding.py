@@ -61,13 +61,39 @@ def test_codes_go_by_frequency_and_unseen_is_last():
 
 
 def test_category_values_are_smoothed_means_about_the_overall_mean(data: LearningData):
-    encoder = TreeEncoder.fit(data, keep_missing=True)
+    encoder, _ = TreeEncoder.learn(data, keep_missing=True)
     # 'a': two rows, both 1, overall mean 0.5: (0.5 + 0.5) / (2 + 20); 'b', 'c': one row with 0: -0.5 / 21; unseen: 0.
     assert encoder.tables[0] == pytest.approx([1 / 22, -0.5 / 21, -0.5 / 21, 0.0])
 
 
+def test_a_training_row_is_valued_by_other_rows():
+    """Every row has a category of its own, whose mean is its target: nothing can be learnt from that."""
+    y = np.arange(200) % 2
+    part = Part({"categorical": np.asarray([[f"id-{i}"] for i in range(200)], object)}, y)
+    column, output = Column("c", "category", "categorical", 0), Tensor("probabilities", "FP32", (-1, 2))
+    tensor = Tensor("categorical", "BYTES", (-1, 1))
+    data = LearningData(Signature("classification", (tensor,), (output,), (column,), ("no", "yes")), part, part)
+    encoder, x = TreeEncoder.learn(data, keep_missing=False)
+    assert np.abs(x).max() == 0
+    assert np.sign(encoder.transform(part.inputs)[:, 0]).tolist() == (y * 2 - 1).tolist()
+
+
+@pytest.mark.parametrize("classes", [0, 2, 3])
+def test_frequent_categories_are_valued_alike_in_training_and_later(classes: int):
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 4, 4000)
+    y = kinds + rng.normal(0, 0.5, 4000) if not classes else np.minimum(kinds, classes - 1)
+    part = Part({"categorical": np.asarray([[f"k{kind}"] for kind in kinds], object)}, y)
+    column, output = Column("c", "category", "categorical", 0), Tensor("probabilities", "FP32", (-1, 2))
+    task, tensor = "classification" if classes else "regression", Tensor("categorical", "BYTES", (-1, 1))
+    names = tuple(str(i) for i in range(classes))
+    data = LearningData(Signature(task, (tensor,), (output,), (column,), names), part, part)
+    encoder, x = TreeEncoder.learn(data, keep_missing=False)
+    assert np.abs(x - encoder.transform(part.inputs)).max() < 0.05
+
+
 def test_tree_features_are_the_same_in_the_graph(data: LearningData):
-    encoder = TreeEncoder.fit(data, keep_missing=True)
+    encoder, _ = TreeEncoder.learn(data, keep_missing=True)
     graph = Graph()
     graph.add("Identity", encoder.to_nodes(graph), output="features")
     for inputs in (data.train.inputs, UNSEEN):

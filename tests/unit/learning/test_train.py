@@ -224,6 +224,18 @@ def test_a_class_that_training_rows_lack(make_job: MakeJob, mixed: pl.DataFrame,
     assert any("divided at random" in w for w in card["warnings"])
 
 
+@pytest.mark.parametrize("family", ["gbdt", "random_forest"])
+def test_a_column_of_rare_categories_does_no_harm(make_job: MakeJob, mixed: pl.DataFrame, family: str):
+    """Trees must not learn the training rows' own targets from them."""
+    rng = np.random.default_rng(3)
+    noisy = mixed.with_columns(pl.Series("code", [f"c{i}" for i in rng.integers(0, 500, len(mixed))]))
+    scores = []
+    for name, frame in (("plain", mixed), ("noisy", noisy)):
+        result = train.run(make_job(frame, name=name, family=family, features={"drop": ["amount"]}))
+        scores.append(result["metrics"]["roc_auc"])
+    assert scores[1] > scores[0] - 0.03
+
+
 def test_a_column_that_knows_the_answer_is_named(make_job: MakeJob, mixed: pl.DataFrame):
     leaky = mixed.with_columns((pl.col("target") == "yes").cast(pl.Float64).alias("paid"))
     job = make_job(leaky, family="linear", features={"drop": ["amount"]})
