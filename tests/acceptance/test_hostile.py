@@ -214,6 +214,7 @@ def test_no_process_and_no_file_is_left(outcome: Outcome) -> None:
     assert {path.name for path in platform.data_dir.iterdir()} <= {
         "jobs",
         "launcher.lock",
+        "signing.key",
         "redis",
         "redis.sock",
         "registry.db",

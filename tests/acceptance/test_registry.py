@@ -249,8 +249,6 @@ class TestKeys:
         ("POST", "/api/v1/gc"),
         ("GET", "/api/v1/webhooks"),
         ("POST", "/api/v1/webhooks"),
-        ("GET", "/v1/models/gbdt"),
-        ("POST", "/v1/models/gbdt:predict"),
         ("GET", "/openai/v1/models"),
         ("POST", "/openai/v1/embeddings"),
         ("POST", "/openai/v1/completions"),
