@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import math
 import os
 import time
 import warnings
@@ -44,18 +43,23 @@ class Batches:
         self.epoch: Callable[[], int] = lambda: 0
 
     def __len__(self) -> int:
-        return max(1, math.ceil(len(self.data) / self.size))
+        return len(self._sizes())
 
     def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
         count = len(self.data)
         order = torch.arange(count)
         if self.seed is not None:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch()))
-        chunks = list(torch.split(order, self.size))
-        if self.seed is not None and len(chunks) > 1 and len(chunks[-1]) == 1:
-            chunks[-2:] = [torch.cat(chunks[-2:])]  # batch norm cannot learn from one row
-        for rows in chunks:
+        for rows in torch.split(order, self._sizes()):
             yield tuple(x[rows] for x in self.data.inputs), self.data.y[rows]
+
+    def _sizes(self) -> list[int]:
+        """Rows of each batch. A last row that is left over in training joins the batch before it."""
+        whole, rest = divmod(len(self.data), self.size)
+        sizes = [self.size] * whole + [rest] * bool(rest)
+        if self.seed is not None and rest == 1 and whole:
+            sizes[-2:] = [self.size + 1]  # batch norm cannot learn from one row
+        return sizes
 
 
 class _Learner(LightningModule):

@@ -1,0 +1,30 @@
+"""Batches of the training loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.jobs import train
+from workers.training.loop import Batches, Tensors
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.sampled_from([None, 7]))
+def test_there_are_as_many_batches_as_announced_and_each_row_once(rows: int, size: int, seed: int | None):
+    batches = Batches(Tensors((torch.arange(rows),), torch.arange(rows)), size, seed)
+    got = [y.tolist() for _, y in batches]
+    assert len(got) == len(batches)
+    assert sorted(row for batch in got for row in batch) == list(range(rows))
+    assert max(map(len, got)) <= size + 1
+    assert seed is None or len(got) == 1 or size == 1 or min(map(len, got)) > 1
+
+
+@pytest.mark.parametrize("size", [1, 839])
+def test_a_row_may_be_left_over(make_job: Callable[..., Any], mixed: pl.DataFrame, size: int):
+    job = make_job(mixed, family="mlp", features={"drop": ["amount"]}, training={"epochs": 1, "batch_size": size})
+    train.run(job)
+    assert [e["step"] for e in job.seen if e["event"] == "metric" and e["name"] == "validation_loss"] == [1]
