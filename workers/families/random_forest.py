@@ -14,8 +14,8 @@ from workers.context import JobContext, Stopped
 from workers.export.graph import Graph, binary_probabilities, value_output
 from workers.export.trees import Ensemble
 from workers.families.encoding import TreeEncoder
+from workers.families.forest_files import load_trees, save_trees
 from workers.learning import Array, Inputs, LearningData
-from workers.training.forest import load_trees, save_trees
 
 _CHUNK_S = 2.0  # how often, about, progress is told and a request to stop is seen
 
