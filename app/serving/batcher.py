@@ -39,6 +39,7 @@ class Batcher:
         self._metrics = metrics
         self._executor = executor
         self._clock = clock
+        self._loop = asyncio.get_running_loop()  # to ask for it is a system call, which a request can do without
         self._waiting: deque[Pending] = deque()
         self._rows = 0  # that wait
         self._busy = 0  # lanes in use
@@ -72,14 +73,13 @@ class Batcher:
         )
 
     def _submit(self, inputs: Tensors, rows: int, deadline: float) -> "asyncio.Future[Answer]":
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
+        future: asyncio.Future[Answer] = self._loop.create_future()
         shape = tuple([tensor.shape[1:] for tensor in inputs]) if self._limits.shapes_vary else ()
         self._waiting.append(Pending(inputs, rows, future, self._clock(), deadline, shape))
         self._rows += rows
         self._metrics.queue_rows += rows
         if not self._armed or self._timer:
-            self._arm(loop)
+            self._arm()
         return future
 
     def _admit(self, rows: int) -> None:
@@ -94,28 +94,27 @@ class Batcher:
         wait_s = waiting / (self._rate * self._plan.lanes) if self._rate else 1.0
         raise Overloaded(f"{waiting} rows wait already, of {limits.max_queue} allowed", retry_after_s=wait_s)
 
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _arm(self) -> None:
         delay_s = self._limits.max_delay_ms / 1e3
         if delay_s and self._rows < self._limits.max_batch:
             if not self._armed:
-                self._timer = loop.call_later(delay_s, self._pump)
+                self._timer = self._loop.call_later(delay_s, self._pump)
         else:
             if self._timer:
                 self._timer.cancel()
                 self._timer = None
-            loop.call_soon(self._pump)  # after the requests that this turn of the loop has still to read
+            self._loop.call_soon(self._pump)  # after the requests that this turn of the loop has still to read
         self._armed = True
 
     def _pump(self) -> None:
         self._armed, self._timer = False, None
-        loop = asyncio.get_running_loop()
         if self._plan.inline:
             if batch := self._next(self._limits.max_batch):
                 started = self._clock()
                 self._finish(batch, started, self._execute(self._plan.run, batch))
             if self._waiting:  # the next batch after whatever else the loop has to do
                 self._armed = True
-                loop.call_soon(self._pump)
+                self._loop.call_soon(self._pump)
             return
         while self._waiting and self._busy < self._plan.lanes:
             run, lanes, budget = self._plan.run, 1, self._limits.max_batch
@@ -126,7 +125,7 @@ class Batcher:
             if not (batch := self._next(budget)):
                 break
             self._busy += lanes
-            job = loop.run_in_executor(self._executor, self._execute, run, batch)
+            job = self._loop.run_in_executor(self._executor, self._execute, run, batch)
             job.add_done_callback(partial(self._done, batch, self._clock(), lanes))
 
     def _next(self, budget: int) -> list[Pending]:
