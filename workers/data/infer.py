@@ -29,8 +29,8 @@ _EXAMPLES = 5
 
 
 def strip(column: pl.Series) -> pl.Series:
-    """Strings without blanks around them."""
-    return column.str.strip_chars()
+    """Strings without blanks around them, under no name: polars takes some names, as `^a$`, for patterns."""
+    return column.alias("").str.strip_chars()
 
 
 @dataclass(slots=True)
@@ -174,7 +174,8 @@ def _tolerable(bad: int, present: int) -> bool:
 
 
 def cast(column: pl.Series, plan: Plan) -> pl.Series:
-    """Stripped strings as the planned type: Int64, Float64 (finite), Boolean, Datetime[us] or String."""
+    """Stripped strings as the planned type: Int64, Float64 (finite), Boolean, Datetime[us] or String; under no name."""
+    column = column.alias("")
     if plan.kind == "integer":
         return column.cast(pl.Int64, strict=False)
     if plan.kind == "number":

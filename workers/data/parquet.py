@@ -33,7 +33,7 @@ def read_parquet(path: Path, findings: Findings, limits: LimitSettings, tick: Ti
             for batch in file.iter_batches(batch_size=size, use_threads=False):
                 batch.validate(full=True)  # UTF-8 among others: the reader trusts the file, and polars the reader
                 frame = pl.DataFrame(
-                    [_normal(n, c, changed, beyond) for n, c in zip(names, batch.columns, strict=True)]
+                    {n: _normal(n, c, changed, beyond) for n, c in zip(names, batch.columns, strict=True)}
                 )
                 done += len(frame)
                 yield frame
@@ -91,7 +91,7 @@ def _normal(name: str, column: pa.Array, changed: Counter[tuple[str, str]], beyo
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
         column = column.cast(kind)
-    series = pl.Series(name, pl.from_arrow(column)) if _is_plain(kind) else None
+    series = pl.Series("", pl.from_arrow(column)) if _is_plain(kind) else None  # some names are patterns to polars
     if series is None:
         raise unreadable(
             f"column '{shorten(name, 60)}' has type {shorten(str(kind), 80)}; "

@@ -78,9 +78,10 @@ def write_inferred(
     parts: list[Path] = []
     rows = 0
     for batch in batches:
-        clean = pl.DataFrame([strip(column) for column in batch])
-        for column in clean:
-            evidence.setdefault(column.name, Evidence(rows=rows, missing=rows)).add(column)
+        columns = {column.name: strip(column) for column in batch}
+        for name, column in columns.items():
+            evidence.setdefault(name, Evidence(rows=rows, missing=rows)).add(column)
+        clean = pl.DataFrame(columns)
         rows += len(clean)
         parts.append(scratch / f"{len(parts):06}.arrow")
         clean.write_ipc(parts[-1], compression="lz4")
@@ -92,8 +93,9 @@ def write_inferred(
     with TableWriter(target) as writer:
         for i, part in enumerate(parts):
             frame = pl.read_ipc(part)
-            columns = [frame[n] if n in frame.columns else pl.Series(n, [None] * len(frame), pl.String) for n in plans]
-            writer.write(pl.DataFrame([cast(column, plans[column.name]) for column in columns]))
+            absent = pl.Series("", [None] * len(frame), pl.String)
+            columns = {n: cast(frame[n] if n in frame.columns else absent, plan) for n, plan in plans.items()}
+            writer.write(pl.DataFrame(columns))
             part.unlink()
             tick((i + 1) / len(parts), f"{writer.rows:,} rows typed")
     return writer

@@ -313,9 +313,14 @@ def test_name_is_only_a_hint(tmp_path: Path):
 
 
 def test_names_that_are_patterns_elsewhere(ingest: Callable[..., Any]):
-    got = ingest(csv("*,^.*$,a b", *[f"{i},{i % 2},x" for i in range(30)]))
-    assert got.types() == {"*": "integer", "^.*$": "integer", "a b": "category"}
+    got = ingest(csv("*,^.*$,a b,^b$", *[f"{i},{i % 2},x,{i}.5" for i in range(30)]))
+    assert got.types() == {"*": "integer", "^.*$": "integer", "a b": "category", "^b$": "number"}
     assert got.column("^.*$")["max"] == 1
+    lines = "".join(f'{{"^b$": "w{i % 2}", "*": true, "^d$": "2024-01-0{i % 9 + 1}"}}\n' for i in range(30))
+    assert ingest(lines.encode(), "a.jsonl").types() == {"^b$": "category", "*": "boolean", "^d$": "datetime"}
+    file = io.BytesIO()
+    pl.DataFrame({"^b$": [1.5, float("nan")], "^c$": ["x", "y"]}).write_parquet(file)
+    assert ingest(file.getvalue(), "a.parquet").table["^b$"].to_list() == [1.5, None]
 
 
 def test_a_damaged_header_is_no_header(refused: Callable[..., str]):
