@@ -18,17 +18,18 @@ from workers.data.images import choose_format, decode_all
 from workers.data.splits import Split, load_split, split_rows
 from workers.data.tables import (
     Notes,
-    Target,
     check_columns,
     choose_columns,
     clean_rows,
     clip_bounds,
-    read_target,
+    rows_of_columns,
     table_inputs,
 )
+from workers.data.values import Target, coarse_step, read_target
 from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
 IMAGE_COLUMN = "image"
+_REPEATS = 0.01  # share of the test rows from which on they are told of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,26 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     frame = clean_rows(frame, spec, notes)
     types = {c["name"]: c["type"] for c in profile["columns"]}
     target = read_target(frame[spec.target], spec.task)
+    step = coarse_step(frame[spec.target]) if spec.task == "regression" else None
+    if step:
+        notes.warnings.append(f"predictions of '{spec.target}' are told apart by {step:g} only; subtract a constant")
     columns, inputs = choose_columns(frame, types, spec, notes)
     signature = _signature(spec, columns, inputs, target)
-    split = split_rows(target.y, spec.task, spec.split, notes)
+    split = split_rows(target.y, spec.task, spec.split)
+    notes.warnings += split.lacks(target.classes, target.y)
+    _warn_of_repeats(rows_of_columns(frame, [*(c.name for c in columns), spec.target]), split, notes)
     row_ids = frame[ROW_ID].to_numpy()
     bounds = clip_bounds(columns, spec.features)
     return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, bounds)
+
+
+def _warn_of_repeats(rows: pl.Series, split: Split, notes: Notes) -> None:
+    repeats = int(rows[split.test].is_in(rows[split.train].implode()).sum())
+    if repeats >= _REPEATS * len(split.test):
+        notes.warnings.append(
+            f"{repeats} of {len(split.test)} test rows are the same as a training row; if they are copies, they "
+            "flatter the metrics, and the cleaning step drop_duplicates removes them"
+        )
 
 
 def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes) -> Prepared:
@@ -105,7 +120,8 @@ def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes
     column = Column(IMAGE_COLUMN, "image", "image")
     signature = _signature(spec, (column,), (image,), target, fmt)
     given = kept["split"].cast(pl.String).to_list() if "split" in kept.columns else None
-    split = split_rows(target.y, spec.task, spec.split, notes, given)
+    split = split_rows(target.y, spec.task, spec.split, given)
+    notes.warnings += split.lacks(target.classes, target.y)
     return Prepared(signature, {"image": pixels}, target.y, kept[ROW_ID].to_numpy(), split, notes)
 
 

@@ -1,5 +1,6 @@
 """Rows to train on, to watch, and to judge by."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from app.core.errors import InvalidData
 from app.core.signature import Task
 from app.specs.data import ROW_ID
 from app.specs.jobs import SplitSpec
-from workers.data.tables import Notes
+from workers.data.findings import listed
 from workers.learning import Array
 
 SPLIT_FILE = "split.parquet"
@@ -37,6 +38,16 @@ class Split:
         """Rows of each part."""
         return {name: len(getattr(self, name)) for name in _PARTS}
 
+    def lacks(self, classes: Sequence[str], y: Array) -> list[str]:
+        """What has to be said of classes without a row in some part."""
+        found = []
+        for part, effect in (("train", "so they are never predicted"), ("test", "so the metrics say nothing of them")):
+            there = set(np.unique(y[getattr(self, part)]).tolist())
+            absent = [label for i, label in enumerate(classes) if i not in there]
+            if absent:
+                found.append(f"classes without a {part} row, {effect}: {listed(absent)}")
+        return found
+
     def save(self, row_ids: Array, path: Path) -> None:
         """Write the row ids of each part as Parquet."""
         parts = [pl.DataFrame({ROW_ID: row_ids[getattr(self, name)], "part": name}) for name in _PARTS]
@@ -52,7 +63,7 @@ def load_split(path: Path, row_ids: Array) -> Split:
     return Split(**parts, method="saved")
 
 
-def split_rows(y: Array, task: Task, spec: SplitSpec, notes: Notes, given: list[str | None] | None = None) -> Split:
+def split_rows(y: Array, task: Task, spec: SplitSpec, given: list[str | None] | None = None) -> Split:
     """Divide rows. `given` names each row's part where the data set brings its own division; `auto` follows it."""
     if len(y) < MIN_ROWS:
         raise InvalidData.at("dataset", msg=f"{len(y)} usable rows are too few; at least {MIN_ROWS} are needed")
@@ -61,15 +72,15 @@ def split_rows(y: Array, task: Task, spec: SplitSpec, notes: Notes, given: list[
         raise InvalidData.at("split", "method", msg="stratified needs classes; use random for regression")
     everything = np.arange(len(y))
     if spec.method == "auto" and given is not None:
-        followed = _follow(given, y, spec, notes, stratified=stratified)
+        followed = _follow(given, y, spec, stratified=stratified)
         if followed is not None:
             return followed
-    rest, test = _divide(everything, y, spec.test, spec.seed, notes, stratified=stratified)
-    train, validation = _divide(rest, y, spec.validation / (1 - spec.test), spec.seed, notes, stratified=stratified)
+    rest, test = _divide(everything, y, spec.test, spec.seed, stratified=stratified)
+    train, validation = _divide(rest, y, spec.validation / (1 - spec.test), spec.seed, stratified=stratified)
     return _check(Split(train, validation, test, "stratified" if stratified else "random"), y, task)
 
 
-def _follow(given: list[str | None], y: Array, spec: SplitSpec, notes: Notes, *, stratified: bool) -> Split | None:
+def _follow(given: list[str | None], y: Array, spec: SplitSpec, *, stratified: bool) -> Split | None:
     """The data set's own division. Without a test part its validation part is the test, so that none is tuned on."""
     named = np.asarray([_GIVEN.get((name or "").lower(), "") for name in given])
     rows = {part: np.flatnonzero(named == part) for part in _PARTS}
@@ -81,23 +92,33 @@ def _follow(given: list[str | None], y: Array, spec: SplitSpec, notes: Notes, *,
         return None
     if not len(rows["validation"]):
         train = rows["train"]
-        rows["train"], rows["validation"] = _divide(train, y, spec.validation, spec.seed, notes, stratified=stratified)
+        rows["train"], rows["validation"] = _divide(train, y, spec.validation, spec.seed, stratified=stratified)
     return _check(Split(rows["train"], rows["validation"], rows["test"], "given by the data set"), y, "")
 
 
 def _divide(
-    rows: npt.NDArray[np.int64], y: Array, share: float, seed: int, notes: Notes, *, stratified: bool
+    rows: npt.NDArray[np.int64], y: Array, share: float, seed: int, *, stratified: bool
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Cut `share` of the rows off; both parts sorted."""
     held = max(1, round(len(rows) * share))
-    labels = y[rows]
-    if stratified:
-        _, counts = np.unique(labels, return_counts=True)
-        if counts.min() < 2 or held < len(counts) or len(rows) - held < len(counts):  # noqa: PLR2004 - one for each side
-            stratified = False
-            notes.warnings.append("a class has too few rows to be in every part, so rows were divided at random")
-    kept, cut = train_test_split(rows, test_size=held, random_state=seed, stratify=labels if stratified else None)
+    strata = _strata(y[rows], min(held, len(rows) - held)) if stratified else None
+    kept, cut = train_test_split(rows, test_size=held, random_state=seed, stratify=strata)
     return np.sort(kept), np.sort(cut)
+
+
+def _strata(labels: Array, most: int) -> npt.NDArray[np.int64] | None:
+    """Labels to divide in proportion, `most` at most; classes that are too rare for that are one stratum together."""
+    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    ranked = np.argsort(-counts, kind="stable")
+    common = [k for k in ranked if counts[k] > 1]
+    if len(common) < len(ranked) or len(common) > most:
+        common = common[: most - 1]
+    strata = np.full(len(counts), len(common))
+    strata[common] = np.arange(len(common))
+    rest = strata[codes] == len(common)
+    if rest.sum() == 1 and common:  # a single row cannot be on both sides
+        strata[strata == len(common)] = len(common) - 1
+    return strata[codes] if common else None
 
 
 def _check(split: Split, y: Array, task: str) -> Split:

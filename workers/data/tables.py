@@ -1,6 +1,5 @@
-"""From a table's typed columns to the tensors of a signature, and the target."""
+"""From a table's typed columns to the tensors of a signature."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,19 +8,18 @@ import numpy as np
 import polars as pl
 
 from app.core.errors import InvalidData, InvalidSpec
-from app.core.signature import Column, ColumnType, Signature, Task, Tensor
+from app.core.signature import Column, ColumnType, Signature, Tensor
 from app.specs.data import ROW_ID
 from app.specs.jobs import DropDuplicates, FeatureSpec, TrainSpec
+from workers.data.findings import listed
+from workers.data.values import as_numbers, as_text, coarse_step
 from workers.learning import Array
 
-MAX_CLASSES = 1000
 _ID_SHARE = 0.5  # a text column with more distinct values per row than this names rows rather than describing them
 _ID_MIN = 50
 _TYPES: Mapping[str, ColumnType] = {
     "integer": "integer", "number": "number", "boolean": "boolean", "category": "category"
 }  # fmt: skip
-_TRUE = re.compile(r"^(true|t|yes|y|1|1\.0)$", re.IGNORECASE)
-_FALSE = re.compile(r"^(false|f|no|n|0|0\.0)$", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -58,27 +56,26 @@ def choose_columns(
         frame: the table, cleaned.
         types: column types of the profile.
         spec: with `features` and `target`.
-        notes: gets a warning for each column that is left out without being asked to.
+        notes: gets a warning for each column that is left out, or not read whole, without being asked for.
     """
-    chosen: list[tuple[str, ColumnType]] = []
+    columns, width = [], {"numeric": 0, "categorical": 0}
     for name in frame.columns:
         if name in {ROW_ID, spec.target, *spec.features.drop}:
             continue
+        column, asked = frame[name].alias(""), name in spec.features.types  # some names are patterns to polars
         kind = spec.features.types.get(name) or _TYPES.get(types[name])
-        reason = _unusable(frame[name], types[name], asked=name in spec.features.types)
+        reason = _unusable(column, types[name], asked=asked)
         if reason or kind is None:
             notes.warnings.append(f"column '{name}' is left out: {reason}")
-        else:
-            chosen.append((name, kind))
-    if not chosen:
-        raise InvalidData.at("features", msg="no column is left to learn from; set features.types for those to use")
-    _check_clips(dict(chosen), spec.features)
-    columns, width = [], {"numeric": 0, "categorical": 0}
-    for name, kind in chosen:
+            continue
         tensor = "categorical" if kind == "category" else "numeric"
-        nullable = _read(frame[name], kind).null_count() > 0
-        columns.append(Column(name, kind, tensor, width[tensor], nullable))
+        values = _read(column, kind)
+        _check_read(name, column, values, kind, notes)
+        columns.append(Column(name, kind, tensor, width[tensor], values.null_count() > 0))
         width[tensor] += 1
+    if not columns:
+        raise InvalidData.at("features", msg="no column is left to learn from; set features.types for those to use")
+    _check_clips({c.name: c.type for c in columns}, spec.features)
     inputs = (
         Tensor("numeric", "FP32", (-1, width["numeric"])),
         Tensor("categorical", "BYTES", (-1, width["categorical"])),
@@ -90,7 +87,7 @@ def _unusable(column: pl.Series, kind: str, *, asked: bool) -> str | None:
     """Why a column cannot be used as it is, or None."""
     present = column.drop_nulls()
     distinct = present.n_unique()
-    if distinct <= 1:
+    if distinct + (len(present) < len(column)) <= 1:  # one value and gaps are two things to tell apart
         return "it has one value or none"
     if asked:
         return None
@@ -104,6 +101,29 @@ def _unusable(column: pl.Series, kind: str, *, asked: bool) -> str | None:
         if isinstance(low, int) and isinstance(high, int) and high - low + 1 == distinct:
             return "it numbers the rows; set features.types to 'number' to use it"
     return None
+
+
+def _check_read(name: str, column: pl.Series, values: pl.Series, kind: ColumnType, notes: Notes) -> None:
+    """InvalidSpec if nothing of a column can be read as `kind`; warnings of what is lost."""
+    lost = column.filter(values.is_null() & column.is_not_null())
+    if len(lost):
+        examples = listed(as_text(lost.unique(maintain_order=True)).to_list(), 3)
+        if values.null_count() == len(values):
+            message = f"no value of '{name}' can be read as {kind}: {examples}; choose another type, or drop it"
+            raise InvalidSpec.at("features", "types", name, msg=message)
+        notes.warnings.append(
+            f"column '{name}': {len(lost)} of {len(column)} values cannot be read as {kind} and are missing: {examples}"
+        )
+    if kind == "category":
+        return
+    if column.dtype == pl.Datetime:
+        notes.warnings.append(f"column '{name}' is read as days since 1970-01-01 UTC, and expects them in predictions")
+    step = coarse_step(column, kind)
+    if step:
+        notes.warnings.append(
+            f"column '{name}': its 32-bit floats are {step:g} apart, so smaller differences are lost; "
+            "subtract a constant, or make it a category"
+        )
 
 
 def _check_clips(kinds: Mapping[str, ColumnType], features: FeatureSpec) -> None:
@@ -141,81 +161,13 @@ def table_inputs(frame: pl.DataFrame, signature: Signature) -> dict[str, Array]:
 
 
 def _read(column: pl.Series, kind: ColumnType) -> pl.Series:
-    """A column as text (categories) or Float32 with nulls for what is missing, no number, or not finite."""
-    if kind == "category":
-        return as_text(column)
-    if column.dtype == pl.String:
-        if kind == "boolean":
-            words = column.str.strip_chars().to_list()
-            return pl.Series(column.name, [_truth(word) for word in words], pl.Float32)
-        column = column.str.strip_chars().cast(pl.Float64, strict=False)
-    values = column.cast(pl.Float32, strict=False)
-    return values.set(~values.is_finite().fill_null(value=True), None)
-
-
-def _truth(word: str | None) -> float | None:
-    if word is None or not (_TRUE.match(word) or _FALSE.match(word)):
-        return None
-    return 1.0 if _TRUE.match(word) else 0.0
-
-
-def as_text(column: pl.Series) -> pl.Series:
-    """Values as a person writes them: whole floats without a fraction, booleans as true and false."""
-    if column.dtype.is_float():
-        present = column.drop_nulls().drop_nans()
-        column = column.fill_nan(None)
-        if bool((present == present.floor()).all()) and bool((present.abs() < 2**53).all()):
-            column = column.cast(pl.Int64)
-    return column.cast(pl.String)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The target: int64 class indices with `classes`, or float64 values."""
-
-    y: Array
-    classes: tuple[str, ...] = ()
-
-
-def read_target(column: pl.Series, task: Task, classes: tuple[str, ...] = ()) -> Target:
-    """Check and encode a target without missing values. With `classes` the order is given, and others become -1."""
-    if task == "regression":
-        if not column.dtype.is_numeric():
-            message = f"'{column.name}' is not a column of numbers; use task classification or another target"
-            raise InvalidData.at("target", msg=message)
-        values = column.cast(pl.Float64).to_numpy()
-        if not classes and column.n_unique() < 2:  # noqa: PLR2004 - one value
-            raise InvalidData.at("target", msg=f"'{column.name}' has one value only, so there is nothing to learn")
-        return Target(values)
-    text = as_text(column)
-    classes = classes or check_classes(text)
-    index = {label: i for i, label in enumerate(classes)}
-    return Target(np.asarray([index.get(label, -1) for label in text.to_list()], np.int64), classes)
-
-
-def check_classes(labels: pl.Series) -> tuple[str, ...]:
-    """The distinct labels, whole numbers in their own order, others as text."""
-    distinct = labels.unique().to_list()
-    if len(distinct) < 2:  # noqa: PLR2004 - one class
-        message = f"'{labels.name}' has one class only ('{distinct[0]}'); a classifier needs two"
-        raise InvalidData.at("target", msg=message)
-    if len(distinct) > MAX_CLASSES:
-        message = (
-            f"'{labels.name}' has {len(distinct)} classes, at most {MAX_CLASSES}; use task regression or another target"
-        )
-        raise InvalidData.at("target", msg=message)
-    try:
-        return tuple(sorted(distinct, key=int))
-    except ValueError:
-        return tuple(sorted(distinct))
+    """A column as text (categories) or Float32, with nulls for what is missing."""
+    return as_text(column) if kind == "category" else as_numbers(column, kind)
 
 
 def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFrame:
     """Drop rows without a target, then as `clean` says; each step is counted."""
-    target = frame[spec.target]
-    if target.dtype.is_float():
-        frame = frame.with_columns(pl.col(spec.target).fill_nan(None))
-    kept = frame.filter(pl.col(spec.target).is_not_null())
+    kept = _present(frame, [spec.target])
     notes.counts["missing_target"] = len(frame) - len(kept)
     if not len(kept):
         raise InvalidData.at("target", msg=f"every value of '{spec.target}' is missing; choose another target")
@@ -223,11 +175,26 @@ def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFra
         before = len(kept)
         if isinstance(step, DropDuplicates):
             used = [c for c in kept.columns if c != ROW_ID and c not in spec.features.drop]
-            kept = kept.unique(subset=used, keep="first", maintain_order=True)
+            kept = kept.filter(rows_of_columns(kept, used).is_first_distinct())
         else:
-            kept = kept.drop_nulls(step.columns)
+            kept = _present(kept, step.columns)
         notes.counts[step.step] = notes.counts.get(step.step, 0) + before - len(kept)
     return kept
+
+
+def _present(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """Rows in which no value of the named columns is missing."""
+    for name in names:
+        column = frame[name].alias("")  # some names are patterns to polars
+        column = column.fill_nan(None) if column.dtype.is_float() else column
+        frame = frame.filter(column.is_not_null())
+    return frame
+
+
+def rows_of_columns(frame: pl.DataFrame, names: Sequence[str]) -> pl.Series:
+    """The rows of some columns, each as one value that can be compared."""
+    plain = [frame[name].alias(str(i)) for i, name in enumerate(names)]  # some names are patterns to polars
+    return pl.DataFrame(plain).to_struct("")
 
 
 def instance_schema(columns: Sequence[Column]) -> dict[str, Any]:

@@ -1,15 +1,9 @@
 import json
-from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 
-from app.core.errors import InvalidData
 from app.core.signature import Column, Signature, Tensor
-from app.specs.jobs import SplitSpec
-from workers.data.splits import load_split, split_rows
-from workers.data.tables import Notes, as_text, check_classes, read_target, table_inputs
 from workers.evaluation.latency import compare_latency
 from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, positive_class
 from workers.evaluation.sketch import make_sketch
@@ -74,49 +68,6 @@ def test_main_metrics_and_drops():
 def test_baselines():
     assert baseline("regression", np.asarray([1.0, 3.0]), 2, 0).tolist() == [2.0, 2.0]
     assert baseline("classification", np.asarray([0, 0, 0, 1]), 1, 2).tolist() == [[0.75, 0.25]]
-
-
-def test_a_split_is_disjoint_stratified_and_repeatable(tmp_path: Path):
-    y = np.asarray([0] * 80 + [1] * 20)
-    split = split_rows(y, "classification", SplitSpec(), Notes())
-    assert split.sizes() == {"train": 70, "validation": 10, "test": 20}
-    assert sorted([*split.train, *split.validation, *split.test]) == list(range(100))
-    assert [int(y[rows].sum()) for rows in (split.train, split.validation, split.test)] == [14, 2, 4]
-    again = split_rows(y, "classification", SplitSpec(), Notes())
-    assert again.test.tolist() == split.test.tolist()
-    other = split_rows(y, "classification", SplitSpec(seed=1), Notes())
-    assert other.test.tolist() != split.test.tolist()
-    split.save(np.arange(1000, 1100), tmp_path / "split.parquet")
-    kept = np.asarray([i for i in range(1000, 1100) if i != 1000 + split.test[0]])
-    loaded = load_split(tmp_path / "split.parquet", kept)
-    assert kept[loaded.test].tolist() == [1000 + i for i in split.test[1:]]
-
-
-def test_stratified_regression_is_refused():
-    with pytest.raises(InvalidData, match="needs classes"):
-        split_rows(np.arange(50.0), "regression", SplitSpec(method="stratified"), Notes())
-
-
-def test_labels_as_a_person_writes_them():
-    assert as_text(pl.Series([1.0, None, 0.0])).to_list() == ["1", None, "0"]
-    assert as_text(pl.Series([1.5, 2.0])).to_list() == ["1.5", "2.0"]
-    assert as_text(pl.Series([True, False])).to_list() == ["true", "false"]
-    assert check_classes(pl.Series(["10", "9", "-1"])) == ("-1", "9", "10")
-    assert read_target(pl.Series("t", ["b", "a", "b"]), "classification").y.tolist() == [1, 0, 1]
-
-
-def test_columns_are_read_as_the_signature_says():
-    columns = (
-        Column("text", "number", "numeric", 0), Column("flag", "boolean", "numeric", 1),
-        Column("code", "category", "categorical", 0),
-    )  # fmt: skip
-    tensors = (Tensor("numeric", "FP32", (-1, 2)), Tensor("categorical", "BYTES", (-1, 1)))
-    signature = Signature("classification", tensors, (), columns)
-    frame = pl.DataFrame({"text": [" 1.5", "many", None], "flag": ["Yes", "no", "perhaps"], "code": [7, None, 8]})
-    inputs = table_inputs(frame, signature)
-    expected = np.asarray([[1.5, 1], [np.nan, 0], [np.nan, np.nan]], np.float32)
-    assert np.array_equal(inputs["numeric"], expected, equal_nan=True)
-    assert inputs["categorical"].tolist() == [["7"], [""], ["8"]]
 
 
 def test_a_sketch_counts_every_row():
