@@ -17,7 +17,7 @@ from workers.data.prepare import Prepared, prepare
 from workers.data.splits import SPLIT_FILE
 from workers.data.tables import instance_schema
 from workers.evaluation.leaks import leak_hints
-from workers.evaluation.metrics import baseline, default_metric, evaluate, order, positive_class
+from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, order, positive_class
 from workers.evaluation.sketch import make_sketch
 from workers.evaluation.variant import Judge, Variant
 from workers.export.parity import MIN_ROWS, Parity, check_parity
@@ -111,6 +111,11 @@ class _Report:
         if main not in found["test"]:
             self.prepared.notes.warnings.append(f"{main} is undefined on the test rows; accuracy is the main metric")
             main = "accuracy"
+        floor, reached = found["baseline"].get(main), found["test"][main]
+        if floor is not None and metric_drop(main, floor, reached) >= 0:
+            self.prepared.notes.warnings.append(
+                f"on test rows it is no better than one answer for all ({main} {reached:.4g} against {floor:.4g})"
+            )
         found = {part: order(values, [main, *self.spec.metrics]) for part, values in found.items()}
         base = Variant(
             "fp32", "accepted", {"method": "none", "precision": "fp32"}, MODEL_FILE, len(self.model), found["test"],

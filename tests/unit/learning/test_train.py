@@ -214,14 +214,15 @@ def test_odd_rows_are_counted_and_told(make_job: MakeJob, mixed: pl.DataFrame):
 def test_a_class_that_training_rows_lack(make_job: MakeJob, mixed: pl.DataFrame, family: str):
     labels = ["rare", *mixed["target"].to_list()[1:]]
     frame = mixed.with_columns(pl.Series("target", labels))
-    job = make_job(frame, family=family, features={"drop": ["amount"]}, split={"seed": 2}, training=FAST)
+    split = {"method": "random", "seed": 2}
+    job = make_job(frame, family=family, features={"drop": ["amount"]}, split=split, training=FAST)
     result = train.run(job)
     parts = pl.read_parquet(job.output / "split.parquet")
     assert parts.filter(pl.col("__row_id") == 0)["part"].item() == "test"
     assert result["metrics"]["accuracy"] > 0.7
     assert result["signature"]["classes"] == ("no", "rare", "yes")
     card = json.loads((job.output / "card.json").read_text())
-    assert any("divided at random" in w for w in card["warnings"])
+    assert "classes without a train row, so they are never predicted: 'rare'" in card["warnings"]
 
 
 @pytest.mark.parametrize("family", ["gbdt", "random_forest"])
@@ -243,6 +244,16 @@ def test_a_column_that_knows_the_answer_is_named(make_job: MakeJob, mixed: pl.Da
     card = json.loads((job.output / "card.json").read_text())
     (hint,) = [w for w in card["warnings"] if "alone predicts" in w]
     assert "'paid'" in hint
+
+
+def test_a_model_that_learnt_nothing_says_so(make_job: MakeJob, mixed: pl.DataFrame):
+    told = []
+    for name, kept in (("noise", ["visits", "target"]), ("signal", ["visits", "age", "city", "target"])):
+        job = make_job(mixed.select(kept), name=name, family="gbdt")
+        train.run(job)
+        warnings = json.loads((job.output / "card.json").read_text())["warnings"]
+        told.append([w for w in warnings if "no better than one answer for all (roc_auc" in w])
+    assert [len(found) for found in told] == [1, 0]
 
 
 def test_parity_gate_stops_a_wrong_export(make_job: MakeJob, cancer: pl.DataFrame, monkeypatch: pytest.MonkeyPatch):
