@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
+from app.core.errors import InvalidSpec
 from app.specs.jobs import TrainingSpec
 from workers.context import JobContext, Stopped
 
@@ -204,6 +205,7 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
 
     Raises:
         Stopped: the job was asked to stop; its checkpoint holds the last whole epoch.
+        InvalidSpec: the loss was not finite after any epoch.
     """
     torch.set_num_threads(threads)
     best, watch = _BestWeights(), _Watch(job, spec)
@@ -232,8 +234,9 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
             )  # fmt: skip
         except SIGTERMException:  # Lightning looks for the signal too, and may see it before `watch` does
             watch.stop()
-    if best.weights:
-        network.load_state_dict(copy.deepcopy(best.weights))
+    if not best.weights:
+        raise InvalidSpec.at("training", "optimizer", "lr", msg="the validation loss was never finite; lower the rate")
+    network.load_state_dict(copy.deepcopy(best.weights))
     network.cpu().eval()
     return {"epochs": trainer.current_epoch, "best_epoch": best.epoch + 1, "validation_loss": best.loss}
 

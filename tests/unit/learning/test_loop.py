@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.errors import InvalidSpec
 from workers.jobs import train
 from workers.training.loop import Batches, Tensors
 
@@ -28,3 +29,11 @@ def test_a_row_may_be_left_over(make_job: Callable[..., Any], mixed: pl.DataFram
     job = make_job(mixed, family="mlp", features={"drop": ["amount"]}, training={"epochs": 1, "batch_size": size})
     train.run(job)
     assert [e["step"] for e in job.seen if e["event"] == "metric" and e["name"] == "validation_loss"] == [1]
+
+
+def test_a_loss_that_was_never_finite_names_the_learning_rate(make_job: Callable[..., Any], diabetes: pl.DataFrame):
+    wild = {"optimizer": {"name": "sgd", "lr": 10.0, "momentum": 0.99}, "gradient_clip": None, "batch_size": 4}
+    job = make_job(diabetes, family="mlp", task="regression", training={"epochs": 2, **wild})
+    with pytest.raises(InvalidSpec, match="never finite") as caught:
+        train.run(job)
+    assert caught.value.errors[0].loc == ("training", "optimizer", "lr")
