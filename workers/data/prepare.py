@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from workers.data.values import Target, coarse_step, read_target
 from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
 IMAGE_COLUMN = "image"
-_REPEATS = 0.01  # share of the test rows from which on they are told of
+_REPEATS = 0.01  # share of the test rows from which on repeats are told of
+_ROOM = 10  # times as many possible rows as there are: then a repeat is no accident
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,17 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     signature = _signature(spec, columns, inputs, target)
     split = split_rows(target.y, spec.task, spec.split)
     notes.warnings += split.lacks(target.classes, target.y)
-    _warn_of_repeats(rows_of_columns(frame, [*(c.name for c in columns), spec.target]), split, notes)
+    _warn_of_repeats(frame, [*(c.name for c in columns), spec.target], split, notes)
     row_ids = frame[ROW_ID].to_numpy()
     bounds = clip_bounds(columns, spec.features)
     return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, bounds)
 
 
-def _warn_of_repeats(rows: pl.Series, split: Split, notes: Notes) -> None:
+def _warn_of_repeats(frame: pl.DataFrame, used: list[str], split: Split, notes: Notes) -> None:
+    """Unless few values make rows alike by themselves."""
+    if prod(frame[name].n_unique() for name in used) < _ROOM * len(frame):
+        return
+    rows = rows_of_columns(frame, used)
     repeats = int(rows[split.test].is_in(rows[split.train].implode()).sum())
     if repeats >= _REPEATS * len(split.test):
         notes.warnings.append(

@@ -174,6 +174,8 @@ def test_repeated_rows_across_the_parts_are_told_of(make_job: MakeJob, wine: pl.
     twice = prepared(make_job, pl.concat([wine, wine]))
     [told] = twice.notes.warnings
     assert "test rows are the same as a training row" in told
+    few = pl.DataFrame({"x": ["a", "b", "c"] * 20, "target": ["p", "q"] * 30})
+    assert prepared(make_job, few).notes.warnings == []
     clean = prepared(make_job, pl.concat([wine, wine]), clean=[{"step": "drop_duplicates"}])
     assert (clean.notes.warnings, clean.notes.counts["drop_duplicates"]) == ([], 178)
 
