@@ -31,7 +31,7 @@ from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
 IMAGE_COLUMN = "image"
 _REPEATS = 0.01  # share of the test rows from which on repeats are told of
-_ROOM = 10  # times as many possible rows as there are: then a repeat is no accident
+_ROOM = 10  # times as many possible rows as there are: with fewer, rows are alike by accident
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +88,20 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     signature = _signature(spec, columns, inputs, target)
     split = split_rows(target.y, spec.task, spec.split)
     notes.warnings += split.lacks(target.classes, target.y)
-    _warn_of_repeats(frame, [*(c.name for c in columns), spec.target], split, notes)
+    used = [*(c.name for c in columns), spec.target]
+    if prod(frame[name].n_unique() for name in used) >= _ROOM * len(frame):
+        _warn_of_repeats(rows_of_columns(frame, used), split, notes)
     row_ids = frame[ROW_ID].to_numpy()
     bounds = clip_bounds(columns, spec.features)
     return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, bounds)
 
 
-def _warn_of_repeats(frame: pl.DataFrame, used: list[str], split: Split, notes: Notes) -> None:
-    """Unless few values make rows alike by themselves."""
-    if prod(frame[name].n_unique() for name in used) < _ROOM * len(frame):
-        return
-    rows = rows_of_columns(frame, used)
+def _warn_of_repeats(rows: pl.Series, split: Split, notes: Notes) -> None:
     repeats = int(rows[split.test].is_in(rows[split.train].implode()).sum())
     if repeats >= _REPEATS * len(split.test):
         notes.warnings.append(
             f"{repeats} of {len(split.test)} test rows are the same as a training row; if they are copies, they "
-            "flatter the metrics, and the cleaning step drop_duplicates removes them"
+            "flatter the metrics; drop them (of tables, the cleaning step drop_duplicates does)"
         )
 
 
@@ -128,6 +126,7 @@ def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes
     given = kept["split"].cast(pl.String).to_list() if "split" in kept.columns else None
     split = split_rows(target.y, spec.task, spec.split, given)
     notes.warnings += split.lacks(target.classes, target.y)
+    _warn_of_repeats(pl.Series([hash(picture.tobytes()) for picture in pixels]), split, notes)
     return Prepared(signature, {"image": pixels}, target.y, kept[ROW_ID].to_numpy(), split, notes)
 
 

@@ -180,6 +180,15 @@ def test_repeated_rows_across_the_parts_are_told_of(make_job: MakeJob, wine: pl.
     assert (clean.notes.warnings, clean.notes.counts["drop_duplicates"]) == ([], 178)
 
 
+def test_repeated_pictures_are_told_of(make_job: MakeJob, digits: pl.DataFrame):
+    spec = {"kind": "train", "model": "m", "dataset": "d@1", "task": "classification", "target": "label"}
+    told = []
+    for name, frame in (("once", digits.head(100)), ("twice", pl.concat([digits.head(100)] * 2))):
+        job = make_job(frame, data="image", name=name)
+        told.append(prepare(job, TrainSpec.model_validate({**spec, "family": "cnn"}).check_family()).notes.warnings)
+    assert [any("test rows are the same as a training row" in w for w in found) for found in told] == [False, True]
+
+
 def test_names_that_are_patterns_to_polars(make_job: MakeJob):
     frame = pl.DataFrame({"^a$": [1.0, 2.0, None, 4.0] * 10, "*": ["x", "y"] * 20, "^.*$": ["p", "q", "q", "p"] * 10})
     clean = [{"step": "drop_missing", "columns": ["^a$"]}, {"step": "drop_duplicates"}]
