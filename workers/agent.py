@@ -19,6 +19,7 @@ from app.core.process import die_with_parent
 from app.queue.ports import CANCEL_CHANNEL
 from app.registry.ledger import SqlLedger
 from app.registry.workers import register, seen, unregister
+from app.services.check_settings import check_settings
 from app.services.platform import Platform, open_platform
 from app.services.reconcile import reconcile_queue, sweep
 from app.settings import Settings
@@ -189,6 +190,7 @@ def main() -> None:
         die_with_parent(int(parent))
     settings = Settings()
     configure_logging(settings.log_level)
+    check_settings(settings)
     asyncio.run(run_agent(settings))
 
 

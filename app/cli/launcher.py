@@ -24,6 +24,8 @@ from app.cli.prepare import first_key
 from app.cli.valkey import find_server, server_command
 from app.core.errors import Misconfigured
 from app.registry.migrate import upgrade
+from app.services.check_settings import check_settings
+from app.services.platform import open_platform
 from app.settings import Settings
 from app.telemetry.log import configure_logging
 
@@ -115,7 +117,7 @@ class Launcher:
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, self._stop)
         data_dir = self._settings.data_dir
-        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        check_settings(self._settings)
         lock = (data_dir / "launcher.lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,6 +128,7 @@ class Launcher:
         try:
             listener = self._listen()  # first: the key is shown once, and must not be lost to a port in use
             self._start_redis()
+            asyncio.run(open_platform(self._settings).close())  # says which address is wrong, before any child does
             upgrade(self._settings.database_url)
             self._make_first_key()
             url = self._start_gateway(listener)

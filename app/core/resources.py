@@ -114,10 +114,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class AliasMove:
-    """One entry of an alias's append-only history."""
+    """One entry of an alias's append-only history; `version` is None where the alias was removed."""
 
     alias: str
-    version: int
+    version: int | None
     previous: int | None
     at: float
     by: str

@@ -17,7 +17,7 @@ from app.gateway.probes.jobs import JobMetrics
 from app.services.idempotent import MAX_KEY_LENGTH, Once, once
 from app.services.platform import Platform
 from app.serving.host import Host
-from app.specs.base import MAX_VERSION
+from app.specs.base import MAX_VERSION, NAME_PATTERN
 
 MAX_PAGE = 500
 _bearer = HTTPBearer(auto_error=False, description="An API key")
@@ -94,8 +94,26 @@ VersionPath = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 def number_cursor(page: PageQuery) -> str | None:
     """The cursor of a list that is ordered by version number. InvalidInput if it is none."""
     if page.cursor is not None and not re.fullmatch("[0-9]{1,9}", page.cursor):
-        raise InvalidInput.at("cursor", msg="is not a cursor of this list; use next_cursor of the page before")
+        raise _no_cursor()
     return page.cursor
+
+
+def id_cursor(page: PageQuery) -> str | None:
+    """The cursor of a list that is ordered by id. InvalidInput if it is none."""
+    if page.cursor is not None and not re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", page.cursor):
+        raise _no_cursor()
+    return page.cursor
+
+
+def name_cursor(page: PageQuery) -> str | None:
+    """The cursor of a list that is ordered by name. InvalidInput if it is none."""
+    if page.cursor is not None and not re.fullmatch(NAME_PATTERN, page.cursor):
+        raise _no_cursor()
+    return page.cursor
+
+
+def _no_cursor() -> InvalidInput:
+    return InvalidInput.at("cursor", msg="is not a cursor of this list; use next_cursor of the page before")
 
 
 async def _key(

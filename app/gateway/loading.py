@@ -108,6 +108,14 @@ class Loader:
             endpoint = await EndpointReader(session).get(name)
         return endpoint, EndpointSpec.model_validate(endpoint.spec)
 
+    async def follow_alias(self, model: str, alias: str, version: int) -> None:
+        """Route the endpoints that go by the alias to the version; an error leaves the one that it meets as it was."""
+        async with self._platform.database.read() as session:
+            routed = await EndpointReader(session).routed_by(model, alias)
+        for endpoint in routed:
+            spec = EndpointSpec.model_validate(endpoint.spec)
+            await self.put(endpoint.name, model, version, spec.routes[0].variant, spec)
+
     async def delete(self, name: str) -> None:
         """Remove the endpoint; requests under way are finished."""
         async with self._lock:

@@ -10,6 +10,7 @@ import uvicorn
 from app.core.process import die_with_parent
 from app.gateway.app import create_app
 from app.gateway.predict.protocol import JoiningProtocol
+from app.services.check_settings import check_settings
 from app.settings import Settings
 from app.telemetry.log import configure_logging
 
@@ -26,6 +27,7 @@ def main() -> None:
         die_with_parent(int(parent))
     settings = Settings()
     configure_logging(settings.log_level)
+    check_settings(settings)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.gateway.host,

@@ -3,17 +3,19 @@
 import logging
 import math
 import re
+from collections.abc import Sequence
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.errors import FieldError
 from app.core.ids import new_id
 from app.gateway.errors import PROBLEM_TYPE, problem_body
 from app.gateway.trace import continue_trace, name_request
 
 log = logging.getLogger("aimass.http")
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_READ = (b"x-request-id", b"content-length", b"traceparent")
+_READ = (b"x-request-id", b"content-length", b"content-encoding", b"traceparent")
 _UPLOAD = re.compile(r"/api/v1/(?:datasets|models/[^/]+/versions)")  # streamed; they count for themselves
 
 
@@ -36,6 +38,10 @@ class RequestMiddleware:
             await self._refuse_size(request)
         elif "\0" in scope["path"] or b"%00" in scope["query_string"]:
             await request.refuse(400, "malformed", "the address holds a NUL character, which no name has")
+        elif request.encoding not in (b"", b"identity"):
+            detail = "Content-Encoding: only prediction bodies may be compressed; send this one as it is"
+            errors = [FieldError(("Content-Encoding",), "must be absent here", "header")]
+            await request.refuse(400, "malformed", detail, errors)
         else:
             await self._pass_on(scope, request)
 
@@ -65,6 +71,7 @@ class _Request:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if _ID.fullmatch(given) else new_id()
         self.trace = continue_trace(headers.get(b"traceparent", b""))
+        self.encoding = headers.get(b"content-encoding", b"").strip().lower()
         self.announced = int(headers.get(b"content-length") or 0)
         self.left = most
         self.too_large = False
@@ -86,9 +93,9 @@ class _Request:
         if not self.too_large:
             await self._pass(message)
 
-    async def refuse(self, status: int, code: str, detail: str) -> None:
+    async def refuse(self, status: int, code: str, detail: str, errors: Sequence[FieldError] = ()) -> None:
         """Send a problem."""
-        body = problem_body(status, code, detail, self.id)
+        body = problem_body(status, code, detail, self.id, errors)
         headers = [(b"content-type", PROBLEM_TYPE.encode()), (b"content-length", b"%d" % len(body))]
         await self._pass({"type": "http.response.start", "status": status, "headers": headers})
         await self._pass({"type": "http.response.body", "body": body})

@@ -203,7 +203,8 @@ def _boundary(request: Request) -> str:
     found = _CONTENT_TYPE.match(request.headers.get("content-type", ""))
     if found is None:
         raise InvalidInput.at(
-            "Content-Type", msg="must be multipart/form-data with a boundary: send -F name=… -F file=@PATH"
+            "Content-Type",
+            msg="must be multipart/form-data with a boundary: send -F NAME=VALUE and -F NAME=@PATH",
         )
     return found["quoted"] or found["plain"]
 

@@ -11,7 +11,7 @@ from app.core.resources import Dataset, DatasetVersion, Page, StoredFile
 from app.registry.files import add_files, files_of, remove_files
 from app.registry.numbering import next_version
 from app.registry.session import ReadSession, WriteSession, now
-from app.registry.tables import DatasetRow, DatasetVersionRow, ModelRow, ModelVersionRow
+from app.registry.tables import DatasetRow, DatasetVersionRow, JobRow, ModelRow, ModelVersionRow
 
 
 def _version(name: str, row: DatasetVersionRow, files: tuple[StoredFile, ...] = ()) -> DatasetVersion:
@@ -178,6 +178,16 @@ class DatasetWriter(DatasetReader):
         if users and not detach:
             names = ", ".join(f"{model}@{number}" for model, number in users)
             raise Conflict(f"'{name}@{version}' trained {names}; add ?detach=true to delete it all the same")
+        waiting = await self._write.scalar(
+            select(JobRow.id)
+            .where(JobRow.state.in_(("queued", "running")), JobRow.kind != "ingest")
+            .where(JobRow.spec["dataset"].as_string() == f"{name}@{version}")
+            .limit(1)
+        )
+        if waiting is not None and not detach:
+            raise Conflict(
+                f"job '{waiting}' is to use '{name}@{version}'; cancel it first, or add ?detach=true and let it fail"
+            )
         await self._write.execute(
             update(ModelVersionRow)
             .where(ModelVersionRow.dataset_version_id == found.id)

@@ -41,6 +41,11 @@ class EndpointReader:
         """Every endpoint, for a gateway that keeps its host in step."""
         return [_endpoint(row) for row in await self._session.scalars(select(EndpointRow).order_by(EndpointRow.name))]
 
+    async def routed_by(self, model: str, alias: str) -> list[Endpoint]:
+        """Endpoints whose route names the alias of the model."""
+        rows = await self._session.scalars(select(EndpointRow).where(EndpointRow.model == model))
+        return [_endpoint(row) for row in rows if row.spec["routes"][0].get("alias") == alias]
+
 
 class EndpointWriter(EndpointReader):
     """Changes of endpoints, within the caller's transaction."""

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from sqlalchemy.exc import DBAPIError
 
 import migrations
+from app.core.errors import Misconfigured
 from app.registry.session import async_url
 
 
@@ -18,5 +20,9 @@ def alembic_config(url: str) -> Config:
 
 
 def upgrade(url: str) -> None:
-    """Run every migration that is missing. Call it where no event loop runs."""
-    command.upgrade(alembic_config(url), "head")
+    """Run every migration that is missing. Call it where no event loop runs. Misconfigured if nobody answers there."""
+    try:
+        command.upgrade(alembic_config(url), "head")
+    except (OSError, DBAPIError) as error:
+        why = str(getattr(error, "orig", error))
+        raise Misconfigured(f"the registry cannot be brought up to date (AIMASS_DATABASE_URL): {why}") from error

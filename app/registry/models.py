@@ -8,6 +8,7 @@ from sqlalchemy import delete, func, insert, select, update
 from app.core.errors import Conflict, NotFound
 from app.core.ids import new_id
 from app.core.resources import AliasMove, Model, ModelVersion, Page, StoredFile, Variant
+from app.registry.endpoints import EndpointReader
 from app.registry.files import add_files, files_of, remove_files
 from app.registry.numbering import next_version
 from app.registry.session import ReadSession, WriteSession, now
@@ -223,8 +224,24 @@ class ModelWriter(ModelReader):
             current.version = version
         else:
             self._write.add(AliasRow(model_id=model.id, alias=alias, version=version))
+        return await self._note_move(model.id, alias, version, previous, by=by, reason=reason)
+
+    async def remove_alias(self, name: str, alias: str, *, by: str, reason: str) -> AliasMove:
+        """Remove the alias; its history stays. NotFound without it, Conflict while an endpoint routes by it."""
+        previous = await self.resolve_alias(name, alias)
+        routed = await EndpointReader(self._write).routed_by(name, alias)
+        if routed:
+            first = routed[0].name
+            raise Conflict(f"endpoint '{first}' routes by alias '{alias}'; route it elsewhere or delete it first")
+        model = await self._row(name)
+        await self._write.execute(delete(AliasRow).where(AliasRow.model_id == model.id, AliasRow.alias == alias))
+        return await self._note_move(model.id, alias, None, previous, by=by, reason=reason)
+
+    async def _note_move(
+        self, model_id: str, alias: str, version: int | None, previous: int | None, *, by: str, reason: str
+    ) -> AliasMove:
         row = AliasMoveRow(
-            model_id=model.id, alias=alias, version=version, previous=previous, at=now(), by=by, reason=reason
+            model_id=model_id, alias=alias, version=version, previous=previous, at=now(), by=by, reason=reason
         )
         self._write.add(row)
         await self._write.flush()
@@ -243,7 +260,7 @@ class ModelWriter(ModelReader):
             select(AliasRow.alias).join(ModelRow).where(ModelRow.name == name, AliasRow.version == version)
         )
         if alias is not None:
-            raise Conflict(f"alias '{alias}' points at '{name}@{version}'; move it first")
+            raise Conflict(f"alias '{alias}' points at '{name}@{version}'; move or delete it first")
         await remove_files(self._write, found.id)
         await self._write.execute(delete(VariantRow).where(VariantRow.version_id == found.id))
         await self._write.execute(delete(ModelVersionRow).where(ModelVersionRow.id == found.id))

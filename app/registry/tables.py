@@ -147,7 +147,7 @@ class AliasMoveRow(Base):
     id: Mapped[int] = mapped_column(Serial, primary_key=True)
     model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
     alias: Mapped[str] = mapped_column(String(100))
-    version: Mapped[int]
+    version: Mapped[int | None]  # None: removed
     previous: Mapped[int | None]
     at: Mapped[float]
     by: Mapped[str]

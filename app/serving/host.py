@@ -158,7 +158,8 @@ class Host:
         if served is not None:
             return served
         if endpoint in self._expected:
-            raise Unavailable(f"endpoint '{endpoint}' is not loaded yet", retry_after_s=_RETRY_S)
+            why = "is not loaded: it is on its way, or was unloaded and waits to be loaded again"
+            raise Unavailable(f"endpoint '{endpoint}' {why}", retry_after_s=_RETRY_S)
         raise NotFound(f"Request for unknown model: '{endpoint}' is not found")
 
     def models(self) -> list[ServedModel]:

@@ -70,7 +70,7 @@ class NestedDecoder:
 def nested_predictions(signature: Signature, outputs: Tensors) -> bytes:
     """One object a row (or one in all, for a model that does not batch) of nested lists by output name."""
     names = [tensor.name for tensor in signature.outputs]
-    plain = [array.tolist() if array.dtype == object else array for array in outputs]
+    plain = [array.tolist() if array.dtype == object or not array.ndim else array for array in outputs]
     if not signature.batched:
         return orjson.dumps([dict(zip(names, plain, strict=True))], option=orjson.OPT_SERIALIZE_NUMPY)
     rows = [dict(zip(names, values, strict=True)) for values in zip(*plain, strict=True)]

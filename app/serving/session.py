@@ -47,12 +47,16 @@ class Session:
         self._inputs = [tensor.name for tensor in signature.inputs]
         self._outputs = [tensor.name for tensor in signature.outputs]
         self._batched = signature.batched
+        # What a model trained here cannot take is refused before; values may break an imported one in any of its nodes.
+        self._refusals: tuple[type[Exception], ...] = (ort_errors.InvalidArgument,)
+        if signature.task == "inference":
+            self._refusals += (ort_errors.Fail, ort_errors.RuntimeException)
 
     def run(self, inputs: Tensors) -> Tensors:
         """Run on arrays [rows, …], or any where the model does not batch; InvalidTensor if the graph refuses them."""
         try:
             outputs = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
-        except ort_errors.InvalidArgument as error:
+        except self._refusals as error:
             raise InvalidTensor(f"the model cannot take these values: {error}") from error
         if not self._batched:
             return tuple(outputs)

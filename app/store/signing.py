@@ -55,7 +55,7 @@ class SigningKey:
         return json.dumps({**body, "signature": signature}, indent=1, sort_keys=True).encode()
 
     def public(self) -> str | None:
-        """The public half, if there is a key already."""
+        """The public half, if there is a key already. Misconfigured if it cannot be read."""
         return _public_text(self._load()) if self._path.exists() else None
 
     def _load(self) -> Ed25519PrivateKey:
@@ -73,7 +73,10 @@ class SigningKey:
 
     def _make(self) -> None:
         """Written aside and linked into place: of two processes that start at once, both use the first one's key."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Misconfigured(f"AIMASS_SIGNING_KEY_FILE={self._path} cannot be made: {error.strerror}") from None
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         aside = self._path.with_name(f".{self._path.name}-{secrets.token_hex(8)}")
         handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -84,6 +87,14 @@ class SigningKey:
         with contextlib.suppress(FileExistsError):
             os.link(aside, self._path)
         aside.unlink()
+
+
+def check_public_key(text: str) -> None:
+    """Misconfigured unless `text` is an Ed25519 public key in base64."""
+    try:
+        Ed25519PublicKey.from_public_bytes(base64.b64decode(text, validate=True))
+    except (ValueError, binascii.Error):
+        raise Misconfigured(f"AIMASS_SIGNING_TRUSTED_KEYS: '{text}' is no Ed25519 public key in base64") from None
 
 
 def verify(raw: bytes, trusted: Iterable[str]) -> Manifest:

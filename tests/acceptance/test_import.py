@@ -168,6 +168,39 @@ class TestGood:
         for ids, answer in zip(requests, answers, strict=True):
             np.testing.assert_allclose(answer, ids.sum(1))
 
+    def test_a_single_number(self, platform: Platform) -> None:
+        info = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            [helper.make_node("Relu", ["x"], ["y"])],
+            "number",
+            [info("x", TensorProto.FLOAT, [])],
+            [info("y", TensorProto.FLOAT, [])],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        imported(platform, "number", model.SerializeToString())
+        deploy(platform, "number")
+        for instance in (1.5, {"x": 1.5}):
+            answer = platform.call("POST", "/api/v1/endpoints/number/predict", json={"instances": [instance]})
+            assert answer["predictions"] == [{"y": 1.5}]
+
+    def test_values_that_break_a_node_are_the_callers(self, platform: Platform) -> None:
+        info = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            [helper.make_node("Expand", ["x", "s"], ["y"])],
+            "grow",
+            [info("x", TensorProto.FLOAT, [1, 1]), info("s", TensorProto.INT64, [2])],
+            [info("y", TensorProto.FLOAT, ["a", "b"])],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        imported(platform, "grow", model.SerializeToString())
+        deploy(platform, "grow")
+        good = {"instances": [{"x": [[1.0]], "s": [2, 3]}]}
+        answer = platform.call("POST", "/api/v1/endpoints/grow/predict", json=good)
+        assert answer["predictions"] == [{"y": [[1.0] * 3] * 2}]
+        bad = {"instances": [{"x": [[1.0]], "s": [-2, 3]}]}
+        refused = platform.client.post("/api/v1/endpoints/grow/predict", json=bad)
+        check_problem(refused, 422, "invalid_tensor", word="cannot take these values")
+
     def test_a_model_larger_than_a_json_body(self, platform: Platform) -> None:
         weights = np.random.default_rng(0).standard_normal((1500, 1500)).astype(np.float32)  # 9 MB
         version = imported(platform, "large", linear(weights).SerializeToString())

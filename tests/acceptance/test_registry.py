@@ -7,8 +7,9 @@ import pytest
 
 from tests.acceptance.conftest import PICTURES, Trained
 from tests.acceptance.problems import check_problem
-from tests.support.jobs import quick
+from tests.support.jobs import long, quick
 from tests.support.platform import breast_cancer_csv
+from tests.support.servers import wait_until
 
 FIELDS = {
     "name", "version", "kind", "rows", "bytes", "sha256", "schema", "state", "error", "warnings", "rejected_rows",
@@ -176,7 +177,7 @@ class TestModels:
         assert [result["version"] for result in made] == [1, 2]
         platform.call("PUT", "/api/v1/models/gone/aliases/best", json={"version": 1})
         answer = platform.client.delete("/api/v1/models/gone/versions/1")
-        check_problem(answer, 409, "conflict", word="alias 'best' points at 'gone@1'; move it first")
+        check_problem(answer, 409, "conflict", word="alias 'best' points at 'gone@1'; move or delete it first")
         platform.call("DELETE", "/api/v1/models/gone/versions/2", 204)
         platform.call("GET", "/api/v1/models/gone/versions/2", 404)
         platform.call("GET", "/api/v1/models/gone/versions/2/files/model.onnx", 404)
@@ -261,3 +262,58 @@ def test_parts_that_are_not_built_say_so(trained: Trained, method: str, path: st
         assert answer.status_code == 501
         return
     check_problem(answer, 501, "not_built", word="not in this release")
+
+
+@pytest.mark.parametrize(
+    ("path", "cursor"),
+    [
+        ("/api/v1/jobs", "abc"),
+        ("/api/v1/keys", "W251bGxd"),
+        ("/api/v1/models", "../x"),
+        ("/api/v1/datasets", " "),
+        ("/api/v1/endpoints", "%2F"),
+        ("/api/v1/models/mlp/versions", "abc"),
+    ],
+)
+def test_a_cursor_that_is_none_is_refused(trained: Trained, path: str, cursor: str) -> None:
+    answer = trained.platform.client.get(f"{path}?cursor={cursor}")
+    check_problem(answer, 422, "invalid_input", ["cursor"], "next_cursor")
+
+
+def test_an_endpoint_follows_its_alias_and_an_alias_can_be_removed(trained: Trained) -> None:
+    platform = trained.platform
+    for _ in range(2):
+        platform.wait(platform.submit(**quick("followed"))["id"], "succeeded")
+    alias, endpoint = "/api/v1/models/followed/aliases/live", "/api/v1/endpoints/followed"
+    platform.call("PUT", alias, 200, json={"version": 1})
+    platform.call("PUT", endpoint, 201, json={"model": "followed", "routes": [{"alias": "live"}]})
+    assert platform.call("GET", endpoint)["version"] == 1
+    platform.call("PUT", alias, 200, json={"version": 2})
+    assert platform.call("GET", endpoint)["version"] == 2
+    platform.call("PUT", alias, 404, json={"version": 9})
+    assert platform.call("GET", endpoint)["version"] == 2
+    check_problem(platform.client.delete(alias), 409, "conflict", word="endpoint 'followed' routes by alias")
+    platform.call("DELETE", endpoint, 204)
+    platform.call("DELETE", alias, 204)
+    assert platform.call("GET", "/api/v1/models/followed")["aliases"] == {}
+    history = platform.call("GET", f"{alias}/history")["items"]
+    assert [(move["version"], move["previous"]) for move in history] == [(None, 2), (2, 1), (1, None)]
+    platform.call("DELETE", alias, 404)
+    platform.call("DELETE", "/api/v1/models/followed/versions/2", 204)
+
+
+def test_a_data_set_that_a_queued_job_needs_is_kept(trained: Trained) -> None:
+    platform = trained.platform
+    platform.upload("needed", breast_cancer_csv())
+    busy = platform.submit(**long("holding"))
+    waiting = platform.submit(**quick("waiting", dataset="needed@1", after=[busy["id"]]))
+    path = "/api/v1/datasets/needed/versions/1"
+    check_problem(platform.client.delete(path), 409, "conflict", word=waiting["id"])
+    platform.call("POST", f"/api/v1/jobs/{busy['id']}/cancel", 202)
+    wait_until(lambda: platform.job(waiting["id"])["state"] == "failed", 20, "the waiting job is given up")
+    platform.call("DELETE", path, 204)
+
+
+def test_a_compressed_body_is_named(trained: Trained) -> None:
+    answer = trained.platform.client.post("/api/v1/jobs", json=quick("m"), headers={"content-encoding": "gzip"})
+    check_problem(answer, 400, "malformed", ["Content-Encoding"])

@@ -1,6 +1,7 @@
 """Processes that are killed, frozen or too large: jobs run to their end once, and never twice at a time."""
 
 import contextlib
+import os
 import signal
 import socket
 import sqlite3
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.faults.conftest import SHORT
 from tests.support.jobs import long, quick
@@ -215,6 +217,30 @@ class TestLauncher:
             assert started.stdout.readline().startswith("API key (shown once): ")
             started.terminate()
             assert started.wait(30) == 0
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("AIMASS_STORE_URL", "ftp://x"),
+            ("AIMASS_REDIS_URL", "http://x"),
+            ("AIMASS_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/x"),
+            ("AIMASS_DATABASE_URL", "mysql://x"),
+            ("AIMASS_SIGNING_KEY_FILE", "junk.pem"),
+            ("AIMASS_SIGNING_TRUSTED_KEYS", "zzz"),
+            ("AIMASS_DATA_DIR", "/proc/x"),
+        ],
+    )
+    def test_a_wrong_setting_is_one_line(self, tmp_path: Path, name: str, value: str) -> None:
+        (tmp_path / "junk.pem").write_text("junk")
+        command = [str(Path(sys.executable).parent / "aimass"), "up", "--port", "0", "--workers", "0"]
+        environment = os.environ | {"AIMASS_DATA_DIR": str(tmp_path / "data"), name: value}
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, timeout=60
+        )
+        assert done.returncode == 1
+        [line] = [line for line in done.stderr.splitlines() if " INFO " not in line]
+        assert line.startswith("aimass: ")
+        assert name in line
 
     def test_a_killed_launcher_leaves_no_orphan(self) -> None:
         platform = Platform(**SHORT)

@@ -17,6 +17,7 @@ from app.gateway.deps import (
     Reader,
     Trainer,
     VersionPath,
+    name_cursor,
     number_cursor,
     only_once,
 )
@@ -102,7 +103,7 @@ async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[Datase
     """Data sets by name, each as its newest version."""
     async with state.platform.database.read() as session:
         datasets = DatasetReader(session)
-        found = await datasets.page(page.limit, page.cursor)
+        found = await datasets.page(page.limit, name_cursor(page))
         newest = await datasets.newest([item.name for item in found.items])
     items = [DatasetOut.newest(newest[item.name]) for item in found.items if item.name in newest]
     return PageOf(items=items, next_cursor=found.next_cursor)

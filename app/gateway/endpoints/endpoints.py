@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Response
 from pydantic import ValidationError
 
 from app.core.errors import InvalidSpec, NotBuilt
-from app.gateway.deps import GatewayDep, PageDep, Reader, Trainer
+from app.gateway.deps import GatewayDep, PageDep, Reader, Trainer, name_cursor
 from app.gateway.endpoints.schemas import EndpointOut, PhaseOut, StatsOut
 from app.gateway.errors import responses
 from app.gateway.schemas import PageOf
@@ -68,7 +68,7 @@ def _parse(body: dict[str, Any]) -> EndpointSpec:
 async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[EndpointOut]:
     """Endpoints by name."""
     async with state.platform.database.read() as session:
-        found = await EndpointReader(session).page(page.limit, page.cursor)
+        found = await EndpointReader(session).page(page.limit, name_cursor(page))
     return PageOf(
         items=[EndpointOut.of(item, state.loader.state(item)) for item in found.items], next_cursor=found.next_cursor
     )

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.core.errors import InvalidSpec, NotBuilt
 from app.core.jobs import JobState
-from app.gateway.deps import GatewayDep, IdempotencyKey, PageDep, Reader, Trainer, only_once
+from app.gateway.deps import GatewayDep, IdempotencyKey, PageDep, Reader, Trainer, id_cursor, only_once
 from app.gateway.errors import responses
 from app.gateway.jobs.events import follow
 from app.gateway.jobs.schemas import (
@@ -98,7 +98,7 @@ async def list_all(
 ) -> PageOf[JobOut]:
     """Jobs, newest first."""
     async with state.platform.database.read() as session:
-        found = await JobReader(session).page(page.limit, page.cursor, state=job_state, kind=kind, model=model)
+        found = await JobReader(session).page(page.limit, id_cursor(page), state=job_state, kind=kind, model=model)
     return PageOf(items=[JobOut.of(job) for job in found.items], next_cursor=found.next_cursor)
 
 

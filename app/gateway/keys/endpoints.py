@@ -5,7 +5,7 @@ from pydantic import BaseModel, Field
 
 from app.core.principal import Scope
 from app.core.resources import ApiKey
-from app.gateway.deps import Admin, GatewayDep, IdempotencyKey, PageDep, only_once
+from app.gateway.deps import Admin, GatewayDep, IdempotencyKey, PageDep, id_cursor, only_once
 from app.gateway.errors import responses
 from app.gateway.schemas import PageOf, Timestamp
 from app.registry.keys import KeyReader, KeyWriter
@@ -80,7 +80,7 @@ async def create(
 async def list_all(state: GatewayDep, _: Admin, page: PageDep) -> PageOf[KeyOut]:
     """Keys, newest first."""
     async with state.platform.database.read() as session:
-        found = await KeyReader(session).page(page.limit, page.cursor)
+        found = await KeyReader(session).page(page.limit, id_cursor(page))
     return PageOf(items=[KeyOut.of(key) for key in found.items], next_cursor=found.next_cursor)
 
 

@@ -17,6 +17,7 @@ from app.gateway.deps import (
     Reader,
     Trainer,
     VersionPath,
+    name_cursor,
     number_cursor,
     only_once,
 )
@@ -82,7 +83,7 @@ async def _version(state: Gateway, model: str, version: int) -> ModelVersion:
 async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[ModelOut]:
     """Models by name."""
     async with state.platform.database.read() as session:
-        found = await ModelReader(session).page(page.limit, page.cursor)
+        found = await ModelReader(session).page(page.limit, name_cursor(page))
     return PageOf(items=[ModelOut.of(model) for model in found.items], next_cursor=found.next_cursor)
 
 
@@ -140,7 +141,8 @@ def _metadata(fields: dict[str, str]) -> ImportMetadata:
         return ImportMetadata.model_validate_json(fields.get("metadata", "{}"))
     except ValidationError as error:
         found = [field_error({**e, "loc": ("metadata", *e["loc"])}) for e in error.errors(include_url=False)]
-        raise InvalidInput(f"metadata: {found[0].msg}", errors=found) from None
+        where = ".".join(map(str, found[0].loc))
+        raise InvalidInput(f"{where}: {found[0].msg}", errors=found) from None
 
 
 @router.get("/models/{model}/versions/{version}", operation_id="model_versions_get", responses=responses(404))
@@ -196,12 +198,22 @@ async def delete(model: str, version: VersionPath, state: GatewayDep, _: Trainer
         await ModelWriter(session).delete(model, version)
 
 
-@router.put("/models/{model}/aliases/{alias}", operation_id="aliases_put", responses=responses(404, 422))
+@router.put("/models/{model}/aliases/{alias}", operation_id="aliases_put", responses=responses(404, 409, 422))
 async def move_alias(model: str, alias: Name, body: AliasIn, state: GatewayDep, caller: Trainer) -> AliasOut:
-    """Point an alias at a version, atomically."""
+    """Point an alias at a version, atomically. Endpoints that route by it serve the version first, or nothing moves."""
+    await state.loader.follow_alias(model, alias, body.version)
     async with state.platform.database.write() as session:
         moved = await ModelWriter(session).move_alias(model, alias, body.version, by=caller.name, reason=body.reason)
     return AliasOut.of(moved)
+
+
+@router.delete(
+    "/models/{model}/aliases/{alias}", status_code=204, operation_id="aliases_delete", responses=responses(404, 409)
+)
+async def remove_alias(model: str, alias: str, state: GatewayDep, caller: Trainer) -> None:
+    """Remove an alias; its history stays. 409 while an endpoint routes by it."""
+    async with state.platform.database.write() as session:
+        await ModelWriter(session).remove_alias(model, alias, by=caller.name, reason="")
 
 
 @router.get("/models/{model}/aliases/{alias}/history", operation_id="aliases_history", responses=responses(404))

@@ -135,7 +135,7 @@ class AliasOut(BaseModel):
     """One move of an alias."""
 
     alias: str
-    version: int
+    version: int | None = Field(description="null: the alias was removed")
     previous: int | None
     at: Timestamp
     by: str

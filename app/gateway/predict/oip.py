@@ -31,7 +31,7 @@ class OipApi:
 
     def __init__(self, host: Host, repository: Repository, max_body: int) -> None:
         self._host = host
-        self._repository = RepositoryApi(repository)
+        self._repository = RepositoryApi(repository, max_body)
         self._max_body = max_body
         self._server = {"name": "aimass", "version": version("aimass"), "extensions": list(_EXTENSIONS)}
 

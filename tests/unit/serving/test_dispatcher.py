@@ -33,6 +33,7 @@ NUMERIC = {"name": "numeric", "datatype": "FP32", "shape": [1, 3], "data": [41, 
 COLOUR = {"name": "categorical", "datatype": "BYTES", "shape": [1, 1], "data": ["red"]}
 
 
+SOON = "endpoint 'soon' is not loaded: it is on its way, or was unloaded and waits to be loaded again"
 EXTENSIONS = [
     "binary_tensor_data",
     "parameters",
@@ -273,7 +274,7 @@ async def test_model_metadata(call: Any):
             "Request for unknown model: 'churn' version v10 is not found",
         ),
         ("POST", "/v2/models/churn/versions/4/infer", 404, "Request for unknown model: 'churn' version 4 is not found"),
-        ("GET", "/v2/models/soon/ready", 503, "endpoint 'soon' is not loaded yet"),
+        ("GET", "/v2/models/soon/ready", 503, SOON),
         ("GET", "/v2/models/churn/infer", 405, "Method Not Allowed"),
         ("POST", "/v2/models/churn", 405, "Method Not Allowed"),
         ("GET", "/v2/", 404, "Not Found"),
