@@ -4,7 +4,7 @@
 
 The product is a whole platform as `aimass up` starts it: one gateway with its key cache over SQLite, valkey, an idle
 worker. Absolute numbers of different minutes on a shared machine say little, so all servers run side by side (idle ones
-cost nothing), the rounds are interleaved, and only ratios within a round are judged. Needs wrk. Load stays on
+cost nothing), they take turns of a second, and only ratios within a round are judged. Needs wrk. Load stays on
 127.0.0.1.
 """
 
@@ -104,7 +104,7 @@ def raw_table_ms(onnx: Path) -> float:
 
 
 class RawCnn:
-    """session.run in loops, on the splits of the cores and batch sizes that promise most."""
+    """session.run in loops, on the splits of both cores and batch sizes that promise most."""
 
     def __init__(self, onnx: Path, pictures: "np.ndarray") -> None:
         self._pictures = pictures
@@ -140,6 +140,14 @@ class RawCnn:
 
 def median(runs: Runs, key: str) -> float:
     return statistics.median(run[key] for run in runs)
+
+
+def merged(slices: Runs) -> dict[str, float]:
+    """One cell of its slices, between which the others ran: what else the machine did hit them all."""
+    return {
+        **{key: statistics.mean(part[key] for part in slices) for key in ("rps", "cpu_us")},
+        **{key: statistics.median(part[key] for part in slices) for key in ("p50", "p99")},
+    }
 
 
 def ratios(ours: Runs, theirs: Runs, key: str) -> list[float]:
@@ -186,22 +194,33 @@ class Rounds:
             for server, path in servers.values():
                 server.load(path, self._table, 64, 1)
             for turn in range(1, rounds + 1):
-                for name in ORDER:
+                slices: dict[str, Runs] = defaultdict(list)
+                for name in ORDER * seconds:
                     server, path = servers[name]
-                    self._note(turn, name, server.load(path, self._table, 64, seconds))
-                self._alone_and_cnn(turn, seconds)
+                    slices[name].append(server.load(path, self._table, 64, 1))
+                for name in ORDER:
+                    self._note(turn, name, merged(slices[name]))
+                self._alone(turn, seconds)
+                self._cnn(turn, seconds)
 
-    def _alone_and_cnn(self, turn: int, seconds: int) -> None:
+    def _alone(self, turn: int, seconds: int) -> None:
         self._note(turn, "table alone", self._ours.load(PREDICT, self._table, 1, seconds))
         self.single_ms.append(raw_table_ms(self._onnx))
-        first, *others = self._raw_cnn.candidates
-        raw = {first: self._raw_cnn.rate(first, seconds)}  # as long as ours, before and after it
-        self._note(turn, "cnn 32", self._ours.load(INFER, self._binary, 32, seconds))
-        raw |= {setting: self._raw_cnn.rate(setting, seconds) for setting in others}
-        self.raw_rates.append(max(raw.values()))
+        print(f"round {turn} raw table: {self.single_ms[-1]:.3f} ms", flush=True)
         self._note(turn, "cnn alone", self._ours.load(INFER, self._binary, 1, seconds))
-        cells = ", ".join(f"{rate:.0f}/s with {t} threads x {n}, batch {b}" for (t, n, b), rate in raw.items())
-        print(f"round {turn} raw: table {self.single_ms[-1]:.3f} ms, cnn {cells}", flush=True)
+
+    def _cnn(self, turn: int, seconds: int) -> None:
+        slices: Runs = []
+        raw: dict[Setting, list[float]] = defaultdict(list)
+        for _ in range(seconds):
+            slices.append(self._ours.load(INFER, self._binary, 32, 1))
+            for setting in self._raw_cnn.candidates:
+                raw[setting].append(self._raw_cnn.rate(setting, 1))
+        self._note(turn, "cnn 32", merged(slices))
+        rates = {setting: statistics.mean(found) for setting, found in raw.items()}
+        self.raw_rates.append(max(rates.values()))
+        cells = ", ".join(f"{rate:.0f}/s with {t} threads x {n}, batch {b}" for (t, n, b), rate in rates.items())
+        print(f"round {turn} raw cnn: {cells}", flush=True)
 
     def _note(self, turn: int, cell: str, result: dict[str, float]) -> None:
         self.runs[cell].append(result)
@@ -231,7 +250,7 @@ class Rounds:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=2, help="of one cell")
+    parser.add_argument("--seconds", type=int, default=2, help="of one cell, in slices of one second")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved; medians are judged")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Platform() as platform:
