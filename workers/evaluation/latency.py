@@ -31,7 +31,7 @@ class Latency:
         return asdict(self)
 
 
-def measure_latency(model: bytes, inputs: Inputs, threads: int, budget_s: float = 0.3) -> Latency:
+def measure_latency(model: bytes, inputs: Inputs, threads: int, budget_s: float = 0.15) -> Latency:
     """Time a warm session in-process, without a batcher or a network.
 
     Args:
