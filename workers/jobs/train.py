@@ -85,7 +85,8 @@ def _prove(model: bytes, fitted: Fitted, prepared: Prepared, threads: int) -> Pa
     """The parity gate on test rows first, then others, at least MIN_ROWS if there are as many."""
     rows = np.concatenate([prepared.split.test, prepared.split.validation, prepared.split.train])
     sample = take(prepared.inputs, rows[:MIN_ROWS])
-    return check_parity(model, fitted.predict, sample, prepared.signature.task, threads)
+    spread = float(np.std(prepared.y[prepared.split.train])) if prepared.signature.task == "regression" else 0.0
+    return check_parity(model, fitted.predict, sample, prepared.signature.task, threads, spread)
 
 
 class _Report:

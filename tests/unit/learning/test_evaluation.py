@@ -3,12 +3,15 @@ import json
 import numpy as np
 import pytest
 
+from app.core.errors import ParityFailed
 from app.core.signature import Column, Signature, Tensor
 from workers.evaluation.latency import compare_latency
 from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, positive_class
 from workers.evaluation.sketch import make_sketch
 from workers.export.graph import Graph
+from workers.export.parity import check_parity
 from workers.host import host_name
+from workers.learning import Array, Inputs
 
 Y = np.asarray([0, 0, 0, 1, 1])
 P = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.55, 0.45]])
@@ -96,3 +99,19 @@ def test_latency_names_host_and_threads():
     found = compare_latency([model, model], {"numeric": np.ones((3, 1), np.float32)}, threads=1, rounds=1)
     assert [(x.batch, x.threads, x.host) for x in found] == [(256, 1, host_name())] * 2
     assert all(0 < x.p50_ms <= x.p95_ms and x.items_per_s > 0 for x in found)
+
+
+def test_answers_that_hardly_differ_are_compared_by_the_targets_spread():
+    """A forest that learnt nothing answers nearly the same to all; its own spread is little more than rounding."""
+    graph = Graph()
+    filled = graph.add("Where", graph.add("IsNaN", "numeric"), graph.constant([0], np.float32), "numeric")
+    graph.add("Reshape", filled, graph.constant([-1], np.int64), output="value")
+    model = graph.model((Tensor("numeric", "FP32", (-1, 1)),), (Tensor("value", "FP32", (-1,)),)).SerializeToString()
+    rows = np.linspace(-1e-6, 1e-6, 50, dtype=np.float32)[:, None]
+
+    def trained(inputs: Inputs) -> Array:
+        return np.nan_to_num(inputs["numeric"][:, 0]).astype(np.float64) * 1.001
+
+    with pytest.raises(ParityFailed):
+        check_parity(model, trained, {"numeric": rows}, "regression", 1)
+    assert check_parity(model, trained, {"numeric": rows}, "regression", 1, spread=1.0).max_difference < 1e-8
