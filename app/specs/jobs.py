@@ -79,7 +79,7 @@ class SplitSpec(Spec):
 
     method: Literal["auto", "stratified", "random"] = "auto"
     test: Annotated[float, Field(gt=0, lt=0.9, description="share of rows never seen by training")] = 0.2
-    validation: Annotated[float, Field(gt=0, lt=0.9, description="share of rows for early stopping")] = 0.1
+    validation: Annotated[float, Field(gt=0, lt=0.9, description="share for early stopping and variants")] = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
 
     @model_validator(mode="after")
@@ -141,7 +141,7 @@ class CompressBudget(Spec):
         Field(
             ge=0,
             le=1,
-            description="largest loss of the main metric, and of accuracy, on test rows; relative for RMSE and MAE",
+            description="largest loss of the main metric and of accuracy, by validation rows; relative for RMSE and MAE",
         ),
     ] = 0.01
 
