@@ -141,7 +141,7 @@ class CompressBudget(Spec):
         Field(
             ge=0,
             le=1,
-            description="largest loss of the main metric and of accuracy, by validation rows; relative for RMSE and MAE",
+            description="most loss of the main metric and of accuracy, by validation rows; relative for RMSE and MAE",
         ),
     ] = 0.01
 
