@@ -215,7 +215,7 @@ class TestIdempotency:
         spec, headers = quick("kept", dataset="short-lived@1"), {"idempotency-key": "outlives"}
         with occupied(platform):
             job = platform.call("POST", "/api/v1/jobs", 202, json=spec, headers=headers)
-            platform.call("DELETE", "/api/v1/datasets/short-lived/versions/1", 204)
+            platform.call("DELETE", "/api/v1/datasets/short-lived/versions/1?detach=true", 204)
             again = platform.call("POST", "/api/v1/jobs", 202, json=spec, headers=headers)
             assert again["id"] == job["id"]
             answer = platform.client.post("/api/v1/jobs", json=spec, headers={"idempotency-key": "too-late"})
