@@ -36,7 +36,7 @@ from bench import models  # noqa: E402 - after the path
 from bench.load import Server, write_bodies, write_script  # noqa: E402 - the same
 from bench.product import CNN, TABLE, gateway, import_cnn, train_table  # noqa: E402 - the same
 from tests.support.platform import KEY, Platform  # noqa: E402 - the same
-from tests.support.servers import wait_until  # noqa: E402 - the same
+from tests.support.servers import free_port, wait_until  # noqa: E402 - the same
 
 PREDICT = f"/api/v1/endpoints/{TABLE}/predict"
 INFER = f"/v2/models/{CNN}/infer"
@@ -51,9 +51,7 @@ Setting = tuple[int, int, int]  # threads of a run, runs at once, rows of a run
 @contextlib.contextmanager
 def baseline(app: str, folder: Path) -> Iterator[Server]:
     """A uvicorn process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(HERE / "server.py"), app, str(port)]
     process = subprocess.Popen(command, env=os.environ | {"BENCH_FOLDER": str(folder)}, cwd=HERE)
     try:

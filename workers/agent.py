@@ -10,10 +10,11 @@ import secrets
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from app.core.errors import AimassError, Unavailable
+from app.core.errors import AimassError, Misconfigured, Unavailable
 from app.core.jobs import DeviceClass
 from app.core.process import die_with_parent
 from app.queue.ports import CANCEL_CHANNEL
@@ -190,8 +191,11 @@ def main() -> None:
         die_with_parent(int(parent))
     settings = Settings()
     configure_logging(settings.log_level)
-    check_settings(settings)
-    asyncio.run(run_agent(settings))
+    try:
+        check_settings(settings)
+        asyncio.run(run_agent(settings))
+    except Misconfigured as error:
+        sys.exit(f"aimass: {error.detail}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Downloads from the store, with range requests, always as an attachment."""
+"""Files from the store: downloads with range requests, always as an attachment, and small JSON documents."""
 
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import quote
 
+import orjson
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
@@ -32,8 +34,22 @@ async def download(request: Request, platform: Platform, file: StoredFile, filen
     partial = (start, end) != (0, file.bytes)
     if partial:
         headers["content-range"] = f"bytes {start}-{end - 1}/{file.bytes}"
-    chunks: AsyncIterator[bytes] = platform.store.read(file.sha256, start, end)
-    return StreamingResponse(chunks, 206 if partial else 200, headers, "application/octet-stream")
+    chunks = platform.store.read(file.sha256, start, end)
+    first = await anext(chunks, b"")  # a store that is away is told before the answer has begun
+    return StreamingResponse(_chain(first, chunks), 206 if partial else 200, headers, "application/octet-stream")
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+async def read_json(platform: Platform, file: StoredFile) -> dict[str, Any]:
+    """A small stored file that one of our jobs has written."""
+    raw = b"".join([chunk async for chunk in platform.store.read(file.sha256)])
+    parsed: dict[str, Any] = orjson.loads(raw)
+    return parsed
 
 
 def _span(header: str | None, size: int) -> tuple[int, int] | None:

@@ -63,14 +63,19 @@ class Loader:
         Nothing has changed when this raises: the old version, if any, goes on serving.
         """
         async with self._lock:
-            served, chosen = await self._load(name, model, version, variant, spec)
-            async with self._platform.database.write() as session:
-                await ModelWriter(session).pin(model, version)  # it may have been deleted while it was loaded
-                row = spec.model_dump(mode="json")
-                endpoint, new = await EndpointWriter(session).put(name, model, version, chosen, row)
-            await (self._host.swap(served) if spec.loaded else self._host.remove(name))
-            self._known[name] = Loading(endpoint.generation)
-            self._host.expect(self._known)
+            return await self._route(name, model, version, variant, spec)
+
+    async def _route(
+        self, name: str, model: str, version: int, variant: str | None, spec: EndpointSpec
+    ) -> tuple[Endpoint, bool]:
+        served, chosen = await self._load(name, model, version, variant, spec)
+        async with self._platform.database.write() as session:
+            await ModelWriter(session).pin(model, version)  # it may have been deleted while it was loaded
+            row = spec.model_dump(mode="json")
+            endpoint, new = await EndpointWriter(session).put(name, model, version, chosen, row)
+        await (self._host.swap(served) if spec.loaded else self._host.remove(name))
+        self._known[name] = Loading(endpoint.generation)
+        self._host.expect(self._known)
         await self._tell(name)
         return endpoint, new
 
@@ -86,35 +91,33 @@ class Loader:
 
     async def load(self, name: str) -> None:
         """Bring back an endpoint that was unloaded, or load it again. NotFound without one."""
-        endpoint, spec = await self._read(name)
-        await self.put(
-            name, endpoint.model, endpoint.version, endpoint.variant, spec.model_copy(update={"loaded": True})
-        )
+        async with self._lock:
+            async with self._platform.database.read() as session:
+                endpoint = await EndpointReader(session).get(name)
+            spec = EndpointSpec.model_validate(endpoint.spec).model_copy(update={"loaded": True})
+            await self._route(name, endpoint.model, endpoint.version, endpoint.variant, spec)
 
     async def unload(self, name: str) -> None:
         """Free the endpoint's memory, in every gateway; it stays known. NotFound without one."""
-        endpoint, spec = await self._read(name)
         async with self._lock:
-            row = spec.model_copy(update={"loaded": False}).model_dump(mode="json")
             async with self._platform.database.write() as session:
                 endpoints = EndpointWriter(session)
-                endpoint, _ = await endpoints.put(name, endpoint.model, endpoint.version, endpoint.variant, row)
+                was = await endpoints.get(name)
+                endpoint, _ = await endpoints.put(
+                    name, was.model, was.version, was.variant, was.spec | {"loaded": False}
+                )
             await self._host.remove(name)
             self._known[name] = Loading(endpoint.generation)
         await self._tell(name)
 
-    async def _read(self, name: str) -> tuple[Endpoint, EndpointSpec]:
-        async with self._platform.database.read() as session:
-            endpoint = await EndpointReader(session).get(name)
-        return endpoint, EndpointSpec.model_validate(endpoint.spec)
-
     async def follow_alias(self, model: str, alias: str, version: int) -> None:
         """Route the endpoints that go by the alias to the version; an error leaves the one that it meets as it was."""
-        async with self._platform.database.read() as session:
-            routed = await EndpointReader(session).routed_by(model, alias)
-        for endpoint in routed:
-            spec = EndpointSpec.model_validate(endpoint.spec)
-            await self.put(endpoint.name, model, version, spec.routes[0].variant, spec)
+        async with self._lock:
+            async with self._platform.database.read() as session:
+                routed = await EndpointReader(session).routed_by(model, alias)
+            for endpoint in routed:
+                spec = EndpointSpec.model_validate(endpoint.spec)
+                await self._route(endpoint.name, model, version, spec.routes[0].variant, spec)
 
     async def delete(self, name: str) -> None:
         """Remove the endpoint; requests under way are finished."""

@@ -4,9 +4,11 @@ import argparse
 import gc
 import os
 import socket
+import sys
 
 import uvicorn
 
+from app.core.errors import Misconfigured
 from app.core.process import die_with_parent
 from app.gateway.app import create_app
 from app.gateway.predict.protocol import JoiningProtocol
@@ -27,9 +29,13 @@ def main() -> None:
         die_with_parent(int(parent))
     settings = Settings()
     configure_logging(settings.log_level)
-    check_settings(settings)
+    try:
+        check_settings(settings)
+        application = create_app(settings)
+    except Misconfigured as error:
+        sys.exit(f"aimass: {error.detail}")
     config = uvicorn.Config(
-        create_app(settings),
+        application,
         host=settings.gateway.host,
         port=settings.gateway.port,
         log_config=None,

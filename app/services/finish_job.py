@@ -9,7 +9,8 @@ from typing import Any
 
 from app.core.errors import NotFound, Unavailable
 from app.core.jobs import Lease
-from app.core.resources import StoredFile
+from app.core.resources import ModelVersion, StoredFile
+from app.core.version_folder import MANIFEST
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.datasets import DatasetReader, DatasetWriter
 from app.registry.files import remove_files
@@ -23,7 +24,6 @@ from app.services.keep_files import keep_folder
 from app.services.platform import Platform
 from app.services.sign_files import sign_variants, sign_version
 from app.specs.jobs import parse_dataset
-from app.store.signing import MANIFEST
 
 
 async def finish_job(platform: Platform, lease: Lease, result: dict[str, Any], output: Path) -> bool:
@@ -63,22 +63,7 @@ async def _finish_train(
         dataset_id: str | None = (await DatasetReader(session).version(name, number)).id
     except NotFound:  # deleted while it was being trained on; the model stands on its own
         dataset_id = None
-    lineage = {
-        "dataset": spec["dataset"],
-        "job": lease.job_id,
-        "parent": None,
-        "seed": result["seed"],
-        "environment": result["environment"],
-    }
-    version = await ModelWriter(session).create_version(
-        spec["model"],
-        result,
-        lineage=lineage,
-        digest=digest_of(files),
-        files=files,
-        dataset_version_id=dataset_id,
-        job_id=lease.job_id,
-    )
+    version = await _make_version(session, lease, result, files, dataset_id)
     shown: dict[str, Any] = {"model": version.model, "version": version.version, "metrics": version.metrics}
     if spec.get("deploy"):
         shown |= await deploy_version(session, spec["deploy"]["endpoint"], version)
@@ -88,17 +73,29 @@ async def _finish_train(
 async def _finish_import(
     session: WriteSession, lease: Lease, result: dict[str, Any], files: Sequence[StoredFile]
 ) -> dict[str, Any]:
-    origin = {"dataset": None, "job": lease.job_id, "parent": None, "seed": None, "environment": result["environment"]}
-    version = await ModelWriter(session).create_version(
+    version = await _make_version(session, lease, result, files, None)
+    return {"model": version.model, "version": version.version}
+
+
+async def _make_version(
+    session: WriteSession, lease: Lease, result: dict[str, Any], files: Sequence[StoredFile], dataset_id: str | None
+) -> ModelVersion:
+    lineage = {
+        "dataset": lease.spec.get("dataset"),
+        "job": lease.job_id,
+        "parent": None,
+        "seed": result["seed"],
+        "environment": result["environment"],
+    }
+    return await ModelWriter(session).create_version(
         lease.spec["model"],
         result,
-        lineage=origin,
+        lineage=lineage,
         digest=digest_of(files),
         files=files,
-        dataset_version_id=None,
+        dataset_version_id=dataset_id,
         job_id=lease.job_id,
     )
-    return {"model": version.model, "version": version.version}
 
 
 async def _finish_compress(
@@ -110,8 +107,6 @@ async def _finish_compress(
 
 
 _FINISHERS = {"ingest": _finish_ingest, "train": _finish_train, "compress": _finish_compress, "import": _finish_import}
-
-
 _SIGNERS = {"train": sign_version, "import": sign_version, "compress": sign_variants}
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from app.core.errors import Conflict, Corrupt
 from app.core.resources import ModelVersion, StoredFile, Variant
+from app.core.version_folder import GOLDEN, NAMES, SIGNATURE
 from app.services.keep_files import lay_out
 from app.services.local_copies import FOLDER, mark_used
 from app.services.platform import Platform
 from app.services.sign_files import check_signed
 
-NEEDED = ("signature.json", "golden.json")
+NEEDED = frozenset({SIGNATURE, GOLDEN})
 
 
 def choose_variant(version: ModelVersion, name: str | None) -> Variant:
@@ -34,8 +35,7 @@ async def serve_version(platform: Platform, version: ModelVersion, variant: Vari
     graph = variant.path
     if graph is None:
         raise Corrupt(f"variant '{variant.name}' of '{version.model}@{version.version}' has no file")
-    beside = str(Path(graph).parent)
-    wanted = [f for f in version.files if f.path in NEEDED or f.path == graph or _external(f, beside)]
+    wanted = [f for f in version.files if f.path in NEEDED or f.path == graph or _is_external(f, Path(graph).parent)]
     await check_signed(platform, version, wanted)
     missing = [file for file in wanted if await asyncio.to_thread(_digest, folder / file.path) != file.sha256]
     if missing:
@@ -50,10 +50,10 @@ async def serve_version(platform: Platform, version: ModelVersion, variant: Vari
     return folder, folder / graph
 
 
-def _external(file: StoredFile, beside: str) -> bool:
-    """True for external tensor data next to the variant's graph."""
+def _is_external(file: StoredFile, folder: Path) -> bool:
+    """True for tensor data beside a graph, whatever it is called: its name is the exporter's choice."""
     path = Path(file.path)
-    return str(path.parent) == beside and path.suffix in {".data", ".bin"}
+    return path.parent == folder and path.name not in NAMES
 
 
 def _digest(path: Path) -> str | None:

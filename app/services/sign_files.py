@@ -9,10 +9,11 @@ from typing import Any
 from app.core.errors import Corrupt
 from app.core.jobs import Lease
 from app.core.resources import ModelVersion, StoredFile
+from app.core.version_folder import MANIFEST
 from app.services.keep_files import keep_file
 from app.services.platform import Platform
 from app.settings import Settings
-from app.store.signing import MANIFEST, Manifest, SigningKey, verify
+from app.store.signing import Manifest, SigningKey, verify
 
 
 def signing_key(settings: Settings) -> SigningKey:
@@ -60,7 +61,9 @@ async def check_signed(platform: Platform, version: ModelVersion, wanted: Sequen
     for file in wanted:
         prefix = next((p for p in _prefixes(file.path) if f"{p}{MANIFEST}" in there), None)
         if prefix is None:
-            raise Corrupt(f"'{version.model}@{version.version}' has no {MANIFEST} for {file.path}")
+            raise Corrupt(
+                f"'{version.model}@{version.version}' has no {MANIFEST} for {file.path}; train or import it again"
+            )
         if prefix not in read:
             raw = b"".join([chunk async for chunk in platform.store.read(there[f"{prefix}{MANIFEST}"].sha256)])
             read[prefix] = verify(raw, trusted)

@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from app.core.errors import Corrupt, NotFound, Unavailable
 from app.core.signature import Signature
+from app.core.version_folder import GOLDEN, SIGNATURE
 from app.serving.batcher import Batcher
 from app.serving.golden import prove, read_golden
 from app.serving.instances import InstanceDecoder, instance_decoder
@@ -187,9 +188,9 @@ class Host:
         self.metrics.release(served.metrics)
 
     def _open(self, source: ModelSource) -> tuple[Signature, Plan]:
-        signature = _read_signature(source.folder / "signature.json")
+        signature = _read_signature(source.folder / SIGNATURE)
         limits = _limits(source, signature)
-        golden = read_golden(source.folder / "golden.json", signature)
+        golden = read_golden(source.folder / GOLDEN, signature)
         narrow = Session(source.onnx, signature, threads=1)
         prove(golden, narrow.run, exact=source.variant == BASE_VARIANT)
 

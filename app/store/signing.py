@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from app.core.errors import Corrupt, Misconfigured
+from app.core.version_folder import MANIFEST
 
-MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 
 

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,16 +21,14 @@ from app.core.errors import Corrupt, NotFound, Unavailable
 from app.store.local import LocalStore
 from app.store.ports import CHUNK_BYTES, Store, Writer
 from app.store.s3 import S3Store
-from tests.support.servers import wait_until
+from tests.support.servers import free_port, wait_until
 
 
 class S3Server:
     """A process of its own, so that what it holds is not counted as ours."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.endpoint = f"http://127.0.0.1:{port}"

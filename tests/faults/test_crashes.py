@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -35,23 +34,6 @@ def until_kept(platform: Platform, job_id: str) -> None:
 
 def states(platform: Platform, job_id: str) -> list[str]:
     return [data["state"] for _, kind, data in platform.events(job_id) if kind == "state"]
-
-
-def freeze(platform: Platform, process: psutil.Process) -> None:
-    """SIGSTOP, but not within a transaction: SQLite knows no lock that outlives its holder's silence."""
-
-    def frozen() -> bool:
-        process.send_signal(signal.SIGSTOP)
-        with contextlib.closing(sqlite3.connect(platform.data_dir / "registry.db", timeout=1)) as registry:
-            try:
-                registry.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError:
-                process.send_signal(signal.SIGCONT)
-                return False
-            registry.rollback()
-            return True
-
-    wait_until(frozen, 30, "the process is frozen outside a transaction")
 
 
 class TestChild:
@@ -134,7 +116,7 @@ class TestAgent:
             until_training(platform, job["id"])
             [child] = platform.children()
             agent = psutil.Process(child.ppid())
-            freeze(platform, agent)
+            platform.freeze(agent)
             with contextlib.suppress(psutil.NoSuchProcess):
                 wait_until(
                     lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE,

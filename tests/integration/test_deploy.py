@@ -1,8 +1,5 @@
 """What a train job's `deploy` does to an endpoint that is there already, on a real registry."""
 
-import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +10,12 @@ from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.models import ModelWriter
 from app.registry.session import Database
 from app.services.deploy_version import check_deploy, deploy_version
-from tests.support.databases import sqlite_registry
+from app.services.platform import Platform
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    made = Database(await asyncio.to_thread(sqlite_registry, tmp_path))
-    yield made
-    await made.close()
+def database(platform: Platform) -> Database:
+    return platform.database
 
 
 def variant(name: str, path: str, items_per_s: float) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """The gateway's key cache on a real registry."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,23 +10,11 @@ from sqlalchemy import event
 from app.core.errors import Unauthenticated, Unavailable
 from app.gateway import auth
 from app.gateway.auth import KeyCache
-from app.queue.memory import MemoryWake
 from app.registry.keys import KeyWriter
 from app.registry.session import Database
 from app.services.platform import Platform
-from app.settings import Settings
-from app.store.local import LocalStore
-from tests.support.databases import sqlite_registry
 
 AWAY = "postgresql://nobody@/nothing?host=/nonexistent"
-
-
-@pytest.fixture
-async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
-    url = await asyncio.to_thread(sqlite_registry, tmp_path)
-    made = Platform(Settings(data_dir=tmp_path), Database(url), MemoryWake(), LocalStore(tmp_path / "store"))
-    yield made
-    await made.close()
 
 
 async def new_key(platform: Platform) -> bytes:

@@ -1,7 +1,5 @@
 """What is served is what was signed, on a real registry and a real store."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,7 @@ from sqlalchemy import update
 from app.core.errors import Corrupt
 from app.core.jobs import Lease
 from app.core.resources import ModelVersion
-from app.queue.memory import MemoryWake
 from app.registry.models import ModelReader, ModelWriter
-from app.registry.session import Database
 from app.registry.tables import FileRow
 from app.services.add_variants import add_variants
 from app.services.keep_files import keep_folder
@@ -21,19 +17,9 @@ from app.services.platform import Platform
 from app.services.serve_version import choose_variant, serve_version
 from app.services.sign_files import sign_variants, sign_version
 from app.settings import Settings
-from app.store.local import LocalStore
 from app.store.signing import SigningKey
-from tests.support.databases import sqlite_registry
 
 FILES = {"model.onnx": b"graph", "signature.json": b"{}", "golden.json": b"{}", "card.json": b"{}"}
-
-
-@pytest.fixture
-async def platform(tmp_path: Path) -> AsyncIterator[Platform]:
-    url = await asyncio.to_thread(sqlite_registry, tmp_path)
-    made = Platform(Settings(data_dir=tmp_path), Database(url), MemoryWake(), LocalStore(tmp_path / "store"))
-    yield made
-    await made.close()
 
 
 def variant(name: str, path: str) -> dict[str, Any]:

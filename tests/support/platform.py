@@ -1,11 +1,13 @@
 """A real platform for black-box tests: `aimass up` in a folder of its own, and a client of its API."""
 
+import contextlib
 import csv
 import io
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -151,6 +153,22 @@ class Platform:
     def children(self) -> list[psutil.Process]:
         """The job children."""
         return self.processes("workers.child")
+
+    def freeze(self, process: psutil.Process) -> None:
+        """SIGSTOP, but not within a transaction: SQLite knows no lock that outlives its holder's silence."""
+
+        def frozen() -> bool:
+            process.send_signal(signal.SIGSTOP)
+            with contextlib.closing(sqlite3.connect(self.data_dir / "registry.db", timeout=1)) as registry:
+                try:
+                    registry.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError:
+                    process.send_signal(signal.SIGCONT)
+                    return False
+                registry.rollback()
+                return True
+
+        wait_until(frozen, 30, "the process is frozen outside a transaction")
 
     # The API
 

@@ -26,6 +26,13 @@ def wait_until(condition: Callable[[], bool], within_s: float, what: str) -> Non
         time.sleep(0.02)
 
 
+def free_port() -> int:
+    """A TCP port that nobody listened on a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
 class ValkeyServer:
     """A server on a unix socket; `kill`, `start` again, with or without what it held."""
 

@@ -16,7 +16,6 @@ from app.specs.jobs import SplitSpec
 from workers.data.findings import listed
 from workers.learning import Array
 
-SPLIT_FILE = "split.parquet"
 MIN_ROWS = 10
 _PARTS = ("train", "validation", "test")
 _GIVEN = {

@@ -40,13 +40,23 @@ def measure_latency(model: bytes, inputs: Inputs, threads: int, budget_s: float 
         threads: of the session.
         budget_s: seconds for each of the two measurements.
     """
-    session = open_session(model, threads)
     batch = _BATCHES["image" if "image" in inputs else "tabular"]
-    rows = np.arange(batch) % rows_of(inputs)
-    many = take(inputs, rows)
+    many = take(inputs, np.arange(batch) % rows_of(inputs))
     ones = [take(inputs, slice(i, i + 1)) for i in range(min(32, rows_of(inputs)))]
-    single = time_runs(lambda i: session.run(None, ones[i % len(ones)]), budget_s)
-    bulk = time_runs(lambda _: session.run(None, many), budget_s)
+    return time_session(open_session(model, threads), ones, many, batch, threads, budget_s)
+
+
+def time_session(
+    session: Any,  # noqa: ANN401 - of ONNX Runtime, which has no types
+    ones: Sequence[Inputs],
+    many: Inputs,
+    batch: int,
+    threads: int,
+    budget_s: float,
+) -> Latency:
+    """Time single rows in turn, and a batch of `batch` rows."""
+    single = _times(lambda i: session.run(None, ones[i % len(ones)]), budget_s)
+    bulk = _times(lambda _: session.run(None, many), budget_s)
     p50, p95 = np.percentile(single, [50, 95]) * 1e3
     # The median resists other processes on a shared host.
     return Latency(float(p50), float(p95), float(batch / np.median(bulk)), batch, host_name(), threads)
@@ -62,8 +72,7 @@ def compare_latency(models: Sequence[bytes], inputs: Inputs, threads: int, round
     return best
 
 
-def time_runs(run: Any, budget_s: float) -> list[float]:  # noqa: ANN401 - any callable of an index
-    """Seconds of each of several runs, after a few that are not counted."""
+def _times(run: Any, budget_s: float) -> list[float]:  # noqa: ANN401 - any callable of an index
     for i in range(5):
         run(i)
     taken: list[float] = []

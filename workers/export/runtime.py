@@ -9,8 +9,8 @@ from workers.learning import Inputs, rows_of, take
 _ERRORS_ONLY = 3
 
 
-def open_session(model: bytes, threads: int) -> ort.InferenceSession:
-    """A CPU session over a serialised model."""
+def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
+    """A CPU session over a serialised model, or over the file at a path and the external data beside it."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

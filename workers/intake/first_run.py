@@ -12,6 +12,7 @@ from onnx import ModelProto
 
 from app.core.errors import InvalidData
 from app.core.signature import Datatype, Signature
+from workers.export.runtime import open_session
 from workers.intake.signature import Axes, may_batch, read_inputs, read_outputs, tensor
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -23,7 +24,6 @@ _DTYPES: dict[Datatype, npt.DTypeLike] = {
     "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "FP16": np.float16, "FP32": np.float32,
     "FP64": np.float64, "BYTES": np.object_,
 }  # fmt: skip
-_ERRORS_ONLY = 3
 _MOST_ELEMENTS = 1 << 26  # of one made-up input
 
 
@@ -66,13 +66,8 @@ def first_run(path: Path, model: ModelProto, threads: int) -> FirstRun:
 
 def open_file(path: Path, threads: int) -> ort.InferenceSession:
     """A CPU session over a file and the external data beside it. InvalidData if ONNX Runtime refuses it."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return open_session(str(path), threads)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it raises, the model is what caused it

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from onnx import TensorProto
 
 from app.core.errors import InvalidData
+from app.core.version_folder import EXTERNAL
 
 MAX_ELEMENTS = 2**34  # of one tensor: 64 GiB of 32-bit numbers, more than one file can hold
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}")
 # Bits of an element; names of `TensorProto.DataType`. Types that are not here, such as UNDEFINED, are refused.
 _BITS = {
     "FLOAT": 32, "UINT8": 8, "INT8": 8, "UINT16": 16, "INT16": 16, "INT32": 32, "INT64": 64, "BOOL": 8, "FLOAT16": 16,
@@ -67,7 +67,7 @@ def _check_external(tensor: TensorProto, name: str, size: int, beside: Mapping[s
     """External data stays in the model's own folder and within a file that was sent."""
     entry = {pair.key: pair.value for pair in tensor.external_data}
     location = entry.get("location", "")
-    if not _FILE_NAME.fullmatch(location):
+    if not EXTERNAL.fullmatch(location):
         raise InvalidData.at(
             "model",
             msg=f"tensor '{name}' refers to external data at {location!r:.120}; only a plain file name is allowed",

@@ -1,20 +1,18 @@
 """Train: a data set version and a spec to the files of a model version."""
 
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from app.core.version_folder import CARD, MODEL, SKETCH, SPLIT
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.compression.variants import Compressor
 from workers.context import JobContext
 from workers.data.prepare import Prepared, prepare
-from workers.data.splits import SPLIT_FILE
 from workers.data.tables import instance_schema
 from workers.evaluation.leaks import leak_hints
 from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, order, positive_class
@@ -22,12 +20,11 @@ from workers.evaluation.sketch import make_sketch
 from workers.evaluation.variant import Judge, Variant
 from workers.export.parity import MIN_ROWS, Parity, check_parity
 from workers.export.runtime import open_session, predict
+from workers.export.version_files import write_contract, write_json
 from workers.families.base import Fitted, load_family
 from workers.host import choose_device, environment, job_threads
 from workers.learning import LearningData, take
 
-MODEL_FILE, SIGNATURE_FILE, CARD_FILE = "model.onnx", "signature.json", "card.json"
-SKETCH_FILE, GOLDEN_FILE = "sketch.json", "golden.json"
 _GOLDEN_ROWS = 4
 _SKETCH_ROWS = 20_000
 _CARD_VERSION = 1
@@ -57,7 +54,7 @@ def run(job: JobContext) -> dict[str, Any]:
     model = fitted.to_onnx().SerializeToString()
     parity = _prove(model, fitted, prepared, threads)
     job.progress(0.87, "evaluating")
-    (job.output / MODEL_FILE).write_bytes(model)
+    (job.output / MODEL).write_bytes(model)
     report = _Report(job, spec, prepared, data, model)
     main, metrics, base = report.evaluate()
     variants = [base]
@@ -66,7 +63,7 @@ def run(job: JobContext) -> dict[str, Any]:
         variants += Compressor(model, prepared, report.judge, main, spec.compress).run(job.output)
     report.write_files()
     card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started)
-    _write_json(job.output / CARD_FILE, card)
+    write_json(job.output / CARD, card)
     job.progress(1.0, "done")
     return {
         "task": spec.task,
@@ -119,7 +116,7 @@ class _Report:
             )
         found = {part: order(values, [main, *self.spec.metrics]) for part, values in found.items()}
         base = Variant(
-            "fp32", "accepted", {"method": "none", "precision": "fp32"}, MODEL_FILE, len(self.model), found["test"],
+            "fp32", "accepted", {"method": "none", "precision": "fp32"}, MODEL, len(self.model), found["test"],
             self.judge.latency(self.model)[0].to_json(),
         )  # fmt: skip
         return main, found, base
@@ -127,18 +124,12 @@ class _Report:
     def write_files(self) -> None:
         """Signature, split, reference histograms and golden rows."""
         output, prepared = self.job.output, self.prepared
-        _write_json(output / SIGNATURE_FILE, prepared.signature.to_json())
-        prepared.split.save(prepared.row_ids, output / SPLIT_FILE)
+        prepared.split.save(prepared.row_ids, output / SPLIT)
         rows = take(prepared.inputs, prepared.split.train[:_SKETCH_ROWS])
-        _write_json(output / SKETCH_FILE, make_sketch(prepared.signature, rows, predict(self.session, rows)))
+        write_json(output / SKETCH, make_sketch(prepared.signature, rows, predict(self.session, rows)))
         golden = take(self.judge.inputs, slice(0, _GOLDEN_ROWS))
         answers = dict(zip([t.name for t in prepared.signature.outputs], self.session.run(None, golden), strict=True))
-        kinds = {t.name: t.datatype for t in (*prepared.signature.inputs, *prepared.signature.outputs)}
-        body = {
-            side: {name: _tensor_json(value, kinds[name]) for name, value in tensors.items()}
-            for side, tensors in (("inputs", golden), ("outputs", answers))
-        }
-        _write_json(output / GOLDEN_FILE, body)
+        write_contract(output, prepared.signature, golden, answers)
 
     def card(
         self,
@@ -176,7 +167,7 @@ class _Report:
                 "method": self.prepared.split.method,
                 "seed": spec.split.seed,
                 "rows": self.prepared.split.sizes(),
-                "file": SPLIT_FILE,
+                "file": SPLIT,
             },
             "fit": fitted.facts(),
             "main_metric": main,
@@ -191,13 +182,3 @@ class _Report:
 
     def _test_target(self) -> npt.NDArray[Any]:
         return self.data.standard.shrink(self.judge.y) if self.spec.task == "regression" else self.judge.y
-
-
-def _tensor_json(value: npt.NDArray[Any], datatype: str) -> dict[str, Any]:
-    """An Open Inference Protocol tensor; NaN becomes null."""
-    data = [None if isinstance(x, float) and x != x else x for x in value.ravel().tolist()]  # noqa: PLR0124 - NaN test
-    return {"datatype": datatype, "shape": list(value.shape), "data": data}
-
-
-def _write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
-    path.write_text(json.dumps(value, allow_nan=False, ensure_ascii=False, indent=1), encoding="utf-8")

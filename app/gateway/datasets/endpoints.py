@@ -22,7 +22,7 @@ from app.gateway.deps import (
     only_once,
 )
 from app.gateway.errors import responses
-from app.gateway.files import download
+from app.gateway.files import download, read_json
 from app.gateway.schemas import PageOf
 from app.gateway.upload import Form, receive_upload
 from app.registry.datasets import DatasetReader, DatasetWriter
@@ -150,9 +150,7 @@ async def _read_json(state: Gateway, version: DatasetVersion, path: str) -> dict
     file = next((f for f in version.files if f.path == path), None)
     if file is None:
         raise NotFound(f"'{version.name}@{version.version}' is {version.state}; it has no {path}")
-    raw = b"".join([chunk async for chunk in state.platform.store.read(file.sha256)])
-    parsed: dict[str, Any] = TypeAdapter(dict[str, Any]).validate_json(raw)
-    return parsed
+    return await read_json(state.platform, file)
 
 
 @router.get("/{name}/versions/{version}/rows", operation_id="dataset_versions_rows", responses=responses(404, 422))

@@ -15,7 +15,7 @@ class EndpointOut(BaseModel):
     model: str
     version: int
     variant: str
-    state: str = Field(description="in the gateway that answers: `loading`, `ready` or `failed`")
+    state: str = Field(description="in the gateway that answers: `loading`, `ready`, `unloaded` or `failed`")
     error: str | None = Field(description="why the latest revision could not be loaded; the one before goes on serving")
     routes: list[dict[str, Any]]
     batching: dict[str, Any]

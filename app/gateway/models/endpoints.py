@@ -1,14 +1,14 @@
 """`/api/v1/models` and `/api/v1/compare`."""
 
-import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from app.core.errors import InvalidInput, NotFound
 from app.core.resources import ModelVersion
+from app.core.version_folder import CARD, EXTERNAL, MODEL, NAMES
 from app.gateway.deps import (
     Gateway,
     GatewayDep,
@@ -22,7 +22,7 @@ from app.gateway.deps import (
     only_once,
 )
 from app.gateway.errors import responses
-from app.gateway.files import download
+from app.gateway.files import download, read_json
 from app.gateway.jobs.schemas import JobOut
 from app.gateway.models.schemas import (
     AliasIn,
@@ -42,10 +42,7 @@ from app.specs.base import Name, field_error
 from app.specs.jobs import ImportMetadata, parse_dataset
 
 router = APIRouter(prefix="/api/v1", tags=["models"])
-CARD = "card.json"
-MODEL_FILE = "model.onnx"
 MAX_DATA_FILES = 1000
-DATA_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}")
 _FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -114,7 +111,7 @@ async def import_version(
 ) -> JobOut:
     """Import an ONNX model as the next version; a job checks it, runs it, and makes the version if it is good."""
     form = Form(
-        {"model": (1, lambda _: MODEL_FILE), "data": (MAX_DATA_FILES, lambda name: name)}, ("metadata",), _check_form
+        {"model": (1, lambda _: MODEL), "data": (MAX_DATA_FILES, lambda name: name)}, ("metadata",), _check_form
     )
     upload = await receive_upload(request, state.platform, form)
     files = [file for part in upload.files.values() for file, _ in part]
@@ -129,8 +126,11 @@ def _check_form(fields: dict[str, str], files: dict[str, list[str]]) -> None:
     """Refuse a form before its files are kept."""
     _metadata(fields)
     for name in files["data"]:
-        if not DATA_NAME.fullmatch(name) or name == MODEL_FILE:
-            msg = f"'{name}' cannot be the name of an external data file: letters, digits, '.', '_', '-' and blanks"
+        if not EXTERNAL.fullmatch(name) or name in NAMES:
+            msg = (
+                f"'{name}' cannot be the name of an external data file: letters, digits, '.', '_', '-' and blanks, "
+                f"and not {', '.join(sorted(NAMES))}"
+            )
             raise InvalidInput.at("data", msg=msg, type="name")
     if len(set(files["data"])) != len(files["data"]):
         raise InvalidInput.at("data", msg="two files have the same name; the model could not tell them apart")
@@ -181,9 +181,7 @@ async def card(model: str, version: VersionPath, state: GatewayDep, _: Reader) -
     file = next((f for f in found.files if f.path == CARD), None)
     if file is None:
         raise NotFound(f"'{model}@{version}' has no card")
-    raw = b"".join([chunk async for chunk in state.platform.store.read(file.sha256)])
-    parsed: dict[str, Any] = TypeAdapter(dict[str, Any]).validate_json(raw)
-    return parsed
+    return await read_json(state.platform, file)
 
 
 @router.delete(

@@ -1,10 +1,7 @@
 """POST /api/v1/endpoints/{name}/predict: named values in, labels or numbers out."""
 
-import asyncio
-import time
-
-from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed
-from app.gateway.predict.running import record, run
+from app.gateway.predict.exchange import Exchange, MethodNotAllowed
+from app.gateway.predict.running import answer_instances
 from app.serving.host import Host
 
 
@@ -19,19 +16,6 @@ class PredictApi:
         """Answer one request; errors of the tree are the dispatcher's to answer."""
         if exchange.method != "POST":
             raise MethodNotAllowed("POST")
-        with self._host.lookup(endpoint) as served:
-            exchange.metrics = served.metrics
-            body = await exchange.body(self._max_body)
-            decode = served.instances
-            inputs, rows = decode(body) if len(body) <= decode.inline_bytes else await asyncio.to_thread(decode, body)
-            parsed = time.perf_counter()
-            answer = await run(exchange, served, inputs, rows)
-            computed = time.perf_counter()
-            predictions = served.predictions(answer.outputs)
-            content = b'{"predictions":%b,%b,"request_id":"%b"}' % (
-                predictions,
-                served.identity,
-                exchange.request_id.encode(),
-            )
-            timing = record(exchange, served, answer, parsed, computed)
-            await exchange.compressed(200, content, [JSON, *timing])
+        served = self._host.lookup(endpoint)
+        end = b',%b,"request_id":"%b"}' % (served.identity, exchange.request_id.encode())
+        await answer_instances(exchange, served, self._max_body, lambda found: b'{"predictions":%b%b' % (found, end))

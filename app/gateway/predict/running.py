@@ -1,12 +1,12 @@
-"""What both prediction protocols do with tensors: run them, watch for a caller who leaves, count the phases."""
+"""What the prediction protocols share: run a model, watch for a caller who leaves, count the phases."""
 
 import asyncio
 import math
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from app.core.errors import DeadlineExceeded
-from app.gateway.predict.exchange import ClientGone, Exchange, Headers
+from app.gateway.predict.exchange import JSON, ClientGone, Exchange, Headers
 from app.serving.host import ServedModel
 from app.serving.types import Answer, Tensors
 
@@ -41,6 +41,23 @@ async def _watched(exchange: Exchange, answer: Awaitable[Answer], deadline: floa
         raise
     finally:
         gone.cancel()
+
+
+async def answer_instances(
+    exchange: Exchange, served: ServedModel, max_body: int, frame: Callable[[bytes], bytes]
+) -> None:
+    """Answer a body of instances; `frame` puts the JSON of the predictions into what the protocol answers."""
+    with served:
+        exchange.metrics = served.metrics
+        body = await exchange.body(max_body)
+        decode = served.instances
+        inputs, rows = decode(body) if len(body) <= decode.inline_bytes else await asyncio.to_thread(decode, body)
+        parsed = time.perf_counter()
+        answer = await run(exchange, served, inputs, rows)
+        computed = time.perf_counter()
+        content = frame(served.predictions(answer.outputs))
+        timing = record(exchange, served, answer, parsed, computed)
+        await exchange.compressed(200, content, [JSON, *timing])
 
 
 def record(exchange: Exchange, served: ServedModel, answer: Answer, parsed: float, computed: float) -> Headers:

@@ -1,15 +1,13 @@
 """KServe's V1 protocol, which is TensorFlow Serving's: `/v1/models/{m}:predict` with instances in, predictions out."""
 
-import asyncio
 import re
-import time
 
 import orjson
 
 from app.core.errors import NotFound
 from app.core.principal import Scope
 from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed
-from app.gateway.predict.running import record, run
+from app.gateway.predict.running import answer_instances
 from app.serving.host import Host, ServedModel
 
 _MODEL = re.compile(r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[^/:]+))?(?P<predict>:predict)?")
@@ -46,17 +44,7 @@ class V1Api:
     async def _predict(self, exchange: Exchange, served: ServedModel) -> None:
         if exchange.method != "POST":
             raise MethodNotAllowed("POST")
-        with served:
-            exchange.metrics = served.metrics
-            body = await exchange.body(self._max_body)
-            decode = served.instances
-            inputs, rows = decode(body) if len(body) <= decode.inline_bytes else await asyncio.to_thread(decode, body)
-            parsed = time.perf_counter()
-            answer = await run(exchange, served, inputs, rows)
-            computed = time.perf_counter()
-            content = b'{"predictions":%b}' % served.predictions(answer.outputs)
-            timing = record(exchange, served, answer, parsed, computed)
-            await exchange.compressed(200, content, [JSON, *timing])
+        await answer_instances(exchange, served, self._max_body, lambda found: b'{"predictions":%b}' % found)
 
 
 async def _get(exchange: Exchange, document: dict[str, object]) -> None:

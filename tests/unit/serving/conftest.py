@@ -13,7 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from app.core.signature import Column, ImageFormat, Signature, Tensor
-from app.serving.host import Batching, ModelSource
+from app.gateway.predict.dispatcher import Dispatcher
+from app.serving.host import Batching, Host, ModelSource
+from app.settings import ServingSettings
+from tests.support.repository import HostRepository
+from tests.support.serving import Keys, inner
 
 OPSETS = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
 
@@ -191,3 +195,22 @@ class AsgiClient:
 @pytest.fixture
 def asgi() -> Callable[[Any], AsgiClient]:
     return AsgiClient
+
+
+@pytest.fixture
+async def host(source: Callable[..., ModelSource], table_folder: Path, picture_folder: Path):
+    host = Host(ServingSettings(threads=1))
+    await host.swap(await host.load(source(table_folder, batching=Batching(8, 512))))
+    await host.swap(await host.load(source(picture_folder, endpoint="bright", version=1)))
+    yield host
+    await host.close()
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys()
+
+
+@pytest.fixture
+def call(host: Host, keys: Keys, asgi: Callable[[Any], Any]) -> Any:
+    return asgi(Dispatcher(inner, host, keys, HostRepository(host), ServingSettings(max_body_mb=1)))

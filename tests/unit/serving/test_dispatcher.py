@@ -4,99 +4,22 @@ import asyncio
 import base64
 import gzip
 import io
-import json
 import logging
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from openapi_spec_validator import validate
 from PIL import Image
 
-from app.core.errors import AimassError, Unauthenticated
-from app.core.principal import Principal
+from app.core.errors import AimassError
 from app.gateway.errors import STATUS
 from app.gateway.predict.dispatcher import Dispatcher
-from app.gateway.predict.openapi import document
-from app.gateway.predict.ports import Receive, Scope, Send
-from app.serving.host import Batching, Host, ModelSource
+from app.serving.host import Host
 from app.settings import ServingSettings
 from tests.support.repository import HostRepository
-
-GOOD = {"age": 41, "charge €": 2.5, "member": True, "colour": "red"}  # score 41 + 5 + 4 + 10 = 60
-PREDICT = "/api/v1/endpoints/churn/predict"
-INFER = "/v2/models/churn/infer"
-NUMERIC = {"name": "numeric", "datatype": "FP32", "shape": [1, 3], "data": [41, 2.5, 1]}
-COLOUR = {"name": "categorical", "datatype": "BYTES", "shape": [1, 1], "data": ["red"]}
-
-
-SOON = "endpoint 'soon' is not loaded: it is on its way, or was unloaded and waits to be loaded again"
-EXTENSIONS = [
-    "binary_tensor_data",
-    "parameters",
-    "classification",
-    "statistics",
-    "model_configuration",
-    "model_repository",
-]
-
-
-class Keys:
-    """Three keys; one is known only after it was verified."""
-
-    def __init__(self) -> None:
-        self.known = {
-            b"good": Principal("1", "good", frozenset({"predict", "read"})),
-            b"reader": Principal("2", "reader", frozenset({"read"})),
-        }
-        self.verified: list[bytes] = []
-
-    def cached(self, key: bytes, /) -> Principal | None:
-        return self.known.get(key)
-
-    async def verify(self, key: bytes, /) -> Principal:
-        await asyncio.sleep(0)
-        self.verified.append(key)
-        if key != b"fresh":
-            raise Unauthenticated("the API key is unknown or revoked")
-        return Principal("3", "fresh", frozenset({"admin"}))
-
-
-async def inner(scope: Scope, _receive: Receive, send: Send) -> None:
-    if scope["type"] != "http":
-        return
-    await send({"type": "http.response.start", "status": 299, "headers": []})
-    await send({"type": "http.response.body", "body": scope["path"].encode()})
-
-
-@pytest.fixture
-async def host(source: Callable[..., ModelSource], table_folder: Path, picture_folder: Path):
-    host = Host(ServingSettings(threads=1))
-    await host.swap(await host.load(source(table_folder, batching=Batching(8, 512))))
-    await host.swap(await host.load(source(picture_folder, endpoint="bright", version=1)))
-    yield host
-    await host.close()
-
-
-@pytest.fixture
-def keys() -> Keys:
-    return Keys()
-
-
-@pytest.fixture
-def call(host: Host, keys: Keys, asgi: Callable[[Any], Any]) -> Any:
-    return asgi(Dispatcher(inner, host, keys, HostRepository(host), ServingSettings(max_body_mb=1)))
-
-
-def body(*instances: Any) -> bytes:
-    return json.dumps({"instances": instances}).encode()
-
-
-def infer(*inputs: Any, **more: Any) -> bytes:
-    return json.dumps({"inputs": inputs or (NUMERIC, COLOUR), **more}).encode()
+from tests.support.serving import COLOUR, GOOD, INFER, NUMERIC, PREDICT, Keys, body, infer, inner
 
 
 async def test_predict(call: Any):
@@ -246,79 +169,6 @@ async def test_an_empty_host_is_alive_and_not_ready(asgi: Callable[[Any], Any], 
     await host.close()
 
 
-async def test_model_metadata(call: Any):
-    for path in ("/v2/models/churn", "/v2/models/churn/versions/3"):
-        assert (await call("GET", path)).json() == {
-            "name": "churn",
-            "versions": ["3"],
-            "platform": "onnxruntime_onnx",
-            "inputs": [
-                {"name": "numeric", "datatype": "FP32", "shape": [-1, 3]},
-                {"name": "categorical", "datatype": "BYTES", "shape": [-1, 1]},
-            ],
-            "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 2]}],
-        }
-    assert (await call("GET", "/v2")).json()["extensions"] == EXTENSIONS
-    assert (await call("GET", "/v2/models/churn/ready")).status == 200
-
-
-@pytest.mark.parametrize(
-    ("verb", "path", "status", "error"),
-    [
-        ("GET", "/v2/models/nope", 404, "Request for unknown model: 'nope' is not found"),
-        ("GET", "/v2/models/churn/versions/4", 404, "Request for unknown model: 'churn' version 4 is not found"),
-        (
-            "GET",
-            "/v2/models/churn/versions/v10/ready",
-            404,
-            "Request for unknown model: 'churn' version v10 is not found",
-        ),
-        ("POST", "/v2/models/churn/versions/4/infer", 404, "Request for unknown model: 'churn' version 4 is not found"),
-        ("GET", "/v2/models/soon/ready", 503, SOON),
-        ("GET", "/v2/models/churn/infer", 405, "Method Not Allowed"),
-        ("POST", "/v2/models/churn", 405, "Method Not Allowed"),
-        ("GET", "/v2/", 404, "Not Found"),
-        ("GET", "/v2/models", 404, "Not Found"),
-        ("GET", "/v2/models/churn/nope", 404, "Not Found"),
-        ("POST", "/v2/models/churn/generate", 501, None),
-        ("GET", "/v2/logging", 501, None),
-        ("GET", "/v2/trace/setting", 501, None),
-        ("GET", "/v2/systemsharedmemory/status", 501, None),
-        ("POST", "/v2/cudasharedmemory/region/r/register", 501, None),
-    ],
-)
-async def test_other_paths_of_the_protocol(call: Any, host: Host, verb: str, path: str, status: int, error: str | None):
-    host.expect(["churn", "bright", "soon"])
-    reply = await call(verb, path)
-    assert reply.status == status
-    assert list(reply.json()) == ["error"]
-    assert error is None or reply.json()["error"] == error
-
-
-@pytest.mark.parametrize("path", [INFER, "/v2/models/churn/versions/3/infer"])
-async def test_infer_json(call: Any, path: str):
-    reply = await call("POST", path, infer(id="é-1"))
-    assert reply.status == 200
-    answer = reply.json()
-    (output,) = answer.pop("outputs")
-    assert answer == {"model_name": "churn", "model_version": "3", "id": "é-1"}
-    assert output == {
-        "name": "probabilities",
-        "datatype": "FP32",
-        "shape": [1, 2],
-        "data": [pytest.approx(0.94), pytest.approx(0.06)],
-    }
-    assert "inference-header-content-length" not in reply.headers
-
-
-async def test_bad_tensors_are_400_in_the_protocols_form(call: Any):
-    reply = await call("POST", INFER, infer(NUMERIC | {"shape": [1, 4]}, COLOUR))
-    assert (reply.status, list(reply.json())) == (400, ["error"])
-    assert "unexpected shape for input 'numeric'" in reply.json()["error"]
-    assert (await call("POST", INFER, b"{")).status == 400
-    assert (await call("POST", INFER, infer(), {"inference-header-content-length": "x"})).status == 400
-
-
 @pytest.mark.parametrize(
     ("encoding", "compress"),
     [("gzip", gzip.compress), ("deflate", zlib.compress), ("GZIP", gzip.compress), ("identity", bytes)],
@@ -380,18 +230,6 @@ async def test_a_deadline_is_504(call: Any, host: Host):
 async def test_predict_is_post_only(call: Any):
     reply = await call("GET", PREDICT)
     assert (reply.status, reply.json()["code"], reply.headers["allow"]) == (405, "method_not_allowed", "POST")
-
-
-@pytest.mark.parametrize(
-    "parameters", [{"timeout": 10**400}, {"timeout": 1e400}, {"binary_data_output": 3}, {"timeout": True}]
-)
-async def test_hostile_parameters_are_400(call: Any, parameters: dict[str, Any]):
-    assert (await call("POST", INFER, infer(parameters=parameters))).status == 400
-
-
-@pytest.mark.parametrize("shape", [[10**30, 3], [2**63, 0], [1, -1], [True, 3], [1.5, 3], "1", [[1], 3], []])
-async def test_hostile_shapes_are_400(call: Any, shape: Any):
-    assert (await call("POST", INFER, infer(NUMERIC | {"shape": shape}, COLOUR))).status == 400
 
 
 async def test_half_a_character_is_refused(call: Any):
@@ -464,39 +302,3 @@ def test_every_error_of_the_tree_has_a_status():
         return [error, *(leaf for child in error.__subclasses__() for leaf in leaves(child))]
 
     assert {error.code for error in leaves(AimassError)} <= set(STATUS)
-
-
-def test_the_openapi_entries_are_valid_and_complete():
-    base = {
-        "openapi": "3.1.0",
-        "info": {"title": "t", "version": "1"},
-        "paths": {},
-        "components": {"schemas": {"Problem": {"type": "object"}}},
-    }
-    openapi = document(base)
-    validate(openapi)
-    assert {
-        (path, verb): op["operationId"] for path, item in openapi["paths"].items() for verb, op in item.items()
-    } == {
-        ("/api/v1/endpoints/{name}/predict", "post"): "endpoints_predict",
-        ("/v2/models/{name}", "get"): "oip_model_metadata",
-        ("/v2/models/{name}/ready", "get"): "oip_model_ready",
-        ("/v2/models/{name}/infer", "post"): "oip_infer",
-        ("/v2/models/{name}/versions/{version}", "get"): "oip_model_version_metadata",
-        ("/v2/models/{name}/versions/{version}/ready", "get"): "oip_model_version_ready",
-        ("/v2/models/{name}/versions/{version}/infer", "post"): "oip_version_infer",
-        ("/v2/models/{name}/config", "get"): "oip_model_config",
-        ("/v2/models/{name}/stats", "get"): "oip_model_stats",
-        ("/v2/models/{name}/versions/{version}/config", "get"): "oip_model_version_config",
-        ("/v2/models/{name}/versions/{version}/stats", "get"): "oip_model_version_stats",
-        ("/v2/models/stats", "get"): "oip_stats",
-        ("/v2/repository/index", "post"): "oip_repository_index",
-        ("/v2/repository/models/{name}/load", "post"): "oip_repository_load",
-        ("/v2/repository/models/{name}/unload", "post"): "oip_repository_unload",
-        ("/v1/models", "get"): "kserve_models_list",
-        ("/v1/models/{name}", "get"): "kserve_model_ready",
-        ("/v1/models/{name}:predict", "post"): "kserve_predict",
-        ("/v2", "get"): "oip_server_metadata",
-        ("/v2/health/live", "get"): "oip_live",
-        ("/v2/health/ready", "get"): "oip_ready",
-    }

@@ -1,45 +1,12 @@
 """KServe's V1 protocol in front of the same models."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.core.errors import Unauthenticated
-from app.core.principal import Principal
-from app.gateway.predict.dispatcher import Dispatcher
-from app.gateway.predict.ports import Receive, Scope, Send
-from app.serving.host import Batching, Host, ModelSource
-from app.settings import ServingSettings
-from tests.support.repository import HostRepository
-
 ROW = {"age": 41, "charge €": 2.5, "member": True, "colour": "red"}
 BODY = json.dumps({"instances": [ROW, ROW]}).encode()
-
-
-class Keys:
-    def cached(self, key: bytes, /) -> Principal | None:
-        scopes = {b"good": {"read", "predict"}, b"reader": {"read"}}.get(key)
-        return Principal("1", key.decode(), frozenset(scopes)) if scopes else None  # type: ignore[arg-type]
-
-    async def verify(self, key: bytes, /) -> Principal:
-        raise Unauthenticated(f"unknown key of {len(key)} bytes")
-
-
-async def nothing(_scope: Scope, _receive: Receive, send: Send) -> None:
-    await send({"type": "http.response.start", "status": 299, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
-
-
-@pytest.fixture
-async def call(source: Callable[..., ModelSource], table_folder: Path, asgi: Callable[[Any], Any]):
-    settings = ServingSettings(threads=1)
-    host = Host(settings)
-    await host.swap(await host.load(source(table_folder, batching=Batching(8, 512))))
-    yield asgi(Dispatcher(nothing, host, Keys(), HostRepository(host), settings))
-    await host.close()
 
 
 @pytest.mark.parametrize("path", ["/v1/models/churn:predict", "/v1/models/churn/versions/3:predict"])
@@ -54,7 +21,7 @@ async def test_predict(call: Any, path: str):
 
 
 async def test_lists_and_readiness(call: Any):
-    assert (await call("GET", "/v1/models")).json() == {"models": ["churn"]}
+    assert (await call("GET", "/v1/models")).json() == {"models": ["bright", "churn"]}
     assert (await call("GET", "/v1/models/churn")).json() == {"name": "churn", "ready": True}
 
 
