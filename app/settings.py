@@ -69,6 +69,9 @@ class GatewaySettings(BaseSettings):
     model_config = _prefix("AIMASS_GATEWAY_")
     host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="0: any free port")] = 8000
+    grpc_port: Annotated[
+        int, Field(ge=-1, le=65535, description="of the Open Inference Protocol by gRPC; 0: any free port, -1: none")
+    ] = 8001
     max_upload_mb: Annotated[int, Field(ge=1, description="largest data set upload, MiB")] = 8192
     max_body_mb: Annotated[int, Field(ge=1, description="largest JSON body of the REST API, MiB")] = 4
     drain_s: Annotated[float, Field(ge=0, description="time that open requests have to end at shutdown")] = 10.0

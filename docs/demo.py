@@ -76,7 +76,10 @@ def start(folder: str) -> Platform:
     """Run `aimass up` and wait for its lines."""
     command = [str(Path(sys.executable).parent / "aimass"), "up", "--port", "0", "--data-dir", folder]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "AIMASS_LOG_LEVEL": "warning"}
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "AIMASS_LOG_LEVEL": "warning", "AIMASS_GATEWAY_GRPC_PORT": "0"},
     )
     key = url = ""
     assert process.stdout is not None

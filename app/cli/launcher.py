@@ -110,6 +110,7 @@ class Launcher:
         self._settings = Settings() if options.environment() else settings
         self._children: list[Child] = []
         self._stopping = False
+        self._grpc_port: socket.socket | None = None
 
     def run(self) -> int:
         """Until a signal; the exit status."""
@@ -127,18 +128,22 @@ class Launcher:
             ) from None
         try:
             listener = self._listen()  # first: the key is shown once, and must not be lost to a port in use
+            grpc_port = self._reserve_grpc()
             self._start_redis()
             asyncio.run(open_platform(self._settings).close())  # says which address is wrong, before any child does
             upgrade(self._settings.database_url)
             self._make_first_key()
-            url = self._start_gateway(listener)
+            url = self._start_gateway(listener, grpc_port)
             self._start_workers()
             if self._wait_ready(url):
-                sys.stdout.write(f"ready {url}\n")
+                grpc_url = "" if grpc_port < 0 else f" grpc://{url_host(self._settings.gateway.host)}:{grpc_port}"
+                sys.stdout.write(f"ready {url}{grpc_url}\n")
                 sys.stdout.flush()
             self._watch()
         finally:
             self._stop_all()
+            if self._grpc_port is not None:
+                self._grpc_port.close()
             lock.close()
         return 0
 
@@ -172,26 +177,31 @@ class Launcher:
             sys.stdout.flush()
 
     def _listen(self) -> socket.socket:
-        host, port = self._settings.gateway.host, self._settings.gateway.port
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise Misconfigured(
-                f"cannot listen on {host}:{port} (AIMASS_GATEWAY_HOST, AIMASS_GATEWAY_PORT): {error.strerror}"
-            ) from None
+        gateway = self._settings.gateway
+        listener = bind(gateway.host, gateway.port, "AIMASS_GATEWAY_PORT")
         listener.listen(2048)
         listener.set_inheritable(True)
         return listener
 
-    def _start_gateway(self, listener: socket.socket) -> str:
+    def _reserve_grpc(self) -> int:
+        """The port of gRPC, kept for the gateways for as long as the launcher runs; -1 for none.
+
+        gRPC takes no socket from outside: its servers share a port by SO_REUSEPORT, as this socket does with them. That
+        nobody else has the port is found out before, without sharing.
+        """
+        gateway = self._settings.gateway
+        if gateway.grpc_port < 0:
+            return -1
+        with bind(gateway.host, gateway.grpc_port, "AIMASS_GATEWAY_GRPC_PORT") as probe:
+            port: int = probe.getsockname()[1]
+        self._grpc_port = bind(gateway.host, port, "AIMASS_GATEWAY_GRPC_PORT", share=True)
+        return port
+
+    def _start_gateway(self, listener: socket.socket, grpc_port: int) -> str:
         command = [sys.executable, "-m", "app.gateway.main", "--fd", str(listener.fileno())]
-        self._add(Child("gateway", command, pass_fds=(listener.fileno(),)))
-        host = self._settings.gateway.host
-        shown = f"[{host}]" if ":" in host else host
-        return f"http://{shown}:{listener.getsockname()[1]}"
+        environment = {"AIMASS_GATEWAY_GRPC_PORT": str(grpc_port)}
+        self._add(Child("gateway", command, environment, pass_fds=(listener.fileno(),)))
+        return f"http://{url_host(self._settings.gateway.host)}:{listener.getsockname()[1]}"
 
     def _start_workers(self) -> None:
         gpus = count_gpus()
@@ -240,6 +250,25 @@ class Launcher:
             child.stop(self._settings.worker.grace_s + 10)
         for child in reversed([child for child in self._children if child not in workers]):
             child.stop(self._settings.gateway.drain_s + 10)
+
+
+def bind(host: str, port: int, setting: str, *, share: bool = False) -> socket.socket:
+    """A TCP socket with this address; `share` it with others that do. Misconfigured if it cannot be had."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if share else socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise Misconfigured(
+            f"cannot listen on {host}:{port} (AIMASS_GATEWAY_HOST, {setting}): {error.strerror}"
+        ) from None
+    return bound
+
+
+def url_host(host: str) -> str:
+    """A host as URLs write it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _answers(path: Path) -> bool:

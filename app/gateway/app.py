@@ -18,6 +18,8 @@ from app.gateway.datasets import endpoints as datasets
 from app.gateway.deps import Gateway
 from app.gateway.endpoints import endpoints
 from app.gateway.errors import document_problems, install
+from app.gateway.grpc.server import GrpcServer
+from app.gateway.grpc.service import InferenceService
 from app.gateway.jobs import endpoints as jobs
 from app.gateway.keys import endpoints as keys
 from app.gateway.loading import Loader
@@ -81,9 +83,14 @@ def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol
             asyncio.create_task(state.loader.run(), name="loader"),
             asyncio.create_task(_reconcile(state.platform), name="reconcile"),
         ]
+        grpc = _grpc_server(state)
+        if grpc is not None:
+            await grpc.start()
         try:
             yield
         finally:
+            if grpc is not None:
+                await grpc.stop()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -91,6 +98,14 @@ def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol
             await state.platform.close()
 
     return lifespan
+
+
+def _grpc_server(state: Gateway) -> GrpcServer | None:
+    settings = state.platform.settings
+    if settings.gateway.grpc_port < 0:
+        return None
+    service = InferenceService(state.host, state.keys, state.loader)
+    return GrpcServer(service, settings.gateway, settings.serving.max_body_mb << 20)
 
 
 async def _reconcile(platform: Platform) -> None:

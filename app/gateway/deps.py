@@ -9,7 +9,7 @@ from fastapi import Depends, Header, Path, Query, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CollectorRegistry
 
-from app.core.errors import Forbidden, InvalidInput, Unauthenticated
+from app.core.errors import InvalidInput, Unauthenticated
 from app.core.principal import Principal, Scope
 from app.gateway.auth import KeyCache
 from app.gateway.loading import Loader
@@ -58,8 +58,7 @@ def require(scope: Scope) -> Callable[..., Awaitable[Principal]]:
             raise Unauthenticated("send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         key = secret.encode("latin-1", "replace")
         principal = state.keys.cached(key) or await state.keys.verify(key)
-        if not principal.may(scope):
-            raise Forbidden(f"the key '{principal.name}' lacks the scope '{scope}'")
+        principal.require(scope)
         return principal
 
     return caller

@@ -11,6 +11,7 @@ import uvicorn
 from app.core.errors import Misconfigured
 from app.core.process import die_with_parent
 from app.gateway.app import create_app
+from app.gateway.grpc.server import check_port
 from app.gateway.predict.protocol import JoiningProtocol
 from app.services.check_settings import check_settings
 from app.settings import Settings
@@ -31,6 +32,7 @@ def main() -> None:
     configure_logging(settings.log_level)
     try:
         check_settings(settings)
+        check_port(settings.gateway)
         application = create_app(settings)
     except Misconfigured as error:
         sys.exit(f"aimass: {error.detail}")

@@ -1,12 +1,18 @@
 """What a served model says of itself to load tools: its configuration and its statistics, in the forms of Triton."""
 
+from importlib.metadata import version
 from typing import Any
 
 from app.core.signature import Tensor
 from app.serving.host import ServedModel
-from app.serving.oip import PLATFORM
+from app.serving.oip import EXTENSIONS, PLATFORM
 
 Json = dict[str, Any]
+SERVER: Json = {
+    "name": "aimass",
+    "version": version("aimass"),
+    "extensions": [*EXTENSIONS, "statistics", "model_configuration", "model_repository"],
+}
 
 
 def configuration(served: ServedModel) -> Json:

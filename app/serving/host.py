@@ -153,10 +153,12 @@ class Host:
         """The model that answers for an endpoint."""
         return self._served.get(endpoint)
 
-    def lookup(self, endpoint: str) -> ServedModel:
-        """As `get`; NotFound for an unknown endpoint, Unavailable for one that is being loaded."""
+    def lookup(self, endpoint: str, version: str | None = None) -> ServedModel:
+        """As `get`; NotFound for an unknown endpoint or another version, Unavailable for one that is being loaded."""
         served = self._served.get(endpoint)
         if served is not None:
+            if version is not None and version != served.version:
+                raise NotFound(f"Request for unknown model: '{endpoint}' version {version} is not found")
             return served
         if endpoint in self._expected:
             why = "is not loaded: it is on its way, or was unloaded and waits to be loaded again"

@@ -5,9 +5,9 @@ the header's length, 0 means that the body is one raw tensor.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import orjson
@@ -22,17 +22,42 @@ from app.serving.types import Array, Tensors
 EXTENSIONS = ("binary_tensor_data", "parameters", "classification")
 PLATFORM = "onnxruntime_onnx"
 _MAX_TIMEOUT = 10**15  # microseconds
+_MAX_PRIORITY = 2**64 - 1
+NO_CONTROLS: tuple[float | None, int] = (None, 0)
+
+
+class GivenInput(Protocol):
+    """An input tensor of a request, whatever carries its values."""
+
+    @property
+    def name(self) -> str:
+        """Of the tensor."""
+        ...
+
+    @property
+    def datatype(self) -> str:
+        """The protocol's word for the type."""
+        ...
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """With the batch."""
+        ...
+
+
+Given = TypeVar("Given", bound=GivenInput)
 
 
 @dataclass(slots=True)
 class Inference:
-    """A decoded request. `outputs` are in the order to answer."""
+    """A decoded request. `outputs` are in the order to answer; `priority` 1 goes first, 0 is the default."""
 
     inputs: Tensors
     rows: int
     outputs: "list[Wanted]"
     id: str | None = None
     timeout_s: float | None = None
+    priority: int = 0
 
 
 class Wanted(NamedTuple):
@@ -55,7 +80,7 @@ class OipCodec:
     """Reads and writes infer requests of one endpoint."""
 
     def __init__(self, endpoint: str, signature: Signature) -> None:
-        self._model = endpoint
+        self.endpoint = endpoint
         self._inputs = {tensor.name: (at, tensor) for at, tensor in enumerate(signature.inputs)}
         self._outputs = {tensor.name: at for at, tensor in enumerate(signature.outputs)}
         self._signature = signature
@@ -68,22 +93,19 @@ class OipCodec:
             raise Malformed(f"inference header size should be in range (0, {len(body)}), got: {header_length}")
         header = body if header_length in {None, len(body)} else body[:header_length]
         request, parsed = read_request(header)
-        timeout_s = _timeout(request.parameters) if request.parameters else None
+        controls = read_controls(request.parameters) if request.parameters else NO_CONTROLS
         inputs = self._tensors(request.inputs, parsed, memoryview(body)[len(header) :])
-        outputs = self._selection(request.outputs, request.parameters)
-        rows = inputs[0].shape[0] if self._signature.batched else 1
-        return Inference(inputs, rows, outputs, request.id, timeout_s)
+        outputs = self.select(request.outputs, request.parameters)
+        return Inference(inputs, self.rows(inputs), outputs, request.id, *controls)
 
     def encode(self, outputs: Tensors, wanted: Sequence[Wanted], version: str, request_id: str | None) -> Encoded:
         """The answer's bytes. A number that is not finite is null in JSON and itself in binary."""
         entries: list[dict[str, Any]] = []
         blobs: list[bytes] = []
-        for at, binary, classes in wanted:
-            tensor, array = self._signature.outputs[at], outputs[at]
-            if classes:
-                tensor, array = classified(tensor, array, classes, self._signature)
+        for choice in wanted:
+            tensor, array = self.output(choice, outputs)
             entry: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(array.shape)}
-            if binary:
+            if choice.binary:
                 raw = to_raw(array, tensor.datatype)
                 entry["parameters"] = {"binary_data_size": len(raw)}
                 blobs.append(raw)
@@ -95,7 +117,7 @@ class OipCodec:
                 flat = array.reshape(-1)
                 entry["data"] = flat.tolist() if array.dtype == object else np.ascontiguousarray(flat)
             entries.append(entry)
-        answer: dict[str, Any] = {"model_name": self._model, "model_version": version}
+        answer: dict[str, Any] = {"model_name": self.endpoint, "model_version": version}
         if request_id is not None:
             answer["id"] = request_id
         answer["outputs"] = entries
@@ -110,53 +132,67 @@ class OipCodec:
             key: [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in group]
             for key, group in (("inputs", self._signature.inputs), ("outputs", self._signature.outputs))
         }
-        return {"name": self._model, "versions": list(versions), "platform": PLATFORM, **tensors}
+        return {"name": self.endpoint, "versions": list(versions), "platform": PLATFORM, **tensors}
 
-    def _tensors(self, given: list[InferInput], parsed: dict[str, Array], blobs: memoryview) -> Tensors:
+    def gather(self, given: Sequence[Given], read: Callable[[Given, Tensor], Array]) -> Tensors:
+        """The given inputs in the signature's order, each checked by name, type and shape before `read` gets it."""
         if len(given) != len(self._inputs):
             raise InvalidTensor.at(
                 "inputs",
-                msg=f"expected {len(self._inputs)} inputs but got {len(given)} inputs for model '{self._model}'",
+                msg=f"expected {len(self._inputs)} inputs but got {len(given)} inputs for model '{self.endpoint}'",
             )
         arrays: list[Array | None] = [None] * len(given)
-        offset = 0
         for item in given:
             at, tensor = self._inputs.get(item.name, (-1, None))
             if tensor is None:
                 raise InvalidTensor.at(
                     "inputs",
                     item.name,
-                    msg=f"unexpected inference input '{item.name}' for model '{self._model}'",
+                    msg=f"unexpected inference input '{item.name}' for model '{self.endpoint}'",
                     type="unknown",
                 )
             if arrays[at] is not None:
                 raise InvalidTensor.at("inputs", item.name, msg=f"input '{item.name}' is given twice")
-            check_shape(tensor, item.datatype, item.shape, self._model)
-            numbers = parsed.get(item.name)
-            size = _binary_size(item, has_data=numbers is not None or len(item.data) > 0)
-            if size is None:
-                arrays[at] = _json_tensor(item, tensor) if numbers is None else shaped(numbers, tensor, item.shape)
-                continue
-            if offset + size > len(blobs):
-                raise InvalidTensor.at(
-                    "inputs",
-                    item.name,
-                    msg=f"unexpected size for input '{item.name}', "
-                    f"expecting {offset + size - len(blobs)} additional bytes for model '{self._model}'",
-                    type="size",
-                )
-            arrays[at] = from_raw(blobs[offset : offset + size], tensor, item.shape, self._model)
-            offset += size
-        if offset != len(blobs):
-            raise InvalidTensor.at(
-                "inputs", msg=f"unexpected additional input data for model '{self._model}'", type="size"
-            )
+            check_shape(tensor, item.datatype, item.shape, self.endpoint)
+            arrays[at] = read(item, tensor)
         tensors = tuple(array for array in arrays if array is not None)
         if self._signature.batched and len({array.shape[0] for array in tensors}) != 1:
             raise InvalidTensor.at("inputs", msg="the inputs differ in their first dimension, the batch", type="shape")
         return tensors
 
-    def _selection(self, asked: list[InferOutput] | None, parameters: dict[str, Any] | None) -> list[Wanted]:
+    def rows(self, inputs: Tensors) -> int:
+        """How many rows the inputs hold, as the batcher counts them."""
+        return inputs[0].shape[0] if self._signature.batched else 1
+
+    def _tensors(self, given: list[InferInput], parsed: dict[str, Array], blobs: memoryview) -> Tensors:
+        offset = 0
+
+        def read(item: InferInput, tensor: Tensor) -> Array:
+            nonlocal offset
+            numbers = parsed.get(item.name)
+            size = _binary_size(item, has_data=numbers is not None or len(item.data) > 0)
+            if size is None:
+                return _json_tensor(item, tensor) if numbers is None else shaped(numbers, tensor, item.shape)
+            if offset + size > len(blobs):
+                raise InvalidTensor.at(
+                    "inputs",
+                    item.name,
+                    msg=f"unexpected size for input '{item.name}', "
+                    f"expecting {offset + size - len(blobs)} additional bytes for model '{self.endpoint}'",
+                    type="size",
+                )
+            offset += size
+            return from_raw(blobs[offset - size : offset], tensor, item.shape, self.endpoint)
+
+        tensors = self.gather(given, read)
+        if offset != len(blobs):
+            raise InvalidTensor.at(
+                "inputs", msg=f"unexpected additional input data for model '{self.endpoint}'", type="size"
+            )
+        return tensors
+
+    def select(self, asked: Sequence[InferOutput] | None, parameters: dict[str, Any] | None) -> list[Wanted]:
+        """The outputs that a request asks for, in its order; all of them if it names none."""
         default = _flag(parameters, "binary_data_output", default=False)
         if not asked:
             return [Wanted(at, default) for at in range(len(self._outputs))]
@@ -166,20 +202,25 @@ class OipCodec:
                 raise InvalidTensor.at(
                     "outputs",
                     output.name,
-                    msg=f"unexpected inference output '{output.name}' for model '{self._model}'",
+                    msg=f"unexpected inference output '{output.name}' for model '{self.endpoint}'",
                     type="unknown",
                 )
-            _refuse_extensions(output.parameters)
+            refuse_extensions(output.parameters)
             binary = _flag(output.parameters, "binary_data", default=default)
             chosen.append(Wanted(self._outputs[output.name], binary, _classes(output)))
         return chosen
+
+    def output(self, wanted: Wanted, outputs: Tensors) -> tuple[Tensor, Array]:
+        """One answered output: the tensor as the answer declares it, and its values."""
+        tensor, array = self._signature.outputs[wanted.at], outputs[wanted.at]
+        return classified(tensor, array, wanted.classes, self._signature) if wanted.classes else (tensor, array)
 
     def _raw(self, body: bytes) -> Inference:
         """A body that is one tensor, batch 1, and nothing else."""
         if len(self._inputs) != 1:
             raise InvalidTensor.at(
                 "inputs",
-                msg=f"a raw binary request needs a model with one input, '{self._model}' has {len(self._inputs)}",
+                msg=f"a raw binary request needs a model with one input, '{self.endpoint}' has {len(self._inputs)}",
             )
         tensor = self._signature.inputs[0]
         shape = [1, *tensor.shape[1:]] if self._signature.batched else list(tensor.shape)
@@ -189,7 +230,7 @@ class OipCodec:
                     "inputs", tensor.name, msg="a raw binary BYTES tensor must have shape [1]", type="shape"
                 )
             text = len(body).to_bytes(4, "little") + body
-            inputs: Tensors = (from_raw(memoryview(text), tensor, shape, self._model),)
+            inputs: Tensors = (from_raw(memoryview(text), tensor, shape, self.endpoint),)
         else:
             if shape.count(-1) > 1:
                 raise InvalidTensor.at(
@@ -198,7 +239,7 @@ class OipCodec:
             if -1 in shape:
                 known = math.prod(size for size in shape if size != -1)
                 shape[shape.index(-1)] = len(body) // max(1, known * _item_size(tensor))
-            inputs = (from_raw(memoryview(body), tensor, shape, self._model),)
+            inputs = (from_raw(memoryview(body), tensor, shape, self.endpoint),)
         return Inference(inputs, 1, [Wanted(at, binary=True) for at in range(len(self._outputs))])
 
 
@@ -217,7 +258,7 @@ def _json_tensor(item: InferInput, tensor: Tensor) -> Array:
 def _binary_size(item: InferInput, *, has_data: bool) -> int | None:
     if not item.parameters:
         return None
-    _refuse_extensions(item.parameters)
+    refuse_extensions(item.parameters)
     size = item.parameters.get("binary_data_size")
     if size is None:
         return None
@@ -247,23 +288,27 @@ def _classes(output: InferOutput) -> int:
     return wanted
 
 
-def _refuse_extensions(parameters: dict[str, Any] | None) -> None:
+def refuse_extensions(parameters: dict[str, Any] | None) -> None:
     """NotBuilt rather than an answer that silently lacks what was asked."""
     for name in parameters or ():
         if name.startswith("shared_memory_"):
             raise NotBuilt(f"the extension behind parameter '{name}' is not in this release")
 
 
-def _timeout(parameters: dict[str, Any]) -> float | None:
-    """Check the reserved request parameters; the `timeout`, given in microseconds, in seconds. Others pass."""
+def read_controls(parameters: dict[str, Any]) -> tuple[float | None, int]:
+    """Check the reserved request parameters; (`timeout` in seconds, `priority`: 0 is the default). Others pass."""
     for name in parameters:
         if name.startswith("triton_"):
             raise Malformed.at("parameters", name, msg="parameters that start with triton_ are reserved")
     if any(parameters.get(name) for name in ("sequence_id", "sequence_start", "sequence_end")):
         raise NotBuilt("sequences (parameter 'sequence_id') are not in this release")
-    timeout = parameters.get("timeout")
-    if timeout is None:
-        return None
-    if not isinstance(timeout, int) or isinstance(timeout, bool) or not 0 <= timeout <= _MAX_TIMEOUT:
-        raise Malformed.at("parameters", "timeout", msg="must be a whole number of microseconds")
-    return timeout / 1e6 if timeout else None
+    timeout = _whole(parameters, "timeout", _MAX_TIMEOUT, "a whole number of microseconds")
+    priority = _whole(parameters, "priority", _MAX_PRIORITY, "a whole number, 1 for the highest")
+    return (timeout / 1e6 if timeout else None), priority
+
+
+def _whole(parameters: dict[str, Any], name: str, most: int, what: str) -> int:
+    value = parameters.get(name, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise Malformed.at("parameters", name, msg=f"must be {what}")
+    return value

@@ -12,6 +12,7 @@ import httpx
 import jsonschema
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from PIL import Image
 
@@ -99,13 +100,19 @@ def test_compression_within_a_train_job(trained: Trained, model: str, name: str)
 
 
 @pytest.mark.parametrize("model", ["linear", "gbdt", "mlp"])
-def test_both_protocols_answer_the_same(trained: Trained, model: str) -> None:
+def test_every_protocol_answers_the_same(trained: Trained, model: str) -> None:
     instances, _ = rows(breast_cancer_csv(), "diagnosis")
     mine = trained.predict(model, instances[:40])["predictions"]
     client = triton.InferenceServerClient(str(trained.platform.url).removeprefix("http://"))
     tensor = triton.InferInput("numeric", [40, 30], "FP32")
     tensor.set_data_from_numpy(np.array([list(row.values()) for row in instances[:40]], np.float32))
     theirs = client.infer(model, [tensor], headers={"Authorization": f"Bearer {KEY}"}).as_numpy("probabilities")
+    with triton_grpc.InferenceServerClient(trained.platform.grpc) as by_grpc:
+        tensor = triton_grpc.InferInput("numeric", [40, 30], "FP32").set_data_from_numpy(
+            np.array([list(row.values()) for row in instances[:40]], np.float32)
+        )
+        answer = by_grpc.infer(model, [tensor], headers={"authorization": f"Bearer {KEY}"})
+    assert np.array_equal(answer.as_numpy("probabilities"), theirs)
     classes = trained.version(model)["signature"]["classes"]
     assert np.allclose([[p["probabilities"][name] for name in classes] for p in mine], theirs, atol=1e-6)
 

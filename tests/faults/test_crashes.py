@@ -193,7 +193,15 @@ class TestLauncher:
         assert refused.returncode != 0
         assert "AIMASS_GATEWAY_PORT" in refused.stderr
         assert "API key" not in refused.stdout
-        started = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            environment = os.environ | {"AIMASS_GATEWAY_GRPC_PORT": str(taken.getsockname()[1])}
+            command += ["--port", "0"]
+            refused = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert refused.returncode != 0
+        assert "AIMASS_GATEWAY_GRPC_PORT" in refused.stderr
+        assert "API key" not in refused.stdout
+        environment["AIMASS_GATEWAY_GRPC_PORT"] = "0"
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert started.stdout is not None
         with started.stdout:
             assert started.stdout.readline().startswith("API key (shown once): ")
@@ -215,7 +223,11 @@ class TestLauncher:
     def test_a_wrong_setting_is_one_line(self, tmp_path: Path, name: str, value: str) -> None:
         (tmp_path / "junk.pem").write_text("junk")
         command = [str(Path(sys.executable).parent / "aimass"), "up", "--port", "0", "--workers", "0"]
-        environment = os.environ | {"AIMASS_DATA_DIR": str(tmp_path / "data"), name: value}
+        environment = os.environ | {
+            "AIMASS_DATA_DIR": str(tmp_path / "data"),
+            "AIMASS_GATEWAY_GRPC_PORT": "0",
+            name: value,
+        }
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, timeout=60
         )

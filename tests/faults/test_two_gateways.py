@@ -32,6 +32,7 @@ def other(platform: Platform) -> Iterator[httpx.Client]:
     """A second gateway on the same data folder."""
     port = free_port()
     environment = os.environ | {"AIMASS_DATA_DIR": str(platform.data_dir), "AIMASS_GATEWAY_PORT": str(port)}
+    environment["AIMASS_GATEWAY_GRPC_PORT"] = "0"
     process = subprocess.Popen([sys.executable, "-m", "app.gateway.main"], env=environment)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"x-api-key": KEY}) as client:

@@ -23,6 +23,7 @@ from sklearn.datasets import load_breast_cancer
 from tests.support.servers import wait_until
 
 KEY = "test-key-for-the-platform"
+FAST_WORKERS = {"AIMASS_WORKER_SPARE": "false", "AIMASS_WORKER_GRACE_S": "5"}
 TERMINAL = {"succeeded", "failed", "cancelled"}
 
 
@@ -42,7 +43,7 @@ class Platform:
     def __init__(self, *, workers: int = 1, **settings: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="aim-"))
         self._workers = workers
-        self._settings = {"AIMASS_WORKER_SPARE": "false", "AIMASS_WORKER_GRACE_S": "5", **settings}
+        self._settings = {"AIMASS_GATEWAY_GRPC_PORT": "0", **FAST_WORKERS, **settings}
         self.output: list[str] = []
         self.process: subprocess.Popen[str]
         self._reader: threading.Thread | None = None
@@ -89,6 +90,11 @@ class Platform:
     def url(self) -> str | None:
         """What the `ready` line says."""
         return next((line.split()[1] for line in self.output if line.startswith("ready ")), None)
+
+    @property
+    def grpc(self) -> str:
+        """Where gRPC listens, as `host:port`."""
+        return next(line.split("grpc://")[1].strip() for line in self.output if line.startswith("ready "))
 
     def stop(self) -> int:
         """SIGTERM; the launcher's exit status."""

@@ -45,5 +45,7 @@ def _strip(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         del value.metadata_props[:]
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]

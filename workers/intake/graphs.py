@@ -1,6 +1,6 @@
 """The graphs of an untrusted model: known operators, and values that flow from the inputs to the outputs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
@@ -66,7 +66,7 @@ def _inner(node: NodeProto) -> list[GraphProto]:
     return [graph for attribute in node.attribute for graph in _graphs(attribute)]
 
 
-def _every_node(nodes: "Iterator[NodeProto] | list[NodeProto]", depth: int = 0) -> Iterator[NodeProto]:
+def _every_node(nodes: Iterable[NodeProto], depth: int = 0) -> Iterator[NodeProto]:
     if depth > MAX_DEPTH:
         raise InvalidData.at("model", msg=f"graphs are nested more than {MAX_DEPTH} deep")
     for node in nodes:

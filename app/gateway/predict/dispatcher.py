@@ -6,7 +6,7 @@ A request through FastAPI's routing and dependencies costs several times what th
 
 import logging
 
-from app.core.errors import AimassError, Forbidden
+from app.core.errors import AimassError
 from app.gateway.predict.exchange import ClientGone, Exchange, MethodNotAllowed
 from app.gateway.predict.oip import OipApi
 from app.gateway.predict.ports import AsgiApp, Authenticator, Receive, Repository, Scope, Send
@@ -52,8 +52,7 @@ class Dispatcher:
             if needed is not None:
                 key = exchange.key()
                 principal = self._auth.cached(key) or await self._auth.verify(key)
-                if not principal.may(needed):
-                    raise Forbidden(f"the key '{principal.name}' lacks the scope '{needed}'")  # noqa: TRY301 - see above
+                principal.require(needed)
             if endpoint is None:
                 await other.answer(exchange)
             else:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from importlib.metadata import version
 from typing import Any
 
 import orjson
@@ -13,9 +12,8 @@ from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed, whole
 from app.gateway.predict.ports import Repository
 from app.gateway.predict.repository import RepositoryApi
 from app.gateway.predict.running import record, run
-from app.serving.describe import configuration, statistics
+from app.serving.describe import SERVER, configuration, statistics
 from app.serving.host import Host, ServedModel
-from app.serving.oip import EXTENSIONS
 from app.serving.tensors import INLINE_JSON_BYTES
 
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -23,7 +21,6 @@ _LENGTH = b"inference-header-content-length"
 # Parts of the protocol's extensions that this release does not have: the answer says so.
 _NOT_BUILT_MODEL = {"generate", "generate_stream", "trace"}
 _NOT_BUILT_SERVER = {"logging", "trace", "systemsharedmemory", "cudasharedmemory"}
-_EXTENSIONS = (*EXTENSIONS, "statistics", "model_configuration", "model_repository")
 
 
 class OipApi:
@@ -33,7 +30,6 @@ class OipApi:
         self._host = host
         self._repository = RepositoryApi(repository, max_body)
         self._max_body = max_body
-        self._server = {"name": "aimass", "version": version("aimass"), "extensions": list(_EXTENSIONS)}
 
     @staticmethod
     def scope(path: str) -> Scope | None:
@@ -48,7 +44,7 @@ class OipApi:
         """Answer one request; errors of the tree are the dispatcher's to answer."""
         match exchange.path.split("/")[2:]:
             case []:
-                await self._get(exchange, self._server)
+                await self._get(exchange, SERVER)
             case ["health", "live"]:
                 await self._get(exchange, {"live": True})
             case ["health", "ready"]:
@@ -73,27 +69,21 @@ class OipApi:
             case ["infer"]:
                 if exchange.method != "POST":
                     raise MethodNotAllowed("POST")
-                await self._infer(exchange, self._served(name, wanted))
+                await self._infer(exchange, self._host.lookup(name, wanted))
             case []:
-                served = self._served(name, wanted)
+                served = self._host.lookup(name, wanted)
                 await self._get(exchange, served.oip.metadata([str(served.source.version)]))
             case ["ready"]:
-                self._served(name, wanted)
+                self._host.lookup(name, wanted)
                 await self._get(exchange, {"name": name, "ready": True})
             case ["config"]:
-                await self._get(exchange, configuration(self._served(name, wanted)))
+                await self._get(exchange, configuration(self._host.lookup(name, wanted)))
             case ["stats"]:
-                await self._get(exchange, {"model_stats": [statistics(self._served(name, wanted))]})
+                await self._get(exchange, {"model_stats": [statistics(self._host.lookup(name, wanted))]})
             case [part, *_] if part in _NOT_BUILT_MODEL:
                 raise NotBuilt(f"'{part}' of a model is not in this release")
             case _:
                 raise NotFound("Not Found")
-
-    def _served(self, name: str, wanted: str | None) -> ServedModel:
-        served = self._host.lookup(name)
-        if wanted is not None and wanted != str(served.source.version):
-            raise NotFound(f"Request for unknown model: '{name}' version {wanted} is not found")
-        return served
 
     async def _infer(self, exchange: Exchange, served: ServedModel) -> None:
         with served:
