@@ -200,6 +200,8 @@ class Loader:
             spec.batching.max_batch or defaults.max_batch,
             spec.batching.max_queue or defaults.max_queue,
             spec.batching.max_delay_ms,
+            p95_s=spec.slo.p95_ms / 1e3 if spec.slo else None,
+            cache_bytes=spec.cache.max_mb << 20 if spec.cache else 0,
         )
         return await self._host.load(
             ModelSource(name, model, version, chosen.name, folder, onnx, batching)

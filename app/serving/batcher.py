@@ -16,11 +16,12 @@ from functools import partial
 import numpy as np
 
 from app.core.errors import DeadlineExceeded, Overloaded, PayloadTooLarge
+from app.serving.pace import Pace
 from app.serving.types import Answer, Batching, Plan, Run, Tensors
-from app.serving.waiting import Pending, take
+from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, take
 from app.telemetry.metrics import ModelMetrics
 
-_SMOOTHING = 0.1  # weight of the newest batch in the service rate
+_UNKNOWN_WAIT_S = 1.0  # what a caller is told to wait while nothing has run yet
 
 
 class Batcher:
@@ -45,19 +46,28 @@ class Batcher:
         self._busy = 0  # lanes in use
         self._armed = False  # a pump is scheduled
         self._timer: asyncio.TimerHandle | None = None  # … for later
-        self._rate = 0.0  # rows per second of one lane
+        self._ends: list[float] = []  # when the runs under way should be done
+        self.pace = Pace(plan.costs, limits.max_batch, plan.lanes, limits.p95_s)
 
-    def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf) -> Awaitable[Answer]:
-        """Answer `rows` rows. Overloaded when they do not fit the queue now, PayloadTooLarge when they never can."""
-        self._admit(rows)
-        if rows <= self._limits.max_batch:
-            return self._submit(inputs, rows, deadline)  # no coroutine around it: it would be 2 % of a small request
-        return self._in_parts(inputs, rows, deadline)
+    def infer(
+        self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = DEFAULT_PRIORITY
+    ) -> Awaitable[Answer]:
+        """Answer `rows` rows, those of `priority` 1 first.
 
-    async def _in_parts(self, inputs: Tensors, rows: int, deadline: float) -> Answer:
+        Overloaded when they do not fit the queue now or would come too late, PayloadTooLarge when they never can fit,
+        DeadlineExceeded when the deadline has passed already.
+        """
+        self._admit(rows, deadline, priority)
+        if rows <= self._limits.max_batch:  # no coroutine around it: it would be 2 % of a small request
+            return self._submit(inputs, rows, deadline, priority)
+        return self._in_parts(inputs, rows, deadline, priority)
+
+    async def _in_parts(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
         limit = self._limits.max_batch
         parts = [
-            self._submit(tuple([tensor[at : at + limit] for tensor in inputs]), min(limit, rows - at), deadline)
+            self._submit(
+                tuple([tensor[at : at + limit] for tensor in inputs]), min(limit, rows - at), deadline, priority
+            )
             for at in range(0, rows, limit)
         ]
         try:
@@ -72,27 +82,60 @@ class Batcher:
             sum(answer.compute_s for answer in answers),
         )
 
-    def _submit(self, inputs: Tensors, rows: int, deadline: float) -> "asyncio.Future[Answer]":
+    def _submit(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> "asyncio.Future[Answer]":
         future: asyncio.Future[Answer] = self._loop.create_future()
         shape = tuple([tensor.shape[1:] for tensor in inputs]) if self._limits.shapes_vary else ()
-        self._waiting.append(Pending(inputs, rows, future, self._clock(), deadline, shape))
+        put(self._waiting, Pending(inputs, rows, future, self._clock(), deadline, shape, priority))
         self._rows += rows
         self._metrics.queue_rows += rows
         if not self._armed or self._timer:
             self._arm()
         return future
 
-    def _admit(self, rows: int) -> None:
+    def _admit(self, rows: int, deadline: float, priority: int) -> None:
+        """Refuse what cannot be answered, or not in time."""
         limits, waiting = self._limits, self._rows
-        if waiting + rows <= limits.max_queue:
+        if waiting + rows > limits.max_queue:
+            self._refuse_size(rows)
+        if deadline == math.inf and limits.p95_s is None:
             return
+        now = self._clock()
+        if deadline <= now:
+            self._metrics.rejected["deadline"] += 1
+            raise DeadlineExceeded("the request's time had run out before it was whole")
+        ahead = waiting
+        if waiting and self._waiting[-1].priority > priority:
+            ahead = sum(pending.rows for pending in self._waiting if pending.priority <= priority)
+        if not ahead and not self._busy:
+            return  # who finds nothing to wait for is let in, by which an estimate that is wrong comes right again
+        expected_s = self.pace.expect(ahead, rows, self._busy_s(now))
+        if now + expected_s > deadline:
+            self._metrics.rejected["deadline"] += 1
+            raise Overloaded(
+                f"the answer would take {expected_s:.3f} s, longer than the request's time", retry_after_s=expected_s
+            )
+        if not self.pace.keeps(expected_s):
+            self._metrics.rejected["slo"] += 1
+            raise Overloaded(
+                f"{waiting} rows wait already: the answer would come later than the endpoint's slo.p95_ms allows",
+                retry_after_s=expected_s,
+            )
+
+    def _refuse_size(self, rows: int) -> None:
+        limits, waiting = self._limits, self._rows
         if rows > limits.max_queue:
+            self._metrics.rejected["too_large"] += 1
             raise PayloadTooLarge(
                 f"{rows} rows are more than the endpoint queues ({limits.max_queue}): send fewer rows per request, "
                 "raise the endpoint's batching.max_queue, or use a batch prediction job"
             )
-        wait_s = waiting / (self._rate * self._plan.lanes) if self._rate else 1.0
+        self._metrics.rejected["queue_full"] += 1
+        wait_s = self.pace.expect(waiting, 0, self._busy_s(self._clock())) or _UNKNOWN_WAIT_S
         raise Overloaded(f"{waiting} rows wait already, of {limits.max_queue} allowed", retry_after_s=wait_s)
+
+    def _busy_s(self, now: float) -> float:
+        """Seconds until a lane should be free."""
+        return max(0.0, min(self._ends) - now) if self._busy >= self._plan.lanes and self._ends else 0.0
 
     def _arm(self) -> None:
         delay_s = self._limits.max_delay_ms / 1e3
@@ -109,7 +152,7 @@ class Batcher:
     def _pump(self) -> None:
         self._armed, self._timer = False, None
         if self._plan.inline:
-            if batch := self._next(self._limits.max_batch):
+            if batch := self._next(self.pace.batch):
                 started = self._clock()
                 self._finish(batch, started, self._execute(self._plan.run, batch))
             if self._waiting:  # the next batch after whatever else the loop has to do
@@ -117,7 +160,7 @@ class Batcher:
                 self._loop.call_soon(self._pump)
             return
         while self._waiting and self._busy < self._plan.lanes:
-            run, lanes, budget = self._plan.run, 1, self._limits.max_batch
+            run, lanes, budget = self._plan.run, 1, self.pace.batch
             if self._plan.alone and not self._busy and len(self._waiting) == 1:
                 run, lanes = self._plan.alone, self._plan.lanes
             else:  # share what waits among the free lanes, so that all cores work
@@ -125,26 +168,34 @@ class Batcher:
             if not (batch := self._next(budget)):
                 break
             self._busy += lanes
+            started = self._clock()
+            end = started + self.pace.cost(sum(pending.rows for pending in batch))
+            self._ends.append(end)
             job = self._loop.run_in_executor(self._executor, self._execute, run, batch)
-            job.add_done_callback(partial(self._done, batch, self._clock(), lanes))
+            job.add_done_callback(partial(self._done, batch, started, end, lanes))
 
     def _next(self, budget: int) -> list[Pending]:
         batch, late, removed = take(self._waiting, budget, self._clock())
         self._rows -= removed
         self._metrics.queue_rows -= removed
         for pending in late:
+            self._metrics.rejected["deadline"] += 1
             pending.future.set_exception(DeadlineExceeded("the request's time ran out while it waited"))
         return batch
 
-    def _done(self, batch: list[Pending], started: float, lanes: int, job: "asyncio.Future[_Results]") -> None:
+    def _done(
+        self, batch: list[Pending], started: float, end: float, lanes: int, job: "asyncio.Future[_Results]"
+    ) -> None:
         self._busy -= lanes
+        self._ends.remove(end)
         self._finish(batch, started, job.result())
         self._pump()
 
     def _finish(self, batch: list[Pending], started: float, results: "_Results") -> None:
-        rows = 0
+        rows, now = 0, self._clock()
         for pending, result in zip(batch, results, strict=True):
             rows += pending.rows
+            self.pace.took(now, now - pending.arrived)
             if pending.future.done():
                 continue
             if isinstance(result, Exception):
@@ -157,8 +208,7 @@ class Batcher:
             self._metrics.batch_rows.observe(rows)
         else:
             self._metrics.ran(rows, done.batch_s, done.compute_s)
-        rate = rows / max(self._clock() - started, 1e-6)
-        self._rate += (rate - self._rate) * _SMOOTHING if self._rate else rate
+        self.pace.ran(rows, max(now - started, 1e-6))
 
     def _execute(self, run: Run, batch: list[Pending]) -> "_Results":
         """Run one batch, in a lane or inline: one result per request, an error only for those that cause it."""

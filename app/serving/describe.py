@@ -27,6 +27,7 @@ def configuration(served: ServedModel) -> Json:
         "input": [_port(tensor, batched=signature.batched) for tensor in signature.inputs],
         "output": [_port(tensor, batched=signature.batched) for tensor in signature.outputs],
         "model_transaction_policy": {"decoupled": False},
+        "response_cache": {"enable": limits.cache_bytes > 0},
     }
     if signature.batched:
         config["dynamic_batching"] = {"max_queue_delay_microseconds": round(limits.max_delay_ms * 1000)}
@@ -45,10 +46,11 @@ def _port(tensor: Tensor, *, batched: bool) -> Json:
 def statistics(served: ServedModel) -> Json:
     """One entry of the statistics extension: cumulative counts and times (ns) since the model was loaded."""
     counted = served.metrics
-    parse, queue, batch, compute, encode = ((sum(h.counts), h.total) for h in counted.phases)
+    receive, parse, queue, batch, compute, encode = ((sum(h.counts), h.total) for h in counted.phases)
     answered = counted.statuses[200]
-    whole = sum(seconds for _, seconds in (parse, queue, batch, compute, encode))
+    whole = sum(seconds for _, seconds in (receive, parse, queue, batch, compute, encode))
     none = _duration(0, 0.0)
+    (hits, hit_s), (misses, miss_s) = counted.lookups["hit"], counted.lookups["miss"]
     return {
         "name": served.source.endpoint,
         "version": served.version,
@@ -62,8 +64,8 @@ def statistics(served: ServedModel) -> Json:
             "compute_input": _duration(*batch),
             "compute_infer": _duration(*compute),
             "compute_output": _duration(*encode),
-            "cache_hit": none,
-            "cache_miss": none,
+            "cache_hit": _duration(int(hits), hit_s),
+            "cache_miss": _duration(int(misses), miss_s),
         },
         "batch_stats": [
             {

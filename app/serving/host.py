@@ -27,6 +27,7 @@ from app.core.errors import Corrupt, NotFound, Unavailable
 from app.core.signature import Signature
 from app.core.version_folder import GOLDEN, SIGNATURE
 from app.serving.batcher import Batcher
+from app.serving.cache import AnswerCache
 from app.serving.golden import prove, read_golden
 from app.serving.instances import InstanceDecoder, instance_decoder
 from app.serving.oip import OipCodec
@@ -34,6 +35,7 @@ from app.serving.plan import choose
 from app.serving.predictions import PredictionEncoder, prediction_encoder
 from app.serving.session import Session
 from app.serving.types import Answer, Batching, Plan, Tensors
+from app.serving.waiting import DEFAULT_PRIORITY
 from app.settings import ServingSettings
 from app.telemetry.metrics import ModelMetrics, ServingMetrics
 
@@ -78,6 +80,9 @@ class ServedModel:
         self.predictions: PredictionEncoder = prediction_encoder(signature)
         self.oip = OipCodec(source.endpoint, signature)
         self._batcher: Batcher | None = Batcher(plan, self.limits, metrics, executor)
+        self._cache: AnswerCache | None = None
+        if self.limits.cache_bytes:
+            self._cache = AnswerCache(self.identity, self._batcher.infer, self.limits.cache_bytes, metrics)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -93,18 +98,24 @@ class ServedModel:
         if not self._users:
             self._unused.set()
 
-    def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf) -> Awaitable[Answer]:
-        """Answer `rows` rows of tensors in the signature's order; `deadline` is on `time.perf_counter`'s clock."""
+    def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = 0) -> Awaitable[Answer]:
+        """Answer `rows` rows of tensors in the signature's order.
+
+        `deadline` is on `time.perf_counter`'s clock; `priority` 1 goes first, 0 is the default.
+        """
         if self._batcher is None:
             raise Unavailable(
                 f"version {self.source.version} of '{self.source.model}' was unloaded", retry_after_s=_RETRY_S
             )
-        return self._batcher.infer(inputs, rows, deadline)
+        infer = self._batcher.infer if self._cache is None else self._cache.infer
+        return infer(inputs, rows, deadline, priority or DEFAULT_PRIORITY)
 
     async def drained(self) -> None:
         """Return once nobody uses the model, with its session let go."""
         await self._unused.wait()
-        self._batcher = None  # loaded models are frozen out of the garbage collector: only counting frees them
+        self._batcher = self._cache = (
+            None  # loaded models are frozen out of the garbage collector: only counting frees them
+        )
         self.plan = Plan(_closed)
 
 

@@ -32,20 +32,22 @@ def buckets(max_batch: int) -> list[int]:
     return sizes if max_batch == 1 else [*sizes, max_batch]
 
 
-def warm(run: Run, golden: Golden, limits: Batching) -> int:
-    """Run each batch bucket once, so that no caller pays for the first allocation; returns the largest that was run.
+def warm(run: Run, golden: Golden, limits: Batching) -> dict[int, float]:
+    """Run each batch bucket, so that no caller pays for the first allocation; rows → seconds of a run, in order.
 
-    WARM_RUN_S and WARM_BYTES end it before `max_batch`, which may be thousands of pictures.
+    WARM_RUN_S and WARM_BYTES end it before `max_batch`, which may be thousands of pictures. Each is run twice, since
+    the first run says little about the time of those after it.
     """
-    warmed = 0
+    costs: dict[int, float] = {}
     for size in buckets(limits.max_batch):
         if size > 1 and size * _row_bytes(golden) > WARM_BYTES:
             break
-        taken_s = _seconds(run, golden.rows(size))
-        warmed = size
-        if taken_s > WARM_RUN_S:
+        inputs = golden.rows(size)
+        costs[size] = _seconds(run, inputs)
+        if costs[size] > WARM_RUN_S:
             break
-    return warmed
+        costs[size] = min(costs[size], _seconds(run, inputs))
+    return costs
 
 
 def is_inline(run: Run, golden: Golden, limits: Batching) -> bool:
@@ -64,19 +66,20 @@ def choose(
 
     `narrow` uses one thread a run; `open_wide` opens a session that uses `cores`.
     """
-    warmed = warm(narrow, golden, limits)
+    costs = warm(narrow, golden, limits)
+    warmed = max(costs)
     if warmed == limits.max_batch and is_inline(narrow, golden, limits):
-        return Plan(narrow, inline=True)
+        return Plan(narrow, inline=True, costs=costs)
     if cores == 1:
-        return Plan(narrow)
+        return Plan(narrow, costs=costs)
     wide = open_wide()
-    warm(wide, golden, limits)
+    wide_costs = warm(wide, golden, limits)
     batch, row = golden.rows(min(_LANE_ROWS, warmed)), golden.rows(1)
     lanes_s = partial(_together, narrow, batch, executor, cores)
     if _ratio(lanes_s, partial(_seconds, wide, batch)) > cores * _GAIN:
-        return Plan(wide)
+        return Plan(wide, costs=wide_costs)
     alone = _ratio(partial(_seconds, narrow, row), partial(_seconds, wide, row)) > _GAIN
-    return Plan(narrow, lanes=cores, alone=wide if alone else None)
+    return Plan(narrow, lanes=cores, alone=wide if alone else None, costs=costs)
 
 
 def _row_bytes(golden: Golden) -> int:

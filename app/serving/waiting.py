@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from app.serving.types import Answer, Tensors
 
+# Of requests that name none: only those of priority 1 go before them.
+DEFAULT_PRIORITY = 2
+
 
 @dataclass(slots=True, eq=False)
 class Pending:
     """One request in the queue. `deadline` and `arrived` are on the batcher's clock, in seconds.
 
-    Only requests of one `shape` (of a row of each input) can share a run.
+    Only requests of one `shape` (of a row of each input) can share a run. `priority` 1 goes first.
     """
 
     inputs: Tensors
@@ -21,12 +24,22 @@ class Pending:
     arrived: float
     deadline: float = math.inf
     shape: tuple[tuple[int, ...], ...] = ()
+    priority: int = DEFAULT_PRIORITY
+
+
+def put(waiting: deque[Pending], pending: Pending) -> None:
+    """Add a request behind those that came before it, and before those of a lower priority."""
+    later: list[Pending] = []
+    while waiting and waiting[-1].priority > pending.priority:
+        later.append(waiting.pop())
+    waiting.append(pending)
+    waiting.extend(reversed(later))
 
 
 def take(waiting: deque[Pending], budget: int, now: float) -> tuple[list[Pending], list[Pending], int]:
     """Remove the next batch from the front: (batch, late, rows removed).
 
-    In order of arrival, at most `budget` rows but at least one request, all of the first one's shape: those of other
+    From the front, at most `budget` rows but at least one request, all of the first one's shape: those of other
     shapes keep their places. Requests whose caller has gone are dropped, those past their deadline returned as `late`.
     """
     batch: list[Pending] = []

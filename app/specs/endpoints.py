@@ -45,11 +45,28 @@ class BatchingSpec(Spec):
     max_delay_ms: Annotated[float, Field(ge=0, le=1000, description="longest wait for company")] = 0.0
 
 
+class SloSpec(Spec):
+    """What the endpoint promises. Requests that it could not answer in time get 429 at once."""
+
+    p95_ms: Annotated[
+        float,
+        Field(gt=0, le=3_600_000, description="95 of 100 admitted requests are answered within, from queue to result"),
+    ]
+
+
+class CacheSpec(Spec):
+    """Answers kept for requests with the very same tensors; identical requests at the same time share one run."""
+
+    max_mb: Annotated[int, Field(ge=1, le=65_536, description="memory for answers in each gateway, MiB")] = 64
+
+
 class EndpointSpec(Spec):
     """Where an endpoint's traffic goes and how it is batched."""
 
     model: Name
     routes: Annotated[list[RouteSpec], Field(min_length=1, max_length=10)]
     batching: BatchingSpec = BatchingSpec()
+    slo: SloSpec | None = None
+    cache: CacheSpec | None = None
     placement: Literal["gateway"] = "gateway"
     loaded: Annotated[bool, Field(description="false: the endpoint stays known, and its memory is freed")] = True

@@ -19,10 +19,12 @@ PREDICT_PHASE = "aimass_predict_phase_seconds"
 PREDICT_BATCH_ROWS = "aimass_predict_batch_rows"
 PREDICT_QUEUE_ROWS = "aimass_predict_queue_rows"
 PREDICT_REFUSED = "aimass_predict_refused"
+PREDICT_REJECTED = "aimass_predict_rejected"
+PREDICT_CACHE = "aimass_predict_cache"
 SERVING_MODEL_LOADED = "aimass_serving_model_loaded"
 JOBS = "aimass_jobs"
 
-PHASES = ("parse", "queue", "batch", "compute", "encode")
+PHASES = ("receive", "parse", "queue", "batch", "compute", "encode")
 PHASE_BOUNDS_S = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 1e-2, 25e-3, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 
@@ -54,7 +56,18 @@ class Histogram:
 class ModelMetrics:
     """The counters of one loaded model version behind one endpoint."""
 
-    __slots__ = ("batch_rows", "labels", "last_at", "model", "phases", "queue_rows", "runs", "statuses")
+    __slots__ = (
+        "batch_rows",
+        "labels",
+        "last_at",
+        "lookups",
+        "model",
+        "phases",
+        "queue_rows",
+        "rejected",
+        "runs",
+        "statuses",
+    )
 
     def __init__(self, endpoint: str, model: str, version: int, variant: str) -> None:
         self.labels = (endpoint, str(version), variant)
@@ -63,7 +76,9 @@ class ModelMetrics:
         self.phases = tuple(Histogram(PHASE_BOUNDS_S) for _ in PHASES)
         self.batch_rows = Histogram(ROW_BOUNDS)
         self.queue_rows = 0
+        self.rejected: Counter[str] = Counter()  # by reason
         self.runs: dict[int, list[float]] = {}  # rows of a run: [runs, seconds of stacking, seconds of computing]
+        self.lookups = {"hit": [0, 0.0], "miss": [0, 0.0]}  # in the cache of answers: [count, seconds]
         self.last_at = 0.0  # when the last prediction was answered, seconds since the epoch
 
     def ran(self, rows: int, batch_s: float, compute_s: float) -> None:
@@ -76,16 +91,34 @@ class ModelMetrics:
         run[1] += batch_s
         run[2] += compute_s
 
-    def answered(self, parse_s: float, queue_s: float, batch_s: float, compute_s: float, encode_s: float) -> None:
-        """Count one successful prediction and the seconds that each phase took."""
+    def looked_up(self, *, hit: bool, seconds: float) -> None:
+        """Count one look into the cache of answers."""
+        lookup = self.lookups["hit" if hit else "miss"]
+        lookup[0] += 1
+        lookup[1] += seconds
+
+    def answered(
+        self,
+        receive_s: float,
+        parse_s: float,
+        queue_s: float,
+        batch_s: float,
+        compute_s: float,
+        encode_s: float,
+        *,
+        cached: bool = False,
+    ) -> None:
+        """Count one successful prediction and the seconds that each phase took; a `cached` one took no run."""
         self.statuses[200] += 1
         self.last_at = time.time()
-        parse, queue, batch, compute, encode = self.phases
+        receive, parse, queue, batch, compute, encode = self.phases
+        receive.observe(receive_s)
         parse.observe(parse_s)
         queue.observe(queue_s)
-        batch.observe(batch_s)
-        compute.observe(compute_s)
         encode.observe(encode_s)
+        if not cached:
+            batch.observe(batch_s)
+            compute.observe(compute_s)
 
 
 class ServingMetrics(Collector):
@@ -117,6 +150,10 @@ class ServingMetrics(Collector):
         phases = HistogramMetricFamily(PREDICT_PHASE, "Time of a prediction by phase", labels=(*labels, "phase"))
         batches = HistogramMetricFamily(PREDICT_BATCH_ROWS, "Rows of one run of the model", labels=labels)
         queued = GaugeMetricFamily(PREDICT_QUEUE_ROWS, "Rows that wait for the model", labels=labels)
+        rejected = CounterMetricFamily(
+            PREDICT_REJECTED, "Predictions that the queue refused or dropped", labels=(*labels, "reason")
+        )
+        cache = CounterMetricFamily(PREDICT_CACHE, "Looks into the cache of answers", labels=(*labels, "result"))
         loaded = GaugeMetricFamily(SERVING_MODEL_LOADED, "1 for each model in memory", labels=(*labels, "model"))
         for model in list(self._models.values()):
             for status, count in sorted(model.statuses.items()):
@@ -125,8 +162,12 @@ class ServingMetrics(Collector):
                 phases.add_metric((*model.labels, phase), histogram.buckets(), histogram.total)
             batches.add_metric(model.labels, model.batch_rows.buckets(), model.batch_rows.total)
             queued.add_metric(model.labels, model.queue_rows)
+            for result, lookup in model.lookups.items():
+                cache.add_metric((*model.labels, result), lookup[0])
+            for reason, count in sorted(model.rejected.items()):
+                rejected.add_metric((*model.labels, reason), count)
             loaded.add_metric((*model.labels, model.model), 1)
         refused = CounterMetricFamily(PREDICT_REFUSED, "Predictions refused before a model was found", labels=("code",))
         for code, count in sorted(self.refused.items()):
             refused.add_metric((code,), count)
-        yield from (requests, phases, batches, queued, loaded, refused)
+        yield from (requests, phases, batches, queued, rejected, cache, loaded, refused)

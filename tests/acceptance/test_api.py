@@ -225,7 +225,7 @@ def test_endpoints(trained: Trained) -> None:
     assert sum(p["label"] == label for p, label in zip(predictions, labels[:20], strict=True)) >= 18
     stats = platform.call("GET", "/api/v1/endpoints/forest/stats")
     assert (stats["requests"], stats["rows"]) == ({"200": 1}, 20)
-    assert set(stats["phases"]) == {"parse", "queue", "batch", "compute", "encode"}
+    assert set(stats["phases"]) == {"receive", "parse", "queue", "batch", "compute", "encode"}
     assert platform.call("GET", "/v2/models/forest/ready", 200)["ready"] is True
     check_problem(platform.client.delete("/api/v1/models/random_forest/versions/1"), 409, "conflict", word="'forest'")
     platform.call("DELETE", "/api/v1/endpoints/forest", 204)
@@ -240,7 +240,7 @@ def test_server_timing_and_request_id(trained: Trained) -> None:
     answer = trained.platform.client.post(url, json={"instances": instances[:1]}, headers=headers)
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine-1"
     phases = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
-    assert [name for name, _ in phases] == ["parse", "queue", "batch", "compute", "encode"]
+    assert [name for name, _ in phases] == ["receive", "parse", "queue", "batch", "compute", "encode"]
     assert all(float(duration) >= 0 for _, duration in phases)
 
 
@@ -249,7 +249,7 @@ def test_metrics_have_histograms_of_every_phase(trained: Trained) -> None:
     trained.predict("mlp", instances[:1])
     with httpx.Client(base_url=str(trained.platform.url)) as stranger:
         text = stranger.get("/metrics").text
-    for phase in ("parse", "queue", "batch", "compute", "encode"):
+    for phase in ("receive", "parse", "queue", "batch", "compute", "encode"):
         found = [line for line in text.splitlines() if "phase_seconds_bucket" in line and f'phase="{phase}"' in line]
         assert any('endpoint="mlp"' in line and 'le="+Inf"' in line for line in found)
     assert 'aimass_jobs{kind="train",state="succeeded"}' in text

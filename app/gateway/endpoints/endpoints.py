@@ -18,7 +18,7 @@ from app.specs.endpoints import EndpointName, EndpointSpec
 from app.telemetry.metrics import PHASES
 
 router = APIRouter(prefix="/api/v1/endpoints", tags=["endpoints"])
-LATER = ("shadow", "slo", "replicas")
+LATER = ("shadow", "replicas")
 _EXAMPLE: dict[str, Any] = {"model": "churn", "routes": [{"version": 1}]}
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -50,6 +50,9 @@ async def put(
 
 def _parse(body: dict[str, Any]) -> EndpointSpec:
     later = [key for key in LATER if body.get(key) is not None]
+    slo = body.get("slo")
+    if isinstance(slo, dict) and slo.get("error_rate") is not None:
+        later.append("slo.error_rate")
     if body.get("placement") == "pool":
         later.append("placement: pool")
     if isinstance(body.get("routes"), list) and len(body["routes"]) > 1:

@@ -19,6 +19,8 @@ class EndpointOut(BaseModel):
     error: str | None = Field(description="why the latest revision could not be loaded; the one before goes on serving")
     routes: list[dict[str, Any]]
     batching: dict[str, Any]
+    slo: dict[str, Any] | None = None
+    cache: dict[str, Any] | None = None
     placement: str
     revision: int
     created_at: Timestamp
@@ -39,6 +41,8 @@ class EndpointOut(BaseModel):
                 "error": state[1],
                 "routes": endpoint.spec["routes"],
                 "batching": endpoint.spec.get("batching", {}),
+                "slo": endpoint.spec.get("slo"),
+                "cache": endpoint.spec.get("cache"),
                 "placement": endpoint.spec.get("placement", "gateway"),
                 "revision": endpoint.revision,
                 "created_at": endpoint.created_at,

@@ -169,13 +169,15 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         deadline = math.inf if limit_s is None else started + limit_s
         try:
             async with asyncio.timeout(limit_s):
-                answer = await served.infer(asked.inputs, asked.rows, deadline)
+                answer = await served.infer(asked.inputs, asked.rows, deadline, asked.priority)
         except TimeoutError:
             raise DeadlineExceeded("the model did not answer within the request's time") from None
         computed = time.perf_counter()
         message = write_infer(served.oip, answer.outputs, asked.outputs, served.version, asked.id)
         encoded_s = time.perf_counter() - computed
-        served.metrics.answered(parsed - started, answer.queue_s, answer.batch_s, answer.compute_s, encoded_s)
+        # gRPC hands over a message that it has received: what that took is not known here.
+        spans = (0.0, parsed - started, answer.queue_s, answer.batch_s, answer.compute_s, encoded_s)
+        served.metrics.answered(*spans, cached=answer.cached)
         return message
 
     def _served(self, name: str, version: str) -> ServedModel:

@@ -50,6 +50,7 @@ class Exchange:
         "metrics",
         "path",
         "receive",
+        "received",
         "request_id",
         "send",
         "started",
@@ -59,7 +60,7 @@ class Exchange:
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.started = time.perf_counter()
+        self.started = self.received = time.perf_counter()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers = headers = dict[bytes, bytes](scope["headers"])
@@ -96,6 +97,7 @@ class Exchange:
             body = await self._rest(body, limit)
         elif message["type"] == "http.disconnect":
             raise ClientGone
+        self.received = time.perf_counter()
         if encoding := self.headers.get(b"content-encoding"):
             return await unpack(body, encoding, limit)
         return body

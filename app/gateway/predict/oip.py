@@ -99,7 +99,7 @@ class OipApi:
                 else await asyncio.to_thread(decode, body, length)
             )
             parsed = time.perf_counter()
-            answer = await run(exchange, served, request.inputs, request.rows, request.timeout_s)
+            answer = await run(exchange, served, request.inputs, request.rows, request.timeout_s, request.priority)
             computed = time.perf_counter()
             encoded = served.oip.encode(answer.outputs, request.outputs, served.version, request.id)
             headers = [JSON]

@@ -9,19 +9,23 @@ from app.core.errors import DeadlineExceeded
 from app.gateway.predict.exchange import JSON, ClientGone, Exchange, Headers
 from app.serving.host import ServedModel
 from app.serving.types import Answer, Tensors
-
-PHASES = ("parse", "queue", "batch", "compute", "encode")
+from app.telemetry.metrics import PHASES
 
 
 def run(
-    exchange: Exchange, served: ServedModel, inputs: Tensors, rows: int, timeout_s: float | None = None
+    exchange: Exchange,
+    served: ServedModel,
+    inputs: Tensors,
+    rows: int,
+    timeout_s: float | None = None,
+    priority: int = 0,
 ) -> Awaitable[Answer]:
     """The model's answer; DeadlineExceeded at the caller's deadline, ClientGone if the caller has left before.
 
     A model that runs on the event loop answers before a disconnect could be seen, so nobody is watched.
     """
     deadline = exchange.deadline(timeout_s)
-    answer = served.infer(inputs, rows, deadline)
+    answer = served.infer(inputs, rows, deadline, priority)
     return answer if served.plan.inline else _watched(exchange, answer, deadline)
 
 
@@ -63,8 +67,16 @@ async def answer_instances(
 def record(exchange: Exchange, served: ServedModel, answer: Answer, parsed: float, computed: float) -> Headers:
     """Count the phases of a request that is about to be answered; the Server-Timing header if it was asked for."""
     encoded = time.perf_counter()
-    spans = (parsed - exchange.started, answer.queue_s, answer.batch_s, answer.compute_s, encoded - computed)
-    served.metrics.answered(*spans)
+    received = exchange.received
+    spans = (
+        received - exchange.started,
+        parsed - received,
+        answer.queue_s,
+        answer.batch_s,
+        answer.compute_s,
+        encoded - computed,
+    )
+    served.metrics.answered(*spans, cached=answer.cached)
     if exchange.headers.get(b"x-server-timing") != b"1":
         return []
     text = ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in zip(PHASES, spans, strict=True))

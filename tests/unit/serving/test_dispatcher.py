@@ -66,10 +66,10 @@ async def test_concurrent_random_requests_get_their_own_answers(call: Any):
 async def test_phases_are_told_on_request(call: Any, host: Host):
     reply = await call("POST", PREDICT, body(GOOD), {"x-server-timing": "1"})
     names = [part.split(";dur=")[0] for part in reply.headers["server-timing"].split(", ")]
-    assert names == ["parse", "queue", "batch", "compute", "encode"]
+    assert names == ["receive", "parse", "queue", "batch", "compute", "encode"]
     metrics = host.lookup("churn").metrics
     assert metrics.statuses == {200: 1}
-    assert [sum(phase.counts) for phase in metrics.phases] == [1] * 5
+    assert [sum(phase.counts) for phase in metrics.phases] == [1] * 6
 
 
 @pytest.mark.parametrize("given", ["", "a" * 129, "no spaces", 'quote"'])

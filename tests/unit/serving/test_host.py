@@ -176,7 +176,7 @@ async def test_metrics_follow_the_models(host: Host, source: Source, table_folde
     await host.swap(served)
     again = await host.load(source(table_folder, batching=Batching(4, 8)))  # the same version with other limits
     await host.swap(again)
-    served.metrics.answered(1e-5, 1e-4, 1e-6, 2e-3, 1e-5)
+    served.metrics.answered(1e-6, 1e-5, 1e-4, 1e-6, 2e-3, 1e-5)
     served.metrics.statuses[422] += 2
     with again:
         await again.infer((np.ones((3, 3), np.float32), np.full((3, 1), "red", object)), 3)

@@ -1,0 +1,85 @@
+"""What an endpoint can be given beside its route: a promise, a cache of answers."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import Trained
+from tests.acceptance.problems import check_problem
+from tests.support.platform import breast_cancer_csv
+
+ROUTE = {"model": "gbdt", "routes": [{"version": 1}]}
+
+
+@pytest.fixture
+def endpoint(trained: Trained) -> Iterator[Any]:
+    """PUT an endpoint of its own with options; gone afterwards."""
+
+    def put(**options: Any) -> dict[str, Any]:
+        made: dict[str, Any] = trained.platform.call("PUT", "/api/v1/endpoints/optional", json={**ROUTE, **options})
+        return made
+
+    yield put
+    trained.platform.client.delete("/api/v1/endpoints/optional")
+
+
+def instances() -> list[dict[str, float]]:
+    read = csv.DictReader(io.StringIO(breast_cancer_csv().decode()))
+    return [{name: float(value) for name, value in row.items() if name != "diagnosis"} for row in read]
+
+
+def lookups(platform: Any) -> dict[str, float]:
+    """Looks into the endpoint's cache by result, as they are scraped."""
+    pattern = r'^aimass_predict_cache_total\{endpoint="optional",result="(\w+)".*\} (\S+)$'
+    return {result: float(n) for result, n in re.findall(pattern, platform.client.get("/metrics").text, re.MULTILINE)}
+
+
+def test_an_answer_is_kept_and_given_again(trained: Trained, endpoint: Any) -> None:
+    made = endpoint(cache={"max_mb": 4})
+    assert made["cache"] == {"max_mb": 4}
+    rows = instances()[:3]
+    answers = [trained.predict("optional", [row])["predictions"] for row in rows * 3]
+    assert answers[:3] == answers[3:6] == answers[6:]
+    assert len({json.dumps(answer) for answer in answers}) == 3
+    assert lookups(trained.platform) == {"hit": 6, "miss": 3}
+    [stats] = trained.platform.call("GET", "/v2/models/optional/stats")["model_stats"]
+    assert (stats["inference_stats"]["success"]["count"], stats["inference_stats"]["cache_hit"]["count"]) == (9, 6)
+    assert (stats["inference_count"], stats["inference_stats"]["compute_infer"]["count"]) == (3, 3)
+    assert trained.platform.call("GET", "/v2/models/optional/config")["response_cache"] == {"enable": True}
+
+
+def test_a_promise_is_kept_or_refused_in_words(trained: Trained, endpoint: Any) -> None:
+    made = endpoint(slo={"p95_ms": 50})
+    assert made["slo"] == {"p95_ms": 50}
+    rows, path = instances(), "/api/v1/endpoints/optional/predict"
+    bodies = [{"instances": rows[at : at + 4]} for at in range(0, 200, 4)]
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(lambda body: trained.platform.client.post(path, json=body), bodies))
+    assert {answer.status_code for answer in answers} <= {200, 429}
+    assert all("retry-after" in answer.headers for answer in answers if answer.status_code == 429)
+    assert sum(answer.status_code == 200 for answer in answers) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "code", "where"),
+    [
+        ({"slo": {"p95_ms": 0}}, 422, "invalid_spec", ["slo", "p95_ms"]),
+        ({"slo": {}}, 422, "invalid_spec", ["slo", "p95_ms"]),
+        ({"slo": {"p95_ms": 10, "p99_ms": 20}}, 422, "invalid_spec", ["slo", "p99_ms"]),
+        ({"slo": {"p95_ms": 10, "error_rate": 0.1}}, 501, "not_built", None),
+        ({"cache": {"max_mb": 0}}, 422, "invalid_spec", ["cache", "max_mb"]),
+        ({"cache": {"ttl_s": 3}}, 422, "invalid_spec", ["cache", "ttl_s"]),
+    ],
+)
+def test_options_that_cannot_be(
+    trained: Trained, options: Any, status: int, code: str, where: list[str] | None
+) -> None:
+    answer = trained.platform.client.put("/api/v1/endpoints/optional", json={**ROUTE, **options})
+    check_problem(answer, status, code, loc=where)
+    assert trained.platform.client.get("/api/v1/endpoints/optional").status_code == 404

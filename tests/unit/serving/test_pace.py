@@ -1,0 +1,77 @@
+"""What the batcher knows of time."""
+
+import numpy as np
+import pytest
+
+from app.serving.pace import Pace
+
+# Ten milliseconds, and one more for each row.
+LINEAR = {rows: 0.010 + 0.001 * rows for rows in (1, 2, 4, 8, 16, 32, 64)}
+
+
+def test_between_known_sizes_the_cost_is_a_straight_line_and_beyond_it_grows_with_the_rows():
+    pace = Pace(LINEAR, 256)
+    assert pace.cost(1) == pytest.approx(0.011)
+    assert pace.cost(24) == pytest.approx(0.034)
+    assert pace.cost(128) == pytest.approx(2 * 0.074)
+    assert Pace({}, 64).cost(8) == 0
+
+
+def test_runs_are_learned_from_and_sizes_that_were_not_seen_follow_the_drift():
+    pace = Pace(LINEAR, 64)
+    for _ in range(100):
+        pace.ran(24, 0.068)  # twice what the warm-up measured
+    assert pace.cost(24) == pytest.approx(0.068, rel=0.05)
+    assert pace.cost(64) == pytest.approx(2 * 0.074, rel=0.2)
+    for _ in range(100):
+        pace.ran(8, 0.005)
+    assert pace.cost(8) == pytest.approx(0.005, rel=0.05)
+
+
+def test_without_a_warm_up_the_first_run_is_the_estimate():
+    pace = Pace({}, 64)
+    pace.ran(8, 0.016)
+    assert pace.cost(8) == pytest.approx(0.016)
+    assert pace.cost(32) == pytest.approx(0.064)
+
+
+def test_a_promise_bounds_the_rows_of_a_run_to_half_of_it():
+    assert Pace(LINEAR, 64).batch == 64
+    assert Pace(LINEAR, 64, p95_s=0.2).batch == 64
+    assert Pace(LINEAR, 64, p95_s=0.1).batch == 32  # 42 ms
+    assert Pace(LINEAR, 64, p95_s=0.02).batch == 1  # cannot be kept: as little as there is
+
+
+def test_of_the_sizes_that_keep_the_promise_the_fastest_per_row_is_taken():
+    slower_together = {1: 0.010, 2: 0.012, 4: 0.016, 8: 0.040, 16: 0.100}
+    assert Pace(slower_together, 16, p95_s=1.0).batch == 4
+
+
+def test_the_expected_time_counts_runs_before_and_lanes():
+    pace = Pace(LINEAR, 64, lanes=2, p95_s=0.1)  # runs of up to 32 rows
+    assert pace.expect(0, 1) == pytest.approx(0.011)
+    assert pace.expect(0, 1, busy_s=0.03) == pytest.approx(0.041)
+    assert pace.expect(64, 1) == pytest.approx(0.042 + 0.011)
+    assert pace.expect(63, 1) == pytest.approx(0.042)
+
+
+def test_under_overload_the_margin_rests_where_one_in_25_is_late():
+    """Requests take what is expected times noise, and as many are let in as the promise allows."""
+    pace = Pace(LINEAR, 64, p95_s=0.1)
+    late = []
+    for at, noise in enumerate(np.random.default_rng(3).lognormal(0.0, 0.3, 40_000)):
+        seconds = 0.1 / pace.margin * noise  # the last one that is let in
+        pace.took(at / 1000, seconds)
+        if at > 4_000:
+            late.append(seconds > 0.1)
+    assert np.mean(late) == pytest.approx(0.04, abs=0.01)
+    assert pace.keeps(0.1 / pace.margin * 0.99)
+    assert not pace.keeps(0.1 / pace.margin * 1.01)
+
+
+def test_the_margin_is_never_below_one():
+    pace = Pace(LINEAR, 64, p95_s=0.1)
+    for at in range(1000):
+        pace.took(at / 1000, 0.001)
+    assert pace.margin == 1.0
+    assert not pace.keeps(0.101)
