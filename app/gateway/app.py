@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 import app as package
 from app.core.errors import AimassError
-from app.gateway import not_built
+from app.gateway import document, not_built
 from app.gateway.auth import KeyCache
 from app.gateway.datasets import endpoints as datasets
 from app.gateway.deps import Gateway
@@ -26,7 +26,7 @@ from app.gateway.loading import Loader
 from app.gateway.middleware import RequestMiddleware
 from app.gateway.models import endpoints as models
 from app.gateway.predict.dispatcher import Dispatcher
-from app.gateway.predict.openapi import document
+from app.gateway.predict.openapi import document as document_predictions
 from app.gateway.probes import endpoints as probes
 from app.gateway.probes.jobs import JobMetrics
 from app.services.platform import Platform, open_platform
@@ -38,7 +38,16 @@ from app.specs.jobs import CompressSpec, TrainSpec
 from app.telemetry.metrics import ServingMetrics
 
 log = logging.getLogger("aimass.gateway")
-ROUTERS = (datasets.router, jobs.router, models.router, endpoints.router, keys.router, probes.router, not_built.router)
+ROUTERS = (
+    datasets.router,
+    jobs.router,
+    models.router,
+    endpoints.router,
+    keys.router,
+    probes.router,
+    document.router,
+    not_built.router,
+)
 DESCRIPTION = """Data in, verified and compressed ONNX models behind batched endpoints out.
 
 Errors of `/api/v1` are RFC 9457 problems with a stable `code`; long work answers 202 with a job.
@@ -63,6 +72,7 @@ def create_app(settings: Settings) -> Dispatcher:
         version=package.__version__,
         description=DESCRIPTION,
         lifespan=_lifespan(state),
+        openapi_url=None,  # `document` answers it
         redirect_slashes=False,  # clients of the Open Inference Protocol take a redirect for an error
     )
     api.state.gateway = state
@@ -130,5 +140,5 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
             schema = spec.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[spec.__name__] = schema
-        api.openapi_schema = document(document_)
+        api.openapi_schema = document_predictions(document_)
     return api.openapi_schema

@@ -20,8 +20,8 @@ from app.serving.host import Host
 from app.specs.base import MAX_VERSION, NAME_PATTERN
 
 MAX_PAGE = 500
-_bearer = HTTPBearer(auto_error=False, description="An API key")
-_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key")
+_bearer_scheme = HTTPBearer(auto_error=False, description="An API key")
+_header_scheme = APIKeyHeader(name="X-API-Key", auto_error=False, description="An API key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,24 @@ async def gateway(request: Request) -> Gateway:
 GatewayDep = Annotated[Gateway, Depends(gateway)]
 
 
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer_scheme)]
+HeaderKey = Annotated[str | None, Depends(_header_scheme)]
+
+
+async def principal_of(state: Gateway, bearer: HTTPAuthorizationCredentials | None, header: str | None) -> Principal:
+    """Whose key it is. Unauthenticated without a good one."""
+    secret = header or (bearer.credentials if bearer else None)
+    if not secret:
+        raise Unauthenticated("send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+    key = secret.encode("latin-1", "replace")
+    return state.keys.cached(key) or await state.keys.verify(key)
+
+
 def require(scope: Scope) -> Callable[..., Awaitable[Principal]]:
     """A dependency that gives the caller, who must have the scope."""
 
-    async def caller(
-        state: GatewayDep,
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-        header: Annotated[str | None, Depends(_header)],
-    ) -> Principal:
-        secret = header or (bearer.credentials if bearer else None)
-        if not secret:
-            raise Unauthenticated("send the API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        key = secret.encode("latin-1", "replace")
-        principal = state.keys.cached(key) or await state.keys.verify(key)
+    async def caller(state: GatewayDep, bearer: Bearer, header: HeaderKey) -> Principal:
+        principal = await principal_of(state, bearer, header)
         principal.require(scope)
         return principal
 

@@ -94,3 +94,11 @@ def _flatten(picture: Image.Image) -> Image.Image:
     if picture.mode in {"L", "RGB"}:
         return picture
     return picture.convert("L" if picture.mode == "1" else "RGB")
+
+
+def encode_image(pixels: "NDArray[np.generic]") -> bytes:
+    """[C, H, W] of 0-255 as a PNG."""
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    return encoded.getvalue()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -298,6 +299,18 @@ class TestHostile:
     def test_the_platform_still_works(self, platform: Platform, jobs: dict[str, dict[str, Any]]) -> None:
         assert jobs
         assert imported(platform, "after", linear(WEIGHTS).SerializeToString())["version"] == 1
+
+
+def test_every_imported_model_has_an_operation_whose_example_can_be_sent(platform: Platform) -> None:
+    paths = platform.call("GET", "/openapi.json")["paths"]
+    own = {path: item["post"] for path, item in paths.items() if path.endswith("/predict") and "{" not in path}
+    assert "/api/v1/endpoints/linear/predict" in own
+    for path, operation in own.items():
+        content = operation["requestBody"]["content"]["application/json"]
+        jsonschema.validate(content["example"], content["schema"], jsonschema.Draft202012Validator)
+        answer = platform.call("POST", path, 200, json=content["example"])
+        schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+        jsonschema.validate(answer, schema, jsonschema.Draft202012Validator)
 
 
 def test_what_is_imported_is_listed_in_the_document(platform: Platform) -> None:

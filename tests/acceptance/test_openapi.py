@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -18,7 +19,8 @@ NOUN_VERB = re.compile(r"[a-z]+(_[a-z]+)*_[a-z]+")
 
 @pytest.fixture(scope="module")
 def document(trained: Trained) -> dict[str, Any]:
-    found: dict[str, Any] = trained.platform.call("GET", "/openapi.json", 200)
+    """What everybody may see."""
+    found: dict[str, Any] = httpx.get(f"{trained.platform.url}/openapi.json").raise_for_status().json()
     return found
 
 
@@ -137,3 +139,46 @@ def test_answers_fit_their_schemas(trained: Trained, document: dict[str, Any]) -
         answer = trained.platform.call("GET", url, 200)
         jsonschema.validate(answer, resolve(document, schema), jsonschema.Draft202012Validator)
         assert answer.get("items") != [], url
+
+
+@pytest.fixture(scope="module")
+def known(trained: Trained) -> dict[str, Any]:
+    """What a key sees: the models' own operations too."""
+    found: dict[str, Any] = trained.platform.call("GET", "/openapi.json", 200)
+    return found
+
+
+def test_columns_and_rows_of_models_need_a_key(trained: Trained, document: dict[str, Any]) -> None:
+    assert "/api/v1/endpoints/gbdt/predict" not in document["paths"]
+    assert "mean radius" not in str(document)
+    url = f"{trained.platform.url}/openapi.json"
+    assert httpx.get(url, headers={"x-api-key": "wrong"}).status_code == 401
+    only_predict = trained.platform.call("POST", "/api/v1/keys", json={"name": "p", "scopes": ["predict"]})["secret"]
+    assert httpx.get(url, headers={"x-api-key": only_predict}).status_code == 403
+
+
+def test_every_model_has_an_operation_whose_example_can_be_sent(trained: Trained, known: dict[str, Any]) -> None:
+    OpenAPIV31SpecValidator(known).validate()
+    endpoints = [item["name"] for item in trained.platform.call("GET", "/api/v1/endpoints")["items"]]
+    assert {"gbdt", "cnn", "linear"} <= set(endpoints)
+    for name in endpoints:
+        path = f"/api/v1/endpoints/{name}/predict"
+        operation = known["paths"][path]["post"]
+        assert operation["operationId"] == f"endpoints_predict_{name}"
+        content = operation["requestBody"]["content"]["application/json"]
+        jsonschema.validate(content["example"], content["schema"], jsonschema.Draft202012Validator)
+        answer = trained.platform.call("POST", path, 200, json=content["example"])
+        schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+        jsonschema.validate(answer, schema, jsonschema.Draft202012Validator)
+
+
+def test_a_models_schema_names_its_columns_and_classes(trained: Trained, known: dict[str, Any]) -> None:
+    operation = known["paths"]["/api/v1/endpoints/gbdt/predict"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    row = schema["properties"]["instances"]["items"]
+    columns = {column["name"]: column for column in trained.version("gbdt")["signature"]["columns"]}
+    assert set(row["properties"]) == set(row["required"]) == set(columns)
+    assert row["properties"]["mean radius"]["type"] == "number"
+    answered = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    label = answered["properties"]["predictions"]["items"]["properties"]["label"]
+    assert sorted(label["enum"]) == ["benign", "malignant"]

@@ -43,7 +43,7 @@ _HEADERS = [
         "name": "X-Server-Timing",
         "in": "header",
         "schema": {"type": "string", "enum": ["1"]},
-        "description": "ask for a Server-Timing header: parse, queue, batch, compute, encode in ms",
+        "description": "ask for a Server-Timing header: receive, parse, queue, batch, compute, encode in ms",
     },
 ]
 _BINARY_HEADER = {
@@ -78,7 +78,7 @@ def document(openapi: Json) -> Json:
 
 
 def _operations() -> list[tuple[str, str, Json]]:
-    rows = [("/api/v1/endpoints/{name}/predict", "post", _predict())]
+    rows = [("/api/v1/endpoints/{name}/predict", "post", predict_operation("endpoints_predict"))]
     for suffix, kind, parameters in (("", "", [_NAME]), ("/versions/{version}", "_version", [_NAME, _VERSION])):
         model = f"/v2/models/{{name}}{suffix}"
         rows += [
@@ -136,14 +136,15 @@ def _errors(schema: str, kind: str, *statuses: int) -> Json:
     return {str(s): _answer(s, _content(schema, kind), retry if s in {429, 503} else None) for s in statuses}
 
 
-def _predict() -> Json:
+def predict_operation(operation: str, *, named: bool = True) -> Json:
+    """Prediction by named values; `named`: the endpoint is a parameter of the path."""
     return {
-        "operationId": "endpoints_predict",
+        "operationId": operation,
         "tags": [_TAG],
         "summary": "Predict",
         "description": "Named values in, one prediction per instance out, in order. Needs the scope `predict`.",
         "security": _SECURITY,
-        "parameters": [_NAME, *_HEADERS],
+        "parameters": [_NAME, *_HEADERS] if named else [*_HEADERS],
         "requestBody": {"required": True, "content": _content("PredictRequest", examples=_PREDICT_EXAMPLES)},
         "responses": {
             "200": _answer(200, _content("PredictResponse")),

@@ -1,6 +1,8 @@
 """Schemas of what the dispatcher's paths take and give, for the OpenAPI document."""
 
-from typing import Any
+from typing import Any, get_args
+
+from app.core.signature import Datatype
 
 Json = dict[str, Any]
 
@@ -10,13 +12,14 @@ def ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _object(properties: Json, required: list[str], **more: Any) -> Json:  # noqa: ANN401 - JSON schema
+def object_of(properties: Json, required: list[str], **more: Any) -> Json:  # noqa: ANN401 - JSON schema
+    """The schema of an object."""
     return {"type": "object", "properties": properties, "required": required, **more}
 
 
 _TENSOR_FIELDS: Json = {
     "name": {"type": "string"},
-    "datatype": {"type": "string", "enum": ["BOOL", "UINT8", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]},
+    "datatype": {"type": "string", "enum": list(get_args(Datatype))},
     "shape": {"type": "array", "items": {"type": "integer"}},
 }
 _PARAMETERS: Json = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
@@ -24,7 +27,7 @@ _DATA: Json = {"type": "array", "items": {}, "description": "row-major, flat or 
 
 _PORTS: Json = {
     "type": "array",
-    "items": _object(
+    "items": object_of(
         {
             "name": {"type": "string"},
             "data_type": {"type": "string"},
@@ -35,7 +38,7 @@ _PORTS: Json = {
 }
 
 SCHEMAS: dict[str, Json] = {
-    "PredictRequest": _object(
+    "PredictRequest": object_of(
         {
             "instances": {
                 "type": "array",
@@ -59,15 +62,15 @@ SCHEMAS: dict[str, Json] = {
         ["instances"],
         additionalProperties=False,
     ),
-    "Classification": _object(
+    "Classification": object_of(
         {
             "label": {"type": "string", "description": "the most probable class"},
             "probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
         },
         ["label", "probabilities"],
     ),
-    "Regression": _object({"value": {"type": ["number", "null"]}}, ["value"]),
-    "PredictResponse": _object(
+    "Regression": object_of({"value": {"type": ["number", "null"]}}, ["value"]),
+    "PredictResponse": object_of(
         {
             "predictions": {"type": "array", "items": {"anyOf": [ref("Classification"), ref("Regression")]}},
             "model": {"type": "string"},
@@ -77,49 +80,49 @@ SCHEMAS: dict[str, Json] = {
         },
         ["predictions", "model", "version", "variant", "request_id"],
     ),
-    "InferRequest": _object(
+    "InferRequest": object_of(
         {
             "id": {"type": "string"},
             "parameters": _PARAMETERS,
             "inputs": {
                 "type": "array",
                 "minItems": 1,
-                "items": _object(
+                "items": object_of(
                     _TENSOR_FIELDS | {"parameters": _PARAMETERS, "data": _DATA}, ["name", "datatype", "shape"]
                 ),
             },
             "outputs": {
                 "type": "array",
-                "items": _object({"name": {"type": "string"}, "parameters": _PARAMETERS}, ["name"]),
+                "items": object_of({"name": {"type": "string"}, "parameters": _PARAMETERS}, ["name"]),
             },
         },
         ["inputs"],
     ),
-    "InferResponse": _object(
+    "InferResponse": object_of(
         {
             "model_name": {"type": "string"},
             "model_version": {"type": "string"},
             "id": {"type": "string"},
             "outputs": {
                 "type": "array",
-                "items": _object(
+                "items": object_of(
                     _TENSOR_FIELDS | {"parameters": _PARAMETERS, "data": _DATA}, ["name", "datatype", "shape"]
                 ),
             },
         },
         ["model_name", "model_version", "outputs"],
     ),
-    "ModelMetadata": _object(
+    "ModelMetadata": object_of(
         {
             "name": {"type": "string"},
             "versions": {"type": "array", "items": {"type": "string"}},
             "platform": {"type": "string"},
-            "inputs": {"type": "array", "items": _object(_TENSOR_FIELDS, ["name", "datatype", "shape"])},
-            "outputs": {"type": "array", "items": _object(_TENSOR_FIELDS, ["name", "datatype", "shape"])},
+            "inputs": {"type": "array", "items": object_of(_TENSOR_FIELDS, ["name", "datatype", "shape"])},
+            "outputs": {"type": "array", "items": object_of(_TENSOR_FIELDS, ["name", "datatype", "shape"])},
         },
         ["name", "platform", "inputs", "outputs"],
     ),
-    "ServerMetadata": _object(
+    "ServerMetadata": object_of(
         {
             "name": {"type": "string"},
             "version": {"type": "string"},
@@ -127,17 +130,17 @@ SCHEMAS: dict[str, Json] = {
         },
         ["name", "version", "extensions"],
     ),
-    "ModelConfig": _object(
+    "ModelConfig": object_of(
         {"name": {"type": "string"}, "max_batch_size": {"type": "integer"}, "input": _PORTS, "output": _PORTS},
         ["name", "max_batch_size", "input", "output"],
     ),
-    "ModelStatistics": _object(
+    "ModelStatistics": object_of(
         {"model_stats": {"type": "array", "items": {"type": "object"}, "description": "counts, and times in ns"}},
         ["model_stats"],
     ),
     "RepositoryIndex": {
         "type": "array",
-        "items": _object(
+        "items": object_of(
             {
                 "name": {"type": "string"},
                 "version": {"type": "string"},
@@ -147,13 +150,13 @@ SCHEMAS: dict[str, Json] = {
             ["name", "state"],
         ),
     },
-    "KserveModels": _object({"models": {"type": "array", "items": {"type": "string"}}}, ["models"]),
-    "KservePredictions": _object(
+    "KserveModels": object_of({"models": {"type": "array", "items": {"type": "string"}}}, ["models"]),
+    "KservePredictions": object_of(
         {"predictions": {"type": "array", "items": {"type": "object"}, "description": "as in PredictResponse"}},
         ["predictions"],
     ),
-    "ModelReady": _object({"name": {"type": "string"}, "ready": {"type": "boolean"}}, ["name", "ready"]),
-    "ServerLive": _object({"live": {"type": "boolean"}}, ["live"]),
-    "ServerReady": _object({"ready": {"type": "boolean"}}, ["ready"]),
-    "InferError": _object({"error": {"type": "string"}}, ["error"]),
+    "ModelReady": object_of({"name": {"type": "string"}, "ready": {"type": "boolean"}}, ["name", "ready"]),
+    "ServerLive": object_of({"live": {"type": "boolean"}}, ["live"]),
+    "ServerReady": object_of({"ready": {"type": "boolean"}}, ["ready"]),
+    "InferError": object_of({"error": {"type": "string"}}, ["error"]),
 }

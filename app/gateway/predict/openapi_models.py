@@ -1,0 +1,133 @@
+"""An OpenAPI operation for each model that is served: its real columns or tensors, its classes, and a row to try."""
+
+import base64
+import math
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from app.core.signature import Column, Signature, Tensor
+from app.core.version_folder import GOLDEN
+from app.gateway.predict.openapi import predict_operation
+from app.gateway.predict.openapi_schemas import Json, object_of
+from app.serving.golden import read_golden
+from app.serving.host import ServedModel
+from app.serving.images import encode_image
+
+_MAX_EXAMPLE = 4096  # elements of an example; larger ones would make the document unreadable
+_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "category": "string"}
+_TENSOR_TYPES = {"BOOL": "boolean", "BYTES": "string", "FP16": "number", "FP32": "number", "FP64": "number"}
+
+
+def with_models(document: Json, models: Iterable[ServedModel]) -> Json:
+    """A copy of the document with the operations added; reads each model's golden row from its folder."""
+    paths = dict(document["paths"])
+    for served in models:
+        name = served.source.endpoint
+        paths[f"/api/v1/endpoints/{name}/predict"] = {"post": _operation(served, name)}
+    return document | {"paths": paths}
+
+
+def _operation(served: ServedModel, name: str) -> Json:
+    source, signature = served.source, served.signature
+    instance = _instance_schema(signature)
+    body: Json = {"schema": object_of({"instances": _list(instance)}, ["instances"], additionalProperties=False)}
+    if (example := _example(served)) is not None:
+        body["example"] = {"instances": [example]}
+    operation = predict_operation(f"endpoints_predict_{name}", named=False)
+    answered = operation["responses"]["200"]["content"]["application/json"]
+    answered["schema"] = object_of(
+        {
+            "predictions": _list(_prediction_schema(signature)),
+            "model": {"const": source.model},
+            "version": {"const": source.version},
+            "variant": {"const": source.variant},
+            "request_id": {"type": "string"},
+        },
+        ["predictions", "model", "version", "variant", "request_id"],
+    )
+    return operation | {
+        "summary": f"Predict with {source.model}@{source.version}",
+        "requestBody": {"required": True, "content": {"application/json": body}},
+        "responses": {key: value for key, value in operation["responses"].items() if key != str(HTTPStatus.NOT_FOUND)},
+    }
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "minItems": 1, "items": items}
+
+
+def _instance_schema(signature: Signature) -> Json:
+    if signature.task == "inference":
+        nested = {tensor.name: _nested(tensor, batched=signature.batched) for tensor in signature.inputs}
+        whole = object_of(nested, list(nested), additionalProperties=False)
+        return {"anyOf": [whole, next(iter(nested.values()))]} if len(nested) == 1 else whole
+    image = next((column for column in signature.columns if column.type == "image"), None)
+    if image is not None:
+        picture: Json = {
+            "anyOf": [
+                {"type": "string", "contentEncoding": "base64", "description": "an encoded picture, in base64"},
+                {"type": "array", "items": {}, "description": "pixels 0-255, [H][W] or [C][H][W]"},
+            ]
+        }
+        return {"anyOf": [*picture["anyOf"], object_of({image.name: picture}, [image.name])]}
+    columns = {column.name: _column(column) for column in signature.columns}
+    return object_of(columns, list(columns), additionalProperties=False)
+
+
+def _column(column: Column) -> Json:
+    kind = _TYPES[column.type]
+    if column.nullable:
+        return {"type": [kind, "null"], "description": "null: missing"}
+    return {"type": kind}
+
+
+def _nested(tensor: Tensor, *, batched: bool) -> Json:
+    schema: Json = {"type": _TENSOR_TYPES.get(tensor.datatype, "integer")}
+    if schema["type"] == "number":
+        schema = {"type": ["number", "null"], "description": "null: NaN"}
+    for size in reversed(tensor.shape[1:] if batched else tensor.shape):
+        bounds = {} if size < 0 else {"minItems": size, "maxItems": size}
+        schema = {"type": "array", "items": schema, **bounds}
+    return schema
+
+
+def _prediction_schema(signature: Signature) -> Json:
+    number: Json = {"type": ["number", "null"]}
+    if signature.task == "inference":
+        nested = {tensor.name: _nested(tensor, batched=signature.batched) for tensor in signature.outputs}
+        return object_of(nested, list(nested))
+    if signature.task == "regression":
+        return object_of({"value": number}, ["value"])
+    probabilities = object_of(dict.fromkeys(signature.classes, number), list(signature.classes))
+    label = {"type": "string", "enum": list(signature.classes)}
+    return object_of({"label": label, "probabilities": probabilities}, ["label", "probabilities"])
+
+
+def _example(served: ServedModel) -> Any:  # noqa: ANN401 - any JSON
+    """The first row that the model's export recorded; None if it is too large to be read."""
+    signature = served.signature
+    golden = read_golden(served.source.folder / GOLDEN, signature)
+    first = [tensor[0] if signature.batched else tensor for tensor in golden.inputs]
+    rows = dict(zip((tensor.name for tensor in signature.inputs), first, strict=True))
+    if signature.task == "inference":
+        small = sum(row.size for row in rows.values()) <= _MAX_EXAMPLE
+        return {name: _plain(row.tolist()) for name, row in rows.items()} if small else None
+    if signature.image is not None:
+        return base64.b64encode(encode_image(rows[signature.inputs[0].name])).decode()
+    return {column.name: _value(column, rows[column.tensor][column.index]) for column in signature.columns}
+
+
+def _value(column: Column, element: Any) -> Any:  # noqa: ANN401 - a numpy scalar or text
+    if column.type == "category":
+        return None if column.nullable and not element else element
+    if math.isnan(element):
+        return None
+    number = float(element)
+    return bool(number) if column.type == "boolean" else int(number) if column.type == "integer" else number
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - nested lists
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
