@@ -21,7 +21,20 @@ from typing import Any, Literal
 Task = Literal["classification", "regression"]  # what can be trained
 ModelTask = Literal["classification", "regression", "inference"]
 Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "BF16",
+    "FP32",
+    "FP64",
+    "BYTES",
 ]
 ColumnType = Literal["number", "integer", "boolean", "category", "image"]
 SIGNATURE_VERSION = 1

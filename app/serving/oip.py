@@ -16,7 +16,7 @@ from app.core.errors import InvalidTensor, Malformed, NotBuilt
 from app.core.signature import Signature, Tensor
 from app.serving.classification import classified
 from app.serving.oip_request import InferInput, InferOutput, read_request
-from app.serving.tensors import check_shape, from_json, from_raw, shaped, to_raw
+from app.serving.tensors import NO_JSON, check_shape, from_json, from_raw, shaped, to_raw
 from app.serving.types import Array, Tensors
 
 EXTENSIONS = ("binary_tensor_data", "parameters", "classification")
@@ -109,10 +109,9 @@ class OipCodec:
                 raw = to_raw(array, tensor.datatype)
                 entry["parameters"] = {"binary_data_size": len(raw)}
                 blobs.append(raw)
-            elif tensor.datatype == "FP16":
-                raise InvalidTensor.at(
-                    "outputs", tensor.name, msg="FP16 has no JSON form: ask for binary_data", type="datatype"
-                )
+            elif tensor.datatype in NO_JSON:
+                msg = f"{tensor.datatype} has no JSON form: ask for binary_data"
+                raise InvalidTensor.at("outputs", tensor.name, msg=msg, type="datatype")
             else:
                 flat = array.reshape(-1)
                 entry["data"] = flat.tolist() if array.dtype == object else np.ascontiguousarray(flat)

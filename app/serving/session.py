@@ -8,6 +8,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from app.core.errors import AimassError, Corrupt, InvalidTensor
 from app.core.signature import Signature, Tensor
+from app.serving.bfloat16 import runner
 from app.serving.types import Tensors
 
 ONNX_TYPES = {
@@ -21,6 +22,7 @@ ONNX_TYPES = {
     "tensor(int32)": "INT32",
     "tensor(int64)": "INT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
@@ -47,6 +49,7 @@ class Session:
         self._inputs = [tensor.name for tensor in signature.inputs]
         self._outputs = [tensor.name for tensor in signature.outputs]
         self._batched = signature.batched
+        self._run = runner(self._session)
         # What a model trained here cannot take is refused before; values may break an imported one in any of its nodes.
         self._refusals: tuple[type[Exception], ...] = (ort_errors.InvalidArgument,)
         if signature.task == "inference":
@@ -55,7 +58,7 @@ class Session:
     def run(self, inputs: Tensors) -> Tensors:
         """Run on arrays [rows, …], or any where the model does not batch; InvalidTensor if the graph refuses them."""
         try:
-            outputs = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
+            outputs = self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
         except self._refusals as error:
             raise InvalidTensor(f"the model cannot take these values: {error}") from error
         if not self._batched:

@@ -12,9 +12,10 @@ import numpy as np
 
 from app.core.errors import InvalidInput, InvalidTensor
 from app.core.signature import Tensor
+from app.serving.bfloat16 import from_bits, to_bits
 from app.serving.types import Array
 
-# BYTES elements are Python strings in an object array, which is what ONNX Runtime takes.
+# BYTES elements are Python strings in an object array, which is what ONNX Runtime takes; BF16 is held as float32.
 DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -26,10 +27,15 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "INT32": np.dtype("<i4"),
     "INT64": np.dtype("<i8"),
     "FP16": np.dtype("<f2"),
+    "BF16": np.dtype("<f4"),
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
     "BYTES": np.dtype(np.object_),
 }
+# Datatypes whose elements have another size on the wire than in memory.
+_RAW = {"BF16": np.dtype("<u2")}
+# What the protocol has no JSON form for.
+NO_JSON = frozenset({"FP16", "BF16"})
 # JSON up to this size is decoded on the event loop: about half a millisecond.
 INLINE_JSON_BYTES = 256 * 1024
 _MAX_DIMENSION = 2**31 - 1
@@ -55,6 +61,7 @@ ELEMENTS: dict[str, Any] = {
     "INT32": _integer(-(2**31), 2**31 - 1),
     "INT64": int,
     "FP16": Annotated[float, msgspec.Meta(ge=-FLOAT16_MAX, le=FLOAT16_MAX)] | None,
+    "BF16": Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)] | None,
     "FP32": Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)] | None,
     "FP64": float | None,
     "BYTES": str,
@@ -89,16 +96,20 @@ def from_raw(raw: memoryview, tensor: Tensor, shape: Sequence[int], model: str) 
     count = math.prod(shape)
     if tensor.datatype == "BYTES":
         return _strings(raw, tensor, count, model).reshape(shape)
-    dtype = DTYPES[tensor.datatype]
+    dtype = _RAW.get(tensor.datatype) or DTYPES[tensor.datatype]
     if len(raw) != count * dtype.itemsize:
         raise _size_error(tensor, count * dtype.itemsize, len(raw), model)
     if tensor.datatype == "BOOL":
         return np.frombuffer(raw, np.uint8).astype(np.bool_).reshape(shape)
+    if tensor.datatype == "BF16":
+        return from_bits(np.frombuffer(raw, dtype)).reshape(shape)
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
 def to_raw(array: Array, datatype: str) -> bytes:
     """The inverse of `from_raw`."""
+    if datatype == "BF16":
+        return to_bits(array).astype(_RAW["BF16"]).tobytes()
     if datatype != "BYTES":
         return np.ascontiguousarray(array, DTYPES[datatype]).tobytes()
     texts = [str(element).encode() for element in array.ravel()]
@@ -107,10 +118,9 @@ def to_raw(array: Array, datatype: str) -> bytes:
 
 def from_json(raw: bytes | msgspec.Raw, tensor: Tensor, shape: Sequence[int]) -> Array:
     """The array in JSON text `raw`: nested or flat, row-major, each element exactly of the tensor's type."""
-    if tensor.datatype == "FP16":
-        raise InvalidTensor.at(
-            "inputs", tensor.name, msg="FP16 has no JSON form: send it as binary tensor data", type="datatype"
-        )
+    if tensor.datatype in NO_JSON:
+        msg = f"{tensor.datatype} has no JSON form: send it as binary tensor data"
+        raise InvalidTensor.at("inputs", tensor.name, msg=msg, type="datatype")
     depth = _depth(bytes(raw))
     if depth not in {1, len(shape)}:
         raise InvalidTensor.at(

@@ -8,9 +8,11 @@ from typing import Any
 
 import httpx
 import jsonschema
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from onnx import TensorProto, helper, numpy_helper
 from tritonclient.utils import np_to_triton_dtype
@@ -127,6 +129,37 @@ class TestGood:
         assert {"model.onnx", name, "manifest.json"} <= {file["path"] for file in files}
         deploy(platform, model)
         np.testing.assert_allclose(infer(platform, model, x=ROWS).as_numpy("y"), ROWS @ WEIGHTS, rtol=1e-5)
+
+    @pytest.mark.parametrize(("kind", "datatype"), [(TensorProto.FLOAT16, "FP16"), (TensorProto.BFLOAT16, "BF16")])
+    def test_half_precision_over_http_and_grpc(self, platform: Platform, kind: int, datatype: str) -> None:
+        """Binary only, as the protocol has it."""
+        nodes = [
+            helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["f", "f"], ["doubled"]),
+            helper.make_node("Cast", ["doubled"], ["y"], to=kind),
+        ]
+        ends = [[helper.make_tensor_value_info(name, kind, ["n", 4])] for name in "xy"]
+        graph = helper.make_graph(nodes, "half", *ends)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        name = datatype.lower()
+        version = imported(platform, name, made.SerializeToString())
+        assert version["signature"]["inputs"] == [{"name": "x", "datatype": datatype, "shape": [-1, 4]}]
+        assert version["signature"]["batched"] is True
+        deploy(platform, name)
+        rows = np.array([[0.5, -2, 1024, 0], [1, 2, 3, 4]], np.float16 if datatype == "FP16" else ml_dtypes.bfloat16)
+        numbers = rows.astype(np.float32)
+        for module, address in ((triton, str(platform.url).removeprefix("http://")), (triton_grpc, platform.grpc)):
+            with module.InferenceServerClient(address) as client:
+                given = module.InferInput("x", [2, 4], datatype)
+                given.set_data_from_numpy(rows)
+                answer = client.infer(name, [given], headers={"x-api-key": KEY}).as_numpy("y")
+            np.testing.assert_array_equal(answer.astype(np.float32), numbers * 2)
+        answer = platform.call("POST", f"/api/v1/endpoints/{name}/predict", json={"instances": numbers.tolist()})
+        assert [prediction["y"] for prediction in answer["predictions"]] == (numbers * 2).tolist()
+        as_json = {"inputs": [{"name": "x", "datatype": datatype, "shape": [2, 4], "data": numbers.tolist()}]}
+        refused = platform.client.post(f"/v2/models/{name}/infer", json=as_json)
+        assert refused.status_code == 400
+        assert f"{datatype} has no JSON form" in refused.json()["error"]
 
     def test_a_fixed_batch_is_no_batch(self, platform: Platform) -> None:
         version = imported(platform, "fixed", linear(WEIGHTS, rows=1).SerializeToString())
@@ -302,9 +335,11 @@ class TestHostile:
 
 
 def test_every_imported_model_has_an_operation_whose_example_can_be_sent(platform: Platform) -> None:
+    imported(platform, "documented", linear(WEIGHTS).SerializeToString())
+    deploy(platform, "documented")
     paths = platform.call("GET", "/openapi.json")["paths"]
     own = {path: item["post"] for path, item in paths.items() if path.endswith("/predict") and "{" not in path}
-    assert "/api/v1/endpoints/linear/predict" in own
+    assert "/api/v1/endpoints/documented/predict" in own
     for path, operation in own.items():
         content = operation["requestBody"]["content"]["application/json"]
         jsonschema.validate(content["example"], content["schema"], jsonschema.Draft202012Validator)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from app.serving.bfloat16 import runner
 from workers.export.runtime import open_session
 from workers.host import host_name
 from workers.learning import Inputs, rows_of, take
@@ -55,8 +56,10 @@ def time_session(
     budget_s: float,
 ) -> Latency:
     """Time single rows in turn, and a batch of `batch` rows."""
-    single = _times(lambda i: session.run(None, ones[i % len(ones)]), budget_s)
-    bulk = _times(lambda _: session.run(None, many), budget_s)
+    names = [output.name for output in session.get_outputs()]
+    run = runner(session)
+    single = _times(lambda i: run(names, ones[i % len(ones)]), budget_s)
+    bulk = _times(lambda _: run(names, many), budget_s)
     p50, p95 = np.percentile(single, [50, 95]) * 1e3
     # The median resists other processes on a shared host.
     return Latency(float(p50), float(p95), float(batch / np.median(bulk)), batch, host_name(), threads)

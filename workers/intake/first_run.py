@@ -12,6 +12,8 @@ from onnx import ModelProto
 
 from app.core.errors import InvalidData
 from app.core.signature import Datatype, Signature
+from app.serving.bfloat16 import from_bits, runner, to_bits
+from app.serving.tensors import DTYPES
 from workers.export.runtime import open_session
 from workers.intake.signature import Axes, may_batch, read_inputs, read_outputs, tensor
 
@@ -19,11 +21,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 ROWS = 4  # of the golden input
 _SIZES = (8, 32, 1, 64, 224)  # tried for axes that are neither the batch nor fixed
 _RTOL, _ATOL = 1e-3, 1e-4  # a batch is summed in another order than a row
-_DTYPES: dict[Datatype, npt.DTypeLike] = {
-    "BOOL": np.bool_, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64, "INT8": np.int8,
-    "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "FP16": np.float16, "FP32": np.float32,
-    "FP64": np.float64, "BYTES": np.object_,
-}  # fmt: skip
 _MOST_ELEMENTS = 1 << 26  # of one made-up input
 
 
@@ -98,14 +95,15 @@ def _make(datatype: Datatype, axes: Axes, rows: int, size: int) -> npt.NDArray[A
     rng = np.random.default_rng(0)
     if datatype == "BYTES":
         return np.array(rng.choice(["a", "b"], shape), np.object_).reshape(shape)
-    if datatype in {"FP16", "FP32", "FP64"}:
-        return rng.standard_normal(shape).astype(_DTYPES[datatype])
-    return rng.integers(0, 2, shape).astype(_DTYPES[datatype])
+    if datatype == "BF16":
+        return from_bits(to_bits(rng.standard_normal(shape).astype(np.float32)))
+    dtype = DTYPES[datatype]
+    return (rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
 
 
 def _run(session: ort.InferenceSession, made: Arrays) -> Arrays:
     try:
-        answers = session.run(None, made)
+        answers = runner(session)([output.name for output in session.get_outputs()], made)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - the same

@@ -10,8 +10,8 @@ from app.core.signature import Datatype, Tensor
 DATATYPES: dict[int, Datatype] = {
     TensorProto.BOOL: "BOOL", TensorProto.UINT8: "UINT8", TensorProto.UINT16: "UINT16", TensorProto.UINT32: "UINT32",
     TensorProto.UINT64: "UINT64", TensorProto.INT8: "INT8", TensorProto.INT16: "INT16", TensorProto.INT32: "INT32",
-    TensorProto.INT64: "INT64", TensorProto.FLOAT16: "FP16", TensorProto.FLOAT: "FP32", TensorProto.DOUBLE: "FP64",
-    TensorProto.STRING: "BYTES",
+    TensorProto.INT64: "INT64", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.FLOAT: "FP32",
+    TensorProto.DOUBLE: "FP64", TensorProto.STRING: "BYTES",
 }  # fmt: skip
 Axes = tuple[int | str, ...]  # sizes; a variable axis by its name in the graph, or ""
 

@@ -16,7 +16,14 @@ from app.serving.images import encode_image
 
 _MAX_EXAMPLE = 4096  # elements of an example; larger ones would make the document unreadable
 _TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "category": "string"}
-_TENSOR_TYPES = {"BOOL": "boolean", "BYTES": "string", "FP16": "number", "FP32": "number", "FP64": "number"}
+_TENSOR_TYPES = {
+    "BOOL": "boolean",
+    "BYTES": "string",
+    "FP16": "number",
+    "BF16": "number",
+    "FP32": "number",
+    "FP64": "number",
+}
 
 
 def with_models(document: Json, models: Iterable[ServedModel]) -> Json:
