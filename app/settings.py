@@ -94,6 +94,19 @@ class ServingSettings(BaseSettings):
     ] = 2.0
 
 
+class TelemetrySettings(BaseSettings):
+    """Spans of requests, for a collector of OpenTelemetry."""
+
+    model_config = _prefix("AIMASS_TELEMETRY_")
+    otlp_url: Annotated[
+        str, Field(pattern="^(https?://.+)?$", description="collector (OTLP by HTTP): `http://HOST:4318`; empty: none")
+    ] = ""
+    otlp_timeout_s: Annotated[float, Field(gt=0, description="of one export; what cannot be sent is dropped")] = 5.0
+    trace_ratio: Annotated[
+        float, Field(ge=0, le=1, description="share of the traces that begin here; callers decide over their own")
+    ] = 1.0
+
+
 class QueueSettings(BaseSettings):
     """Leases and retries of jobs."""
 
@@ -156,6 +169,7 @@ class Settings(BaseSettings):
     signing: SigningSettings = Field(default_factory=SigningSettings)
     gateway: GatewaySettings = Field(default_factory=GatewaySettings)
     serving: ServingSettings = Field(default_factory=ServingSettings)
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     limit: LimitSettings = Field(default_factory=LimitSettings)

@@ -32,10 +32,11 @@ from app.gateway.probes.jobs import JobMetrics
 from app.services.platform import Platform, open_platform
 from app.services.reconcile import reconcile_queue
 from app.serving.host import Host
-from app.settings import Settings
+from app.settings import Settings, TelemetrySettings
 from app.specs.endpoints import EndpointSpec
 from app.specs.jobs import CompressSpec, TrainSpec
 from app.telemetry.metrics import ServingMetrics
+from app.telemetry.spans import Exporter
 
 log = logging.getLogger("aimass.gateway")
 ROUTERS = (
@@ -66,6 +67,7 @@ def create_app(settings: Settings) -> Dispatcher:
         loader=Loader(platform, host),
         metrics=metrics,
         job_metrics=JobMetrics(platform, metrics),
+        exporter=_exporter(settings.telemetry),
     )
     api = FastAPI(
         title="AI Mass",
@@ -79,9 +81,17 @@ def create_app(settings: Settings) -> Dispatcher:
     install(api, ROUTERS)
     for router in ROUTERS:
         api.include_router(router)
-    api.add_middleware(RequestMiddleware, max_body=settings.gateway.max_body_mb << 20)
+    api.add_middleware(RequestMiddleware, max_body=settings.gateway.max_body_mb << 20, exporter=state.exporter)
     api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # FastAPI's documented way
-    return Dispatcher(api, host, state.keys, state.loader, settings.serving)
+    return Dispatcher(api, host, state.keys, state.loader, settings.serving, state.exporter)
+
+
+def _exporter(settings: TelemetrySettings) -> Exporter | None:
+    if not settings.otlp_url:
+        return None
+    from app.telemetry.tracing import Tracing  # noqa: PLC0415 - the library's memory is for who wants spans
+
+    return Tracing(settings)
 
 
 def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private
@@ -105,6 +115,8 @@ def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await state.host.close()
+            if state.exporter is not None:
+                await asyncio.to_thread(state.exporter.close)
             await state.platform.close()
 
     return lifespan
@@ -114,7 +126,7 @@ def _grpc_server(state: Gateway) -> GrpcServer | None:
     settings = state.platform.settings
     if settings.gateway.grpc_port < 0:
         return None
-    service = InferenceService(state.host, state.keys, state.loader)
+    service = InferenceService(state.host, state.keys, state.loader, state.exporter)
     return GrpcServer(service, settings.gateway, settings.serving.max_body_mb << 20)
 
 

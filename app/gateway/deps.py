@@ -18,6 +18,7 @@ from app.services.idempotent import MAX_KEY_LENGTH, Once, once
 from app.services.platform import Platform
 from app.serving.host import Host
 from app.specs.base import MAX_VERSION, NAME_PATTERN
+from app.telemetry.spans import Exporter
 
 MAX_PAGE = 500
 _bearer_scheme = HTTPBearer(auto_error=False, description="An API key")
@@ -34,6 +35,7 @@ class Gateway:
     loader: Loader
     metrics: CollectorRegistry
     job_metrics: JobMetrics
+    exporter: Exporter | None
 
 
 async def gateway(request: Request) -> Gateway:

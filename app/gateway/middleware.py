@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import time
 from collections.abc import Sequence
 
 from starlette.datastructures import MutableHeaders
@@ -11,7 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.core.errors import FieldError
 from app.core.ids import new_id
 from app.gateway.errors import PROBLEM_TYPE, problem_body
-from app.gateway.trace import continue_trace, name_request
+from app.gateway.trace import Trace, begin_trace, continue_trace, export, name_request
+from app.telemetry.spans import Exporter
 
 log = logging.getLogger("aimass.http")
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -22,8 +24,9 @@ _UPLOAD = re.compile(r"/api/v1/(?:datasets|models/[^/]+/versions)")  # streamed;
 class RequestMiddleware:
     """Pure ASGI, so that streams stay streams."""
 
-    def __init__(self, app: ASGIApp, max_body: int) -> None:
+    def __init__(self, app: ASGIApp, max_body: int, exporter: Exporter | None = None) -> None:
         self._app = app
+        self._exporter = exporter
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,7 +35,17 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         limited = not _UPLOAD.fullmatch(scope["path"])
+        begun = time.perf_counter()
         request = _Request(scope, receive, send, self._max_body if limited else math.inf)
+        if self._exporter is not None and request.trace is None:
+            request.trace = begin_trace(self._exporter)
+        try:
+            await self._answer(scope, request)
+        finally:
+            if self._exporter is not None and request.trace is not None:
+                _export(self._exporter, request.trace, scope, request, time.perf_counter() - begun)
+
+    async def _answer(self, scope: Scope, request: "_Request") -> None:
         scope.setdefault("state", {})["request_id"] = request.id
         if request.announced > request.left:
             await self._refuse_size(request)
@@ -76,6 +89,7 @@ class _Request:
         self.left = most
         self.too_large = False
         self.started = False
+        self.status = 0
         self._receive = receive
         self._send = send
 
@@ -103,12 +117,20 @@ class _Request:
     async def _pass(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self.status = message["status"]
             out = MutableHeaders(scope=message)
             out["x-request-id"] = self.id
             out["x-content-type-options"] = "nosniff"
             if self.trace is not None:
                 out["traceparent"] = self.trace.header.decode()
         await self._send(message)
+
+
+def _export(exporter: Exporter, trace: Trace, scope: Scope, request: _Request, seconds: float) -> None:
+    route = scope.get("route")  # FastAPI's, once it has matched; its path has no ids and so is a name
+    path = getattr(route, "path", None) or "unknown path"
+    told = {"http.request.method": scope["method"], "url.path": scope["path"], "aimass.request_id": request.id}
+    export(exporter, trace, f"{scope['method']} {path}", seconds, request.status, told)
 
 
 class _TooLargeError(Exception):

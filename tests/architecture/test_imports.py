@@ -22,6 +22,7 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "fastapi": ("app/gateway",),
     "starlette": ("app/gateway",),
     "grpc": ("app/gateway/grpc",),
+    "opentelemetry": ("app/telemetry/tracing.py",),
     "google": ("app/gateway/grpc", "workers"),
     "tritonclient": ("app/gateway/grpc",),
     "uvicorn": ("app/gateway",),

@@ -15,9 +15,12 @@ from app.gateway.grpc.calls import Context, admit, call, refuse, unexpected
 from app.gateway.grpc.messages import fill, read_infer, write_infer
 from app.gateway.predict.exchange import OIP_STATUS
 from app.gateway.predict.ports import Authenticator, Repository
+from app.gateway.trace import begin_trace, continue_trace, export
 from app.serving.describe import SERVER, configuration, statistics
 from app.serving.host import Host, ServedModel
 from app.serving.tensors import INLINE_JSON_BYTES
+from app.telemetry.metrics import PHASES
+from app.telemetry.spans import Exporter
 
 # Requests of one stream that may be under way: the reader waits for the oldest before it takes another.
 STREAM_WINDOW = 64
@@ -27,8 +30,11 @@ _FINAL, _ASKS_FINAL = "triton_final_response", "triton_enable_empty_final_respon
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc] # the stubs have no types
     """Answers every call from the models of this process."""
 
-    def __init__(self, host: Host, auth: Authenticator, repository: Repository) -> None:
+    def __init__(
+        self, host: Host, auth: Authenticator, repository: Repository, exporter: Exporter | None = None
+    ) -> None:
         self.auth = auth
+        self._exporter = exporter
         self._host = host
         self._repository = repository
 
@@ -157,9 +163,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
                 served.metrics.statuses[OIP_STATUS[code]] += 1
                 raise
 
-    @staticmethod
     async def _run(
-        served: ServedModel, request: pb.ModelInferRequest, context: Context, started: float
+        self, served: ServedModel, request: pb.ModelInferRequest, context: Context, started: float
     ) -> pb.ModelInferResponse:
         inline = bool(request.raw_input_contents) or request.ByteSize() <= INLINE_JSON_BYTES
         asked = read_infer(request, served.oip) if inline else await asyncio.to_thread(read_infer, request, served.oip)
@@ -178,7 +183,20 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         # gRPC hands over a message that it has received: what that took is not known here.
         spans = (0.0, parsed - started, answer.queue_s, answer.batch_s, answer.compute_s, encoded_s)
         served.metrics.answered(*spans, cached=answer.cached)
+        if self._exporter is not None:
+            self._export(self._exporter, served, context, time.perf_counter() - started, spans)
         return message
+
+    @staticmethod
+    def _export(
+        exporter: Exporter, served: ServedModel, context: Context, seconds: float, spans: tuple[float, ...]
+    ) -> None:
+        given = dict(context.invocation_metadata() or ()).get("traceparent", "")
+        trace = continue_trace(given.encode() if isinstance(given, str) else given) or begin_trace(exporter)
+        told = {"rpc.system": "grpc", "aimass.endpoint": served.source.endpoint, "aimass.model": served.source.model}
+        told |= {"aimass.version": served.version, "aimass.variant": served.source.variant}
+        phases = list(zip(PHASES, spans, strict=True))
+        export(exporter, trace, "inference.GRPCInferenceService/ModelInfer", seconds, 200, told, phases)
 
     def _served(self, name: str, version: str) -> ServedModel:
         return self._host.lookup(name, version or None)

@@ -5,6 +5,7 @@ A request through FastAPI's routing and dependencies costs several times what th
 """
 
 import logging
+import time
 
 from app.core.errors import AimassError
 from app.gateway.predict.exchange import ClientGone, Exchange, MethodNotAllowed
@@ -12,9 +13,11 @@ from app.gateway.predict.oip import OipApi
 from app.gateway.predict.ports import AsgiApp, Authenticator, Receive, Repository, Scope, Send
 from app.gateway.predict.rest import PredictApi
 from app.gateway.predict.v1 import V1Api
-from app.gateway.trace import name_request
+from app.gateway.trace import begin_trace, export, name_request
 from app.serving.host import Host
 from app.settings import ServingSettings
+from app.telemetry.metrics import PHASES
+from app.telemetry.spans import Exporter
 
 _log = logging.getLogger(__name__)
 _PREFIX, _SUFFIX = "/api/v1/endpoints/", "/predict"
@@ -25,11 +28,18 @@ class Dispatcher:
     """Matches the prediction paths; `inner` gets all others, the lifespan and web sockets."""
 
     def __init__(
-        self, inner: AsgiApp, host: Host, auth: Authenticator, repository: Repository, settings: ServingSettings
+        self,
+        inner: AsgiApp,
+        host: Host,
+        auth: Authenticator,
+        repository: Repository,
+        settings: ServingSettings,
+        exporter: Exporter | None = None,
     ) -> None:
         self._inner = inner
         self._host = host
         self._auth = auth
+        self._exporter = exporter
         max_body = settings.max_body_mb << 20
         self._rest = PredictApi(host, max_body)
         self._oip = OipApi(host, repository, max_body)
@@ -46,6 +56,8 @@ class Dispatcher:
             await self._inner(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send)
+        if self._exporter is not None and exchange.trace is None:
+            exchange.trace = begin_trace(self._exporter)
         try:
             other = self._v1 if path.startswith("/v1/") else self._oip
             needed = "predict" if endpoint is not None else other.scope(path)
@@ -59,6 +71,8 @@ class Dispatcher:
                 await self._rest.predict(exchange, endpoint)
         except Exception as error:  # noqa: BLE001 - each becomes an answer
             await self._failed(exchange, error, oip=endpoint is None)
+        if self._exporter is not None:
+            _export(self._exporter, exchange)
 
     async def _failed(self, exchange: Exchange, error: Exception, *, oip: bool) -> None:
         """Make an error the answer, and count it."""
@@ -80,3 +94,19 @@ class Dispatcher:
             self._host.metrics.refused[code] += 1
         else:
             exchange.metrics.statuses[exchange.status] += 1
+
+
+def _export(exporter: Exporter, exchange: Exchange) -> None:
+    """The request as a span: named by its route, so that all requests to all models are one name."""
+    trace, counted, route = exchange.trace, exchange.metrics, exchange.path
+    if trace is None:
+        return
+    told = {"http.request.method": exchange.method, "url.path": route, "aimass.request_id": exchange.request_id}
+    if counted is not None:
+        endpoint, version, variant = counted.labels
+        told |= {"aimass.endpoint": endpoint, "aimass.model": counted.model, "aimass.version": version}
+        told["aimass.variant"] = variant
+        route = route.replace(f"/{endpoint}", "/{name}", 1)
+    phases = list(zip(PHASES, exchange.phases, strict=False))  # none of a request that failed
+    seconds = time.perf_counter() - exchange.started
+    export(exporter, trace, f"{exchange.method} {route}", seconds, exchange.status, told, phases)

@@ -49,6 +49,7 @@ class Exchange:
         "method",
         "metrics",
         "path",
+        "phases",
         "receive",
         "received",
         "request_id",
@@ -74,6 +75,7 @@ class Exchange:
         traceparent = headers.get(b"traceparent")
         self.trace: Trace | None = continue_trace(traceparent) if traceparent else None
         self.status = 0
+        self.phases: tuple[float, ...] = ()  # of a prediction that was answered, in the order of PHASES, in seconds
         self.metrics: ModelMetrics | None = None  # of the model that the request is for, once it is found
 
     def key(self) -> bytes:

@@ -76,6 +76,7 @@ def record(exchange: Exchange, served: ServedModel, answer: Answer, parsed: floa
         answer.compute_s,
         encoded - computed,
     )
+    exchange.phases = spans
     served.metrics.answered(*spans, cached=answer.cached)
     if exchange.headers.get(b"x-server-timing") != b"1":
         return []
