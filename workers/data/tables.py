@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -195,13 +194,3 @@ def rows_of_columns(frame: pl.DataFrame, names: Sequence[str]) -> pl.Series:
     """The rows of some columns, each as one value that can be compared."""
     plain = [frame[name].alias(str(i)) for i, name in enumerate(names)]  # some names are patterns to polars
     return pl.DataFrame(plain).to_struct("")
-
-
-def instance_schema(columns: Sequence[Column]) -> dict[str, Any]:
-    """JSON schema of one instance."""
-    if columns[0].type == "image":
-        return {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}
-    words = {"number": "number", "integer": "number", "boolean": "boolean", "category": "string"}
-    properties = {c.name: {"type": [words[c.type], "null"] if c.nullable else words[c.type]} for c in columns}
-    required = [c.name for c in columns if not c.nullable]
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

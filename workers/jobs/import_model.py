@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.core.signature import Signature
+from app.core.instance_schema import instance_schema
 from app.core.version_folder import CARD, MODEL
 from app.specs.jobs import ImportSpec
 from workers.context import JobContext
@@ -90,18 +90,3 @@ def _rows(found: FirstRun, count: int) -> dict[str, npt.NDArray[Any]]:
     if not found.signature.batched:
         return found.inputs
     return {name: np.resize(array, (count, *array.shape[1:])) for name, array in found.inputs.items()}
-
-
-def instance_schema(signature: Signature) -> dict[str, Any]:
-    """JSON schema of one instance: nested lists by input, or the list alone when there is one input."""
-    words = {"BOOL": "boolean", "BYTES": "string"}
-    properties: dict[str, Any] = {}
-    for tensor in signature.inputs:
-        kind = "integer" if "INT" in tensor.datatype else words.get(tensor.datatype, "number")
-        schema: dict[str, Any] = {"type": kind}
-        for size in reversed(tensor.shape[1:] if signature.batched else tensor.shape):
-            bounds = {} if size < 0 else {"minItems": size, "maxItems": size}
-            schema = {"type": "array", "items": schema, **bounds}
-        properties[tensor.name] = schema
-    whole = {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
-    return {"anyOf": [whole, *properties.values()]} if len(properties) == 1 else whole

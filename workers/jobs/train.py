@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from app.core.instance_schema import instance_schema
 from app.core.version_folder import CARD, MODEL, SKETCH, SPLIT
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.compression.variants import Compressor
 from workers.context import JobContext
 from workers.data.prepare import Prepared, prepare
-from workers.data.tables import instance_schema
 from workers.evaluation.leaks import leak_hints
 from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, order, positive_class
 from workers.evaluation.sketch import make_sketch
@@ -71,7 +71,7 @@ def run(job: JobContext) -> dict[str, Any]:
         "metrics": metrics["test"],
         "main_metric": main,
         "signature": prepared.signature.to_json(),
-        "schema": instance_schema(prepared.signature.columns),
+        "schema": instance_schema(prepared.signature),
         "environment": environment(threads, device),
         "seed": spec.training.seed,
         "variants": [variant.to_json() for variant in variants],

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
-from app.core.signature import Column, Signature, Tensor
+from app.core.instance_schema import instance_schema, prediction_schema
+from app.core.signature import Column
 from app.core.version_folder import GOLDEN
 from app.gateway.predict.openapi import predict_operation
 from app.gateway.predict.openapi_schemas import Json, object_of
@@ -15,15 +16,6 @@ from app.serving.host import ServedModel
 from app.serving.images import encode_image
 
 _MAX_EXAMPLE = 4096  # elements of an example; larger ones would make the document unreadable
-_TYPES = {"number": "number", "integer": "integer", "boolean": "boolean", "category": "string"}
-_TENSOR_TYPES = {
-    "BOOL": "boolean",
-    "BYTES": "string",
-    "FP16": "number",
-    "BF16": "number",
-    "FP32": "number",
-    "FP64": "number",
-}
 
 
 def with_models(document: Json, models: Iterable[ServedModel]) -> Json:
@@ -37,7 +29,7 @@ def with_models(document: Json, models: Iterable[ServedModel]) -> Json:
 
 def _operation(served: ServedModel, name: str) -> Json:
     source, signature = served.source, served.signature
-    instance = _instance_schema(signature)
+    instance = instance_schema(signature)
     body: Json = {"schema": object_of({"instances": _list(instance)}, ["instances"], additionalProperties=False)}
     if (example := _example(served)) is not None:
         body["example"] = {"instances": [example]}
@@ -45,7 +37,7 @@ def _operation(served: ServedModel, name: str) -> Json:
     answered = operation["responses"]["200"]["content"]["application/json"]
     answered["schema"] = object_of(
         {
-            "predictions": _list(_prediction_schema(signature)),
+            "predictions": _list(prediction_schema(signature)),
             "model": {"const": source.model},
             "version": {"const": source.version},
             "variant": {"const": source.variant},
@@ -62,53 +54,6 @@ def _operation(served: ServedModel, name: str) -> Json:
 
 def _list(items: Json) -> Json:
     return {"type": "array", "minItems": 1, "items": items}
-
-
-def _instance_schema(signature: Signature) -> Json:
-    if signature.task == "inference":
-        nested = {tensor.name: _nested(tensor, batched=signature.batched) for tensor in signature.inputs}
-        whole = object_of(nested, list(nested), additionalProperties=False)
-        return {"anyOf": [whole, next(iter(nested.values()))]} if len(nested) == 1 else whole
-    image = next((column for column in signature.columns if column.type == "image"), None)
-    if image is not None:
-        picture: Json = {
-            "anyOf": [
-                {"type": "string", "contentEncoding": "base64", "description": "an encoded picture, in base64"},
-                {"type": "array", "items": {}, "description": "pixels 0-255, [H][W] or [C][H][W]"},
-            ]
-        }
-        return {"anyOf": [*picture["anyOf"], object_of({image.name: picture}, [image.name])]}
-    columns = {column.name: _column(column) for column in signature.columns}
-    return object_of(columns, list(columns), additionalProperties=False)
-
-
-def _column(column: Column) -> Json:
-    kind = _TYPES[column.type]
-    if column.nullable:
-        return {"type": [kind, "null"], "description": "null: missing"}
-    return {"type": kind}
-
-
-def _nested(tensor: Tensor, *, batched: bool) -> Json:
-    schema: Json = {"type": _TENSOR_TYPES.get(tensor.datatype, "integer")}
-    if schema["type"] == "number":
-        schema = {"type": ["number", "null"], "description": "null: NaN"}
-    for size in reversed(tensor.shape[1:] if batched else tensor.shape):
-        bounds = {} if size < 0 else {"minItems": size, "maxItems": size}
-        schema = {"type": "array", "items": schema, **bounds}
-    return schema
-
-
-def _prediction_schema(signature: Signature) -> Json:
-    number: Json = {"type": ["number", "null"]}
-    if signature.task == "inference":
-        nested = {tensor.name: _nested(tensor, batched=signature.batched) for tensor in signature.outputs}
-        return object_of(nested, list(nested))
-    if signature.task == "regression":
-        return object_of({"value": number}, ["value"])
-    probabilities = object_of(dict.fromkeys(signature.classes, number), list(signature.classes))
-    label = {"type": "string", "enum": list(signature.classes)}
-    return object_of({"label": label, "probabilities": probabilities}, ["label", "probabilities"])
 
 
 def _example(served: ServedModel) -> Any:  # noqa: ANN401 - any JSON
