@@ -3,6 +3,9 @@
 uvicorn takes the head and the body of an answer in two messages and writes them apart, which uvloop makes two system
 calls: at high rates a fifth of a request's time. Use this one as `uvicorn.Config(app, http=JoiningProtocol)`; it offers
 the ASGI extension WHOLE_ANSWER, and everything else is uvicorn's.
+
+It also knows what its client owes the server, for app.gateway.patience; uvicorn itself waits for ever for the rest of a
+request that has begun.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,6 +20,8 @@ from app.gateway.predict.ports import Send
 WHOLE_ANSWER = "aimass.whole_answer"
 WholeAnswer = Callable[[Send, int, Iterable[tuple[bytes, bytes]], bytes], bool]
 _LARGE = 64 * 1024  # bytes; copying more to join it costs more than the call
+BODY_STEP = 64 * 1024  # bytes of a body that count as progress
+_TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 def _answer(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
@@ -57,7 +62,43 @@ _EXTENSIONS: dict[str, WholeAnswer] = {WHOLE_ANSWER: _answer}
 class JoiningProtocol(HttpToolsProtocol):
     """HTTP/1.1 by httptools that offers WHOLE_ANSWER."""
 
+    begun = 0  # requests
+    received = 0  # bytes of their bodies
+
     def on_message_begin(self) -> None:
         """Offer the extension to the request that begins."""
         super().on_message_begin()
         cast("dict[str, Any]", self.scope)["extensions"] = _EXTENSIONS
+        self.begun += 1
+
+    def on_body(self, body: bytes) -> None:
+        """Count it."""
+        self.received += len(body)
+        super().on_body(body)
+
+    def awaited(self) -> object | None:
+        """What the client owes the server, equal for as long as it makes no progress; None if it owes nothing."""
+        if self.transport.is_closing():  # an answer that the client does not fetch
+            return "close", self.transport.get_write_buffer_size()
+        cycle: RequestResponseCycle | None = self.cycle
+        if not self.begun or "path" not in self.scope:
+            busy = cycle is not None and not cycle.response_complete  # with the request before
+            return None if busy else ("head", self.begun)
+        if self.timeout_keep_alive_task is not None:
+            return None  # between two requests, where uvicorn's own timer runs
+        if self.cycle.response_complete or (self.cycle.more_body and not self._kept_waiting()):
+            return "body", self.begun, self.received // BODY_STEP
+        return None
+
+    def _kept_waiting(self) -> bool:
+        """True if it is the server that does not take the rest of the body yet."""
+        return self.flow.read_paused or self.cycle.waiting_for_100_continue or bool(self.pipeline)
+
+    def expire(self) -> None:
+        """Close the connection of a client that did not send what it owed; 408 if no answer to it has begun."""
+        if self.transport.is_closing():
+            self.transport.abort()
+            return
+        if self.begun and ("path" not in self.scope or not self.cycle.response_started):
+            self.transport.write(_TIMED_OUT)
+        self.transport.close()

@@ -1,0 +1,166 @@
+"""Who owes the server what, and for how long it is borne."""
+
+import asyncio
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from app.gateway.patience import Patience
+from app.gateway.predict.protocol import BODY_STEP, JoiningProtocol
+
+LIMIT_S = 30.0
+HEAD = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is written; the peer takes nothing from `unsent` on its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.unsent = 0
+        self.closed = self.aborted = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Client:
+    """One connection to an application that reads the whole body, or answers before it."""
+
+    def __init__(self, *, early: bool = False, answers: bool = True) -> None:
+        config = uvicorn.Config(self._app, interface="asgi3", log_config=None, access_log=False)
+        config.load()
+        self._early, self._answers = early, answers
+        self.protocol, self.wire = JoiningProtocol(config, ServerState(), {}), Wire()
+        self.protocol.connection_made(self.wire)
+        self.patience = Patience(lambda: [self.protocol], LIMIT_S)
+
+    async def _app(self, _scope: Any, receive: Any, send: Any) -> None:
+        while not self._early and (await receive()).get("more_body"):
+            pass
+        if not self._answers:
+            await asyncio.Event().wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def send(self, data: bytes) -> None:
+        self.protocol.data_received(data)
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def closed_at(self, now: float) -> bool:
+        return await self.patience.look(now) == 1
+
+    def end(self) -> None:
+        if self.protocol.timeout_keep_alive_task:
+            self.protocol.timeout_keep_alive_task.cancel()
+
+
+async def test_a_connection_that_says_nothing_is_closed_without_a_word():
+    client = Client()
+    assert not await client.closed_at(100.0)
+    assert not await client.closed_at(100.0 + LIMIT_S - 1)
+    assert await client.closed_at(100.0 + LIMIT_S)
+    assert (client.wire.closed, client.wire.written) == (True, b"")
+
+
+async def test_a_head_that_trickles_is_closed_with_408():
+    client = Client()
+    for second, byte in enumerate(b"GET /x HTTP/1.1\r\nHost: hhhhh"):
+        await client.send(bytes([byte]))
+        assert not await client.closed_at(second)
+    assert await client.closed_at(LIMIT_S)
+    assert client.wire.written.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_each_request_has_its_own_time():
+    client = Client()
+    for turn in range(10):
+        now = turn * LIMIT_S * 0.9
+        await client.send((HEAD % 2)[:10])
+        assert not await client.closed_at(now)
+        await client.send((HEAD % 2)[10:] + b"ab")
+        assert not await client.closed_at(now)
+    assert client.wire.written.count(b"200 OK") == 10
+    client.end()
+
+
+async def test_between_two_requests_uvicorns_timer_runs_alone():
+    client = Client()
+    await client.send(HEAD % 2 + b"ab")
+    for now in (0.0, LIMIT_S, 3 * LIMIT_S):
+        assert not await client.closed_at(now)
+    client.end()
+
+
+async def test_a_body_that_trickles_is_closed_with_408():
+    client = Client()
+    await client.send(HEAD % 1_000_000)
+    assert not await client.closed_at(0.0)
+    await client.send(b"x")
+    assert not await client.closed_at(LIMIT_S - 1)
+    await client.send(b"x")
+    assert await client.closed_at(LIMIT_S)
+    assert client.wire.written.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_long_body_may_take_as_long_as_it_goes_on():
+    client = Client()
+    await client.send(HEAD % (20 * BODY_STEP))
+    for turn in range(20):
+        assert not await client.closed_at(turn * LIMIT_S * 0.9)
+        await client.send(b"x" * BODY_STEP)
+    assert client.wire.written.startswith(b"HTTP/1.1 200 ")
+    client.end()
+
+
+@pytest.mark.parametrize("rest", [b"x", b"x" * 100])
+async def test_the_rest_of_a_body_that_was_answered_early_is_not_waited_for_for_ever(rest: bytes):
+    client = Client(early=True)
+    await client.send(HEAD % 1000)
+    assert client.wire.written.startswith(b"HTTP/1.1 200 ")
+    await client.send(rest)  # ends uvicorn's own timer
+    assert not await client.closed_at(0.0)
+    assert await client.closed_at(LIMIT_S)
+    assert client.wire.written.count(b"HTTP/1.1") == 1
+
+
+async def test_whoever_waits_for_an_answer_owes_nothing():
+    client = Client(answers=False)
+    await client.send(HEAD % 2 + b"ab")
+    for now in (0.0, LIMIT_S, 3 * LIMIT_S):
+        assert not await client.closed_at(now)
+    await client.send(b"GET /")  # and may begin the next request meanwhile
+    for now in (3 * LIMIT_S, 5 * LIMIT_S):
+        assert not await client.closed_at(now)
+    [task] = client.protocol.tasks
+    task.cancel()
+
+
+async def test_an_answer_that_is_not_fetched_is_given_up():
+    client = Client()
+    client.wire.closed, client.wire.unsent = True, 5000
+    assert not await client.closed_at(0.0)
+    client.wire.unsent = 4000
+    assert not await client.closed_at(LIMIT_S)
+    assert await client.closed_at(2 * LIMIT_S)
+    assert client.wire.aborted
