@@ -75,6 +75,13 @@ class GatewaySettings(BaseSettings):
     max_upload_mb: Annotated[int, Field(ge=1, description="largest data set upload, MiB")] = 8192
     max_body_mb: Annotated[int, Field(ge=1, description="largest JSON body of the REST API, MiB")] = 4
     drain_s: Annotated[float, Field(ge=0, description="time that open requests have to end at shutdown")] = 10.0
+    processes: Annotated[int, Field(ge=1, le=256, description="gateway processes of `aimass up`, on one port")] = 1
+    follow_s: Annotated[
+        float, Field(ge=0, description="longest that a change of an endpoint waits for the other gateway processes")
+    ] = 10.0
+    request_timeout_s: Annotated[
+        float, Field(gt=0, description="time to send the head of a request, then each 64 KiB of its body, before 408")
+    ] = 30.0
 
 
 class ServingSettings(BaseSettings):
@@ -87,7 +94,10 @@ class ServingSettings(BaseSettings):
         int, Field(ge=1, description="rows that may wait per endpoint before 429; an endpoint may set its own")
     ] = 2048
     threads: Annotated[
-        int, Field(ge=0, description="cores for all models together; 0: all that this process may use")
+        int,
+        Field(
+            ge=0, description="cores for all models together; 0: all that this process may use, or its share of them"
+        ),
     ] = 0
     poll_s: Annotated[
         float, Field(gt=0, description="how often endpoints are compared with the registry, should a notice be lost")
@@ -193,6 +203,10 @@ class Settings(BaseSettings):
     def signing_key_file(self) -> Path:
         """Where the signing key is, with the embedded default filled in."""
         return Path(self.signing.key_file) if self.signing.key_file else self.data_dir.resolve() / "signing.key"
+
+    def gateway_socket(self, number: int) -> Path:
+        """Where the launcher's gateway process of this number alone answers, whoever else shares its port."""
+        return self.data_dir.resolve() / f"gateway-{number}.sock"
 
 
 def describe() -> list[tuple[str, str, str]]:

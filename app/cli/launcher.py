@@ -21,7 +21,7 @@ from types import FrameType
 import httpx
 
 from app.cli.prepare import first_key
-from app.cli.valkey import find_server, server_command
+from app.cli.valkey import check_socket_path, find_server, server_command
 from app.core.errors import Misconfigured
 from app.registry.migrate import upgrade
 from app.services.check_settings import check_settings
@@ -133,9 +133,9 @@ class Launcher:
             asyncio.run(open_platform(self._settings).close())  # says which address is wrong, before any child does
             upgrade(self._settings.database_url)
             self._make_first_key()
-            url = self._start_gateway(listener, grpc_port)
+            url = self._start_gateways(listener, grpc_port)
             self._start_workers()
-            if self._wait_ready(url):
+            if self._wait_ready():
                 grpc_url = "" if grpc_port < 0 else f" grpc://{url_host(self._settings.gateway.host)}:{grpc_port}"
                 sys.stdout.write(f"ready {url}{grpc_url}\n")
                 sys.stdout.flush()
@@ -197,10 +197,17 @@ class Launcher:
         self._grpc_port = bind(gateway.host, port, "AIMASS_GATEWAY_GRPC_PORT", share=True)
         return port
 
-    def _start_gateway(self, listener: socket.socket, grpc_port: int) -> str:
-        command = [sys.executable, "-m", "app.gateway.main", "--fd", str(listener.fileno())]
+    def _start_gateways(self, listener: socket.socket, grpc_port: int) -> str:
+        fd = listener.fileno()
+        gateway, serving = self._settings.gateway, self._settings.serving
         environment = {"AIMASS_GATEWAY_GRPC_PORT": str(grpc_port)}
-        self._add(Child("gateway", command, environment, pass_fds=(listener.fileno(),)))
+        if not serving.threads:  # processes that each took all cores would be in each other's way
+            cores = len(os.sched_getaffinity(0)) // gateway.processes
+            environment["AIMASS_SERVING_THREADS"] = str(max(1, cores))
+        for number in range(gateway.processes):
+            check_socket_path(self._settings.gateway_socket(number))
+            command = [sys.executable, "-m", "app.gateway.main", "--fd", str(fd), "--number", str(number)]
+            self._add(Child(f"gateway {number}", command, environment, pass_fds=(fd,)))
         return f"http://{url_host(self._settings.gateway.host)}:{listener.getsockname()[1]}"
 
     def _start_workers(self) -> None:
@@ -213,23 +220,21 @@ class Launcher:
             environment = {"AIMASS_WORKER_DEVICE": device}
             self._add(Child(f"worker {number} ({device})", [sys.executable, "-m", "workers.agent"], environment))
 
-    def _wait_ready(self, url: str) -> bool:
-        """True once /readyz is 200; False if a signal came first. Misconfigured, with what is missing, in the end."""
+    def _wait_ready(self) -> bool:
+        """True once every gateway is ready; False if a signal came first. Misconfigured, with what is missing, at last.
+
+        Each is asked at its own socket: at the common one, it would be chance who answers.
+        """
         deadline = time.monotonic() + READY_WITHIN_S
-        missing = "no answer"
-        while not self._stopping:
-            try:
-                answer = httpx.get(f"{url}/readyz", timeout=2.0)
-                if answer.status_code == httpx.codes.OK:
-                    return True
-                missing = answer.text
-            except httpx.HTTPError:
-                pass
-            if time.monotonic() > deadline:
-                raise Misconfigured(f"the gateway is not ready after {READY_WITHIN_S:g} s: {missing}")
-            self._check_children()
-            time.sleep(0.05)
-        return False
+        for number in range(self._settings.gateway.processes):
+            while (missing := _not_ready(self._settings.gateway_socket(number))) is not None:
+                if self._stopping:
+                    return False
+                if time.monotonic() > deadline:
+                    raise Misconfigured(f"gateway {number} is not ready after {READY_WITHIN_S:g} s: {missing}")
+                self._check_children()
+                time.sleep(0.05)
+        return not self._stopping
 
     def _watch(self) -> None:
         while not self._stopping:
@@ -241,15 +246,18 @@ class Launcher:
             child.check()
 
     def _stop_all(self) -> None:
-        """Workers first, all at once; then the others in the reverse order of their start."""
-        workers = [child for child in self._children if child.name.startswith("worker")]
-        for child in workers:
-            if child.process is not None:
-                child.process.terminate()
-        for child in workers:
-            child.stop(self._settings.worker.grace_s + 10)
-        for child in reversed([child for child in self._children if child not in workers]):
-            child.stop(self._settings.gateway.drain_s + 10)
+        """Workers first, then gateways, then the rest; those of a kind all at once."""
+        for kind, wait_s in (
+            ("worker", self._settings.worker.grace_s),
+            ("gateway", self._settings.gateway.drain_s),
+            ("", 0.0),
+        ):
+            children = [child for child in self._children if child.name.startswith(kind)]
+            for child in children:
+                if child.process is not None:
+                    child.process.terminate()
+            for child in children:
+                child.stop(wait_s + 10)
 
 
 def bind(host: str, port: int, setting: str, *, share: bool = False) -> socket.socket:
@@ -269,6 +277,16 @@ def bind(host: str, port: int, setting: str, *, share: bool = False) -> socket.s
 def url_host(host: str) -> str:
     """A host as URLs write it."""
     return f"[{host}]" if ":" in host else host
+
+
+def _not_ready(gateway: Path) -> str | None:
+    """What the gateway at this socket lacks; None if nothing."""
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(gateway)), timeout=2.0) as client:
+            answer = client.get("http://gateway/readyz")
+    except httpx.HTTPError:
+        return "no answer"
+    return None if answer.status_code == httpx.codes.OK else answer.text
 
 
 def _answers(path: Path) -> bool:

@@ -25,12 +25,15 @@ def find_server() -> str:
     return str(get_binary_path())
 
 
+def check_socket_path(socket_path: Path) -> None:
+    """Misconfigured if the kernel would not take the path of a socket in the data folder."""
+    if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH:
+        raise Misconfigured(f"AIMASS_DATA_DIR is too long for a socket in it: {socket_path}; choose another")
+
+
 def server_command(server: str, folder: Path, socket_path: Path) -> list[str]:
     """The command that runs `server` on a unix socket, with what it holds kept in `folder`."""
-    if len(os.fsencode(socket_path)) > MAX_SOCKET_PATH:
-        raise Misconfigured(
-            f"AIMASS_DATA_DIR is too long for a socket in it: {socket_path}; choose another or set AIMASS_REDIS_URL"
-        )
+    check_socket_path(socket_path)
     folder.mkdir(parents=True, exist_ok=True)
     options = {
         "port": "0",

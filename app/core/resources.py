@@ -8,6 +8,7 @@ T = TypeVar("T")
 DatasetState = Literal["ingesting", "ready", "failed"]
 VariantState = Literal["accepted", "rejected"]
 BASE_VARIANT = "fp32"
+Generation = tuple[float, int]
 SAME_SPEED = 0.05  # throughputs this close are one to a benchmark that shares its machine
 
 
@@ -138,9 +139,17 @@ class Endpoint:
     updated_at: float
 
     @property
-    def generation(self) -> tuple[float, int]:
-        """Differs for every state that the name ever had: one that is deleted and made again starts at revision 1."""
+    def generation(self) -> Generation:
+        """Grows with every state that the name ever had: one that is deleted and made again starts at revision 1."""
         return self.created_at, self.revision
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a gateway process has made of an endpoint: the generation that it tried last, and why that failed, if so."""
+
+    generation: Generation
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,7 +29,9 @@ from app.gateway.models import endpoints as models
 from app.gateway.predict.dispatcher import Dispatcher
 from app.gateway.predict.openapi import document as document_predictions
 from app.gateway.probes import endpoints as probes
+from app.gateway.probes.exposition import Exposition
 from app.gateway.probes.jobs import JobMetrics
+from app.gateway.processes import Processes
 from app.services.platform import Platform, open_platform
 from app.services.reconcile import reconcile_queue
 from app.serving.host import Host
@@ -55,18 +58,20 @@ Errors of `/api/v1` are RFC 9457 problems with a stable `code`; long work answer
 """
 
 
-def create_app(settings: Settings) -> Dispatcher:
-    """The ASGI application: predictions in front, FastAPI behind."""
+def create_app(settings: Settings, number: int | None = None) -> Dispatcher:
+    """The ASGI application: predictions in front, FastAPI behind. `number` is this process's place under a launcher."""
     platform = open_platform(settings)
     metrics = CollectorRegistry()
     host = Host(settings.serving, ServingMetrics(metrics))
+    processes = Processes(platform, number)
     state = Gateway(
         platform=platform,
         host=host,
         keys=KeyCache(platform),
-        loader=Loader(platform, host),
-        metrics=metrics,
-        job_metrics=JobMetrics(platform, metrics),
+        loader=Loader(platform, host, processes),
+        processes=processes,
+        exposition=Exposition(metrics, number or 0, _beside(settings, number)),
+        job_metrics=JobMetrics(platform),
         exporter=_exporter(settings.telemetry),
     )
     api = FastAPI(
@@ -94,13 +99,22 @@ def _exporter(settings: TelemetrySettings) -> Exporter | None:
     return Tracing(settings)
 
 
+def _beside(settings: Settings, number: int | None) -> dict[int, Path]:
+    """Where the launcher's other gateway processes answer."""
+    if number is None:
+        return {}
+    return {n: settings.gateway_socket(n) for n in range(settings.gateway.processes) if n != number}
+
+
 def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(AimassError):  # without a registry it starts all the same, and /readyz says why
+            await state.processes.join()
             await state.loader.sync()
         tasks = [
             asyncio.create_task(state.loader.run(), name="loader"),
+            asyncio.create_task(state.processes.run(state.loader.report_all), name="heartbeat"),
             asyncio.create_task(_reconcile(state.platform), name="reconcile"),
         ]
         grpc = _grpc_server(state)
@@ -114,6 +128,7 @@ def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await state.processes.leave()
             await state.host.close()
             if state.exporter is not None:
                 await asyncio.to_thread(state.exporter.close)

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
-from prometheus_client import CollectorRegistry
 
 from app.core.errors import InvalidInput, Unauthenticated
 from app.core.principal import Principal, Scope
 from app.gateway.auth import KeyCache
 from app.gateway.loading import Loader
+from app.gateway.probes.exposition import Exposition
 from app.gateway.probes.jobs import JobMetrics
+from app.gateway.processes import Processes
 from app.services.idempotent import MAX_KEY_LENGTH, Once, once
 from app.services.platform import Platform
 from app.serving.host import Host
@@ -33,7 +34,8 @@ class Gateway:
     host: Host
     keys: KeyCache
     loader: Loader
-    metrics: CollectorRegistry
+    processes: Processes
+    exposition: Exposition
     job_metrics: JobMetrics
     exporter: Exporter | None
 

@@ -3,11 +3,13 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.core.errors import AimassError, Unavailable
-from app.core.resources import Endpoint
+from app.core.resources import Applied, Endpoint
 from app.gateway.predict.ports import Listed
+from app.gateway.processes import Processes, Standing, stand
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.models import ModelReader, ModelWriter
@@ -21,49 +23,74 @@ from app.specs.endpoints import EndpointSpec
 log = logging.getLogger("aimass.loading")
 _REPOSITORY_STATES = {"ready": "READY", "loading": "LOADING", "unloaded": "UNAVAILABLE", "failed": "UNAVAILABLE"}
 _REASONS = {"unloaded": "unloaded"}
+_ASK_S = (0.02, 0.05, 0.1, 0.2)  # between two looks at whether the other processes have followed
+_RETRY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
-    """What this process knows of one endpoint."""
+class Change:
+    """An endpoint as it was just written, and what the processes have made of it."""
 
-    generation: tuple[float, int] | None  # None: to be tried again
-    error: str | None = None
+    endpoint: Endpoint
+    new: bool
+    standing: Standing
 
 
 class Loader:
-    """Loads what the registry names, swaps it in, and lets go of what it no longer names. One change at a time."""
+    """Loads what the registry names, swaps it in, and lets go of what it no longer names. One change at a time.
 
-    def __init__(self, platform: Platform, host: Host) -> None:
+    A change is made by one process and followed by the others: whoever makes it waits for them, within a bound.
+    """
+
+    def __init__(self, platform: Platform, host: Host, processes: Processes) -> None:
         self._platform = platform
         self._host = host
-        self._known: dict[str, Loading] = {}
+        self._processes = processes
+        self._known: dict[str, Applied] = {}
+        self._again: set[str] = set()  # could not be loaded for a reason that passes: the next sync tries
+        self._unreported: set[str] = set()
         self._lock = asyncio.Lock()
         self._noticed = asyncio.Event()
         self.synced = False
 
-    def state(self, endpoint: Endpoint) -> tuple[str, str | None]:
-        """(`ready`, `unloaded`, `loading` or `failed`, why) of an endpoint in this process."""
-        known = self._known.get(endpoint.name)
-        if known is None or known.generation != endpoint.generation:
-            return "loading", None
-        if known.error:
-            return "failed", known.error
-        return ("ready" if endpoint.spec.get("loaded", True) else "unloaded"), None
+    async def standings(self, endpoints: Sequence[Endpoint]) -> list[Standing]:
+        """What all gateway processes together have made of these endpoints."""
+        if not endpoints:
+            return []
+        others = await self._processes.others([endpoint.name for endpoint in endpoints])
+        return [
+            stand(endpoint, [self._known.get(endpoint.name), *(reports.get(endpoint.name) for reports in others)])
+            for endpoint in endpoints
+        ]
+
+    async def settled(self, endpoints: Sequence[Endpoint]) -> list[Standing]:
+        """As `standings`, once no process is loading them any more or `follow_s` have passed."""
+        deadline, turn = asyncio.get_running_loop().time() + self._platform.settings.gateway.follow_s, 0
+        while True:
+            standings = await self.standings(endpoints)
+            loading = any(standing.processes["loading"] for standing in standings)
+            if not loading or not await _pause(turn, deadline):
+                return standings
+            turn += 1
 
     def failures(self) -> dict[str, str]:
         """Endpoints whose latest revision could not be loaded here, and why."""
         return {name: known.error for name, known in self._known.items() if known.error}
 
-    async def put(
-        self, name: str, model: str, version: int, variant: str | None, spec: EndpointSpec
-    ) -> tuple[Endpoint, bool]:
-        """Load and prove the model, then route the endpoint to it: (the endpoint, whether it is new).
+    def report_all(self) -> None:
+        """Tell the registry anew what this process has applied: it was forgotten there."""
+        self._unreported |= set(self._known)
+        self._noticed.set()
 
-        Nothing has changed when this raises: the old version, if any, goes on serving.
+    async def put(self, name: str, model: str, version: int, variant: str | None, spec: EndpointSpec) -> Change:
+        """Load and prove the model, route the endpoint to it, and wait for the other processes to follow.
+
+        Nothing has changed when loading raises: the old version, if any, goes on serving.
         """
         async with self._lock:
-            return await self._route(name, model, version, variant, spec)
+            endpoint, new = await self._route(name, model, version, variant, spec)
+        [standing] = await self.settled([endpoint])
+        return Change(endpoint, new, standing)
 
     async def _route(
         self, name: str, model: str, version: int, variant: str | None, spec: EndpointSpec
@@ -73,8 +100,11 @@ class Loader:
             await ModelWriter(session).pin(model, version)  # it may have been deleted while it was loaded
             row = spec.model_dump(mode="json")
             endpoint, new = await EndpointWriter(session).put(name, model, version, chosen, row)
+            applied = Applied(endpoint.generation)
+            await self._processes.report(session, {name: applied})  # true in a moment: nothing below can fail
         await (self._host.swap(served) if spec.loaded else self._host.remove(name))
-        self._known[name] = Loading(endpoint.generation)
+        self._known[name] = applied
+        self._again.discard(name)
         self._host.expect(self._known)
         await self._tell(name)
         return endpoint, new
@@ -83,22 +113,30 @@ class Loader:
         """Every endpoint, as the model repository extension lists it."""
         async with self._platform.database.read() as session:
             endpoints = await EndpointReader(session).all()
-        states = [(endpoint, *self.state(endpoint)) for endpoint in endpoints]
         return [
-            Listed(endpoint.name, str(endpoint.version), _REPOSITORY_STATES[state], why or _REASONS.get(state))
-            for endpoint, state, why in states
+            Listed(
+                endpoint.name,
+                str(endpoint.version),
+                _REPOSITORY_STATES[standing.state],
+                standing.error or _REASONS.get(standing.state),
+            )
+            for endpoint, standing in zip(endpoints, await self.standings(endpoints), strict=True)
         ]
 
     async def load(self, name: str) -> None:
-        """Bring back an endpoint that was unloaded, or load it again. NotFound without one."""
+        """Bring back an endpoint that was unloaded, or load it again. NotFound without one.
+
+        Unavailable if it is loaded here and another process has not followed.
+        """
         async with self._lock:
             async with self._platform.database.read() as session:
                 endpoint = await EndpointReader(session).get(name)
             spec = EndpointSpec.model_validate(endpoint.spec).model_copy(update={"loaded": True})
-            await self._route(name, endpoint.model, endpoint.version, endpoint.variant, spec)
+            endpoint, _ = await self._route(name, endpoint.model, endpoint.version, endpoint.variant, spec)
+        _require_applied(endpoint, (await self.settled([endpoint]))[0])
 
     async def unload(self, name: str) -> None:
-        """Free the endpoint's memory, in every gateway; it stays known. NotFound without one."""
+        """Free the endpoint's memory, in every gateway; it stays known. NotFound without one; Unavailable as `load`."""
         async with self._lock:
             async with self._platform.database.write() as session:
                 endpoints = EndpointWriter(session)
@@ -106,27 +144,48 @@ class Loader:
                 endpoint, _ = await endpoints.put(
                     name, was.model, was.version, was.variant, was.spec | {"loaded": False}
                 )
+                applied = Applied(endpoint.generation)
+                await self._processes.report(session, {name: applied})
             await self._host.remove(name)
-            self._known[name] = Loading(endpoint.generation)
+            self._known[name] = applied
+            self._again.discard(name)
         await self._tell(name)
+        _require_applied(endpoint, (await self.settled([endpoint]))[0])
 
-    async def follow_alias(self, model: str, alias: str, version: int) -> None:
+    async def follow_alias(self, model: str, alias: str, version: int) -> list[Endpoint]:
         """Route the endpoints that go by the alias to the version; an error leaves the one that it meets as it was."""
         async with self._lock:
             async with self._platform.database.read() as session:
                 routed = await EndpointReader(session).routed_by(model, alias)
+            moved = []
             for endpoint in routed:
                 spec = EndpointSpec.model_validate(endpoint.spec)
-                await self._route(endpoint.name, model, version, spec.routes[0].variant, spec)
+                moved.append((await self._route(endpoint.name, model, version, spec.routes[0].variant, spec))[0])
+        return moved
 
-    async def delete(self, name: str) -> None:
-        """Remove the endpoint; requests under way are finished."""
+    async def delete(self, name: str) -> bool:
+        """Remove the endpoint; requests under way are finished. False: another process goes on serving it for now."""
         async with self._lock:
             async with self._platform.database.write() as session:
-                await EndpointWriter(session).delete(name)
+                endpoints = EndpointWriter(session)
+                endpoint = await endpoints.get(name)
+                await endpoints.delete(name)
+                await self._processes.report(session, {name: None})
             await self._forget(name)
             self._host.expect(self._known)
         await self._tell(name)
+        return await self._gone(endpoint)
+
+    async def _gone(self, endpoint: Endpoint) -> bool:
+        """True once no other process has the deleted endpoint; False if one still has after `follow_s`."""
+        deadline, turn = asyncio.get_running_loop().time() + self._platform.settings.gateway.follow_s, 0
+        while True:
+            others = [reports.get(endpoint.name) for reports in await self._processes.others([endpoint.name])]
+            if all(report is None or report.generation > endpoint.generation for report in others):
+                return True
+            if not await _pause(turn, deadline):
+                return False
+            turn += 1
 
     async def sync(self) -> None:
         """Make this process serve what the registry says. A model that cannot be loaded leaves the old one serving."""
@@ -136,9 +195,13 @@ class Loader:
             self._host.expect(endpoint.name for endpoint in endpoints)
             for name in set(self._known) - {endpoint.name for endpoint in endpoints}:
                 await self._forget(name)
+                self._unreported.add(name)
+            await self._report()
             for endpoint in endpoints:
-                if self.state(endpoint)[0] == "loading":
+                known = self._known.get(endpoint.name)
+                if known is None or known.generation != endpoint.generation or endpoint.name in self._again:
                     await self._follow(endpoint)
+                    await self._report()
             self.synced = True
             needed = {served.source.folder.name for served in self._host.models()}
             await asyncio.to_thread(remove_unused, self._platform.scratch, needed)
@@ -169,7 +232,7 @@ class Loader:
             spec = EndpointSpec.model_validate(endpoint.spec)
             if not spec.loaded:
                 await self._host.remove(endpoint.name)
-                self._known[endpoint.name] = Loading(endpoint.generation)
+                self._note(endpoint)
                 return
             served, _ = await self._load(endpoint.name, endpoint.model, endpoint.version, endpoint.variant, spec)
         except Exception as error:  # noqa: BLE001 - one endpoint that cannot be loaded must not hold up the others
@@ -181,12 +244,29 @@ class Loader:
                 endpoint.version,
                 why,
             )
-            again = isinstance(error, AimassError) and error.retryable  # the store was away, say: the next sync tries
-            self._known[endpoint.name] = Loading(None if again else endpoint.generation, why)
+            # The store was away, say.
+            self._note(endpoint, why, again=isinstance(error, AimassError) and error.retryable)
             return
         await self._host.swap(served)
-        self._known[endpoint.name] = Loading(endpoint.generation)
+        self._note(endpoint)
         log.info("endpoint=%s serves %s@%d %s", endpoint.name, endpoint.model, endpoint.version, endpoint.variant)
+
+    def _note(self, endpoint: Endpoint, error: str | None = None, *, again: bool = False) -> None:
+        self._known[endpoint.name] = Applied(endpoint.generation, error)
+        self._unreported.add(endpoint.name)
+        (self._again.add if again else self._again.discard)(endpoint.name)
+
+    async def _report(self) -> None:
+        """Tell the registry what this process has made of the endpoints that it followed."""
+        names, self._unreported = self._unreported, set()
+        if not names:
+            return
+        try:
+            async with self._platform.database.write() as session:
+                await self._processes.report(session, {name: self._known.get(name) for name in names})
+        except BaseException:
+            self._unreported |= names
+            raise
 
     async def _load(
         self, name: str, model: str, version: int, variant: str | None, spec: EndpointSpec
@@ -210,7 +290,27 @@ class Loader:
     async def _forget(self, name: str) -> None:
         await self._host.remove(name)
         self._known.pop(name, None)
+        self._again.discard(name)
 
     async def _tell(self, name: str) -> None:
         with contextlib.suppress(Unavailable):
             await self._platform.wake.publish(ENDPOINT_CHANNEL, name)
+
+
+def _require_applied(endpoint: Endpoint, standing: Standing) -> None:
+    if not standing.applied:
+        counts = standing.processes
+        raise Unavailable(
+            f"'{endpoint.name}' has changed in {counts['applied']} of {counts['total']} gateway processes; "
+            + (standing.error or "the others are on their way"),
+            retry_after_s=_RETRY_S,
+        )
+
+
+async def _pause(turn: int, deadline: float) -> bool:
+    """Wait a little, longer with each turn; False, at once, after the deadline."""
+    left_s = deadline - asyncio.get_running_loop().time()
+    if left_s <= 0:
+        return False
+    await asyncio.sleep(min(left_s, _ASK_S[min(turn, len(_ASK_S) - 1)]))
+    return True

@@ -1,4 +1,4 @@
-"""One gateway process: `python -m app.gateway.main [--fd N]`."""
+"""One gateway process: `python -m app.gateway.main [--fd N --number N]`."""
 
 import argparse
 import gc
@@ -13,6 +13,7 @@ from app.core.process import die_with_parent
 from app.gateway.app import create_app
 from app.gateway.grpc.server import check_port
 from app.gateway.predict.protocol import JoiningProtocol
+from app.gateway.server import GatewayServer, allow_connections
 from app.services.check_settings import check_settings
 from app.settings import Settings
 from app.telemetry.log import configure_logging
@@ -24,6 +25,7 @@ def main() -> None:
     """Serve until SIGTERM; with --fd on the launcher's own socket, so that a restart refuses no connection."""
     parser = argparse.ArgumentParser(prog="python -m app.gateway.main", description=__doc__)
     parser.add_argument("--fd", type=int)
+    parser.add_argument("--number", type=int, help="of this process under its launcher")
     arguments = parser.parse_args()
     parent = os.environ.pop("AIMASS_LAUNCHER_PID", None)
     if parent:
@@ -33,7 +35,7 @@ def main() -> None:
     try:
         check_settings(settings)
         check_port(settings.gateway)
-        application = create_app(settings)
+        application = create_app(settings, arguments.number)
     except Misconfigured as error:
         sys.exit(f"aimass: {error.detail}")
     config = uvicorn.Config(
@@ -52,8 +54,10 @@ def main() -> None:
         date_header=False,
     )
     sockets = [socket.socket(fileno=arguments.fd)] if arguments.fd is not None else None
+    own = settings.gateway_socket(arguments.number) if arguments.number is not None else None
+    allow_connections()
     gc.freeze()
-    uvicorn.Server(config).run(sockets)
+    GatewayServer(config, own, settings.gateway.request_timeout_s).run(sockets)
 
 
 if __name__ == "__main__":

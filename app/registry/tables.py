@@ -247,6 +247,29 @@ class WorkerRow(Base):
     seen_at: Mapped[float] = mapped_column(index=True)
 
 
+class GatewayRow(Base):
+    """A gateway process that has been seen. One that is started again in its `slot` takes its predecessor's place."""
+
+    __tablename__ = "gateways"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    slot: Mapped[str | None]
+    host: Mapped[str]
+    pid: Mapped[int]
+    started_at: Mapped[float]
+    seen_at: Mapped[float]
+
+
+class GatewayEndpointRow(Base):
+    """The generation (`created_at`, `revision`) of an endpoint that a gateway process tried last; `error`: in vain."""
+
+    __tablename__ = "gateway_endpoints"
+    endpoint: Mapped[str] = mapped_column(String(100), primary_key=True)
+    gateway_id: Mapped[str] = mapped_column(Id, primary_key=True)  # no foreign key: a late report must not fail
+    created_at: Mapped[float]
+    revision: Mapped[int]
+    error: Mapped[str | None]
+
+
 class ApiKeyRow(Base):
     """An API key; the secret itself is never stored."""
 

@@ -23,6 +23,7 @@ PREDICT_REJECTED = "aimass_predict_rejected"
 PREDICT_CACHE = "aimass_predict_cache"
 SERVING_MODEL_LOADED = "aimass_serving_model_loaded"
 JOBS = "aimass_jobs"
+GATEWAY_UP = "aimass_gateway_up"
 
 PHASES = ("receive", "parse", "queue", "batch", "compute", "encode")
 PHASE_BOUNDS_S = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 1e-2, 25e-3, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)

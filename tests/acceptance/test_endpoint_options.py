@@ -36,7 +36,7 @@ def instances() -> list[dict[str, float]]:
 
 def lookups(platform: Any) -> dict[str, float]:
     """Looks into the endpoint's cache by result, as they are scraped."""
-    pattern = r'^aimass_predict_cache_total\{endpoint="optional",result="(\w+)".*\} (\S+)$'
+    pattern = r'^aimass_predict_cache_total\{endpoint="optional",.*result="(\w+)".*\} (\S+)$'
     return {result: float(n) for result, n in re.findall(pattern, platform.client.get("/metrics").text, re.MULTILINE)}
 
 

@@ -19,6 +19,10 @@ from app.telemetry.metrics import PHASES
 
 router = APIRouter(prefix="/api/v1/endpoints", tags=["endpoints"])
 LATER = ("shadow", "replicas")
+_NOT_EVERYWHERE = (
+    "The change is made and holds in the gateway process that answers, but not (yet) in every other one: "
+    "see `state`, `error` and `processes`"
+)
 _EXAMPLE: dict[str, Any] = {"model": "churn", "routes": [{"version": 1}]}
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -31,21 +35,29 @@ _BODY: dict[str, Any] = {
 @router.put(
     "/{name}",
     operation_id="endpoints_put",
-    responses={**responses(400, 404, 409, 422, 501), 201: {"model": EndpointOut, "description": "Created"}},
+    responses={
+        **responses(400, 404, 409, 422, 501),
+        201: {"model": EndpointOut, "description": "Created"},
+        202: {"model": EndpointOut, "description": _NOT_EVERYWHERE},
+    },
     openapi_extra=_BODY,
 )
 async def put(
     name: EndpointName, response: Response, state: GatewayDep, _: Trainer, body: Annotated[dict[str, Any], Body()]
 ) -> EndpointOut:
-    """Route an endpoint to a model version. Answers once it is loaded and proven; until then nothing changes."""
+    """Route an endpoint to a model version. Answers once it is loaded and proven; until then nothing changes.
+
+    200 and 201 say that every gateway process serves it.
+    """
     spec = _parse(body)
     route = spec.routes[0]
     async with state.platform.database.read() as session:
         models = ModelReader(session)
         version = route.version or await models.resolve_alias(spec.model, route.alias or "")
-    endpoint, new = await state.loader.put(name, spec.model, version, route.variant, spec)
-    response.status_code = HTTPStatus.CREATED if new else HTTPStatus.OK
-    return EndpointOut.of(endpoint, state.loader.state(endpoint))
+    change = await state.loader.put(name, spec.model, version, route.variant, spec)
+    done = HTTPStatus.CREATED if change.new else HTTPStatus.OK
+    response.status_code = done if change.standing.applied else HTTPStatus.ACCEPTED
+    return EndpointOut.of(change.endpoint, change.standing)
 
 
 def _parse(body: dict[str, Any]) -> EndpointSpec:
@@ -72,23 +84,29 @@ async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[Endpoi
     """Endpoints by name."""
     async with state.platform.database.read() as session:
         found = await EndpointReader(session).page(page.limit, name_cursor(page))
-    return PageOf(
-        items=[EndpointOut.of(item, state.loader.state(item)) for item in found.items], next_cursor=found.next_cursor
-    )
+    standings = await state.loader.standings(found.items)
+    return PageOf(items=list(map(EndpointOut.of, found.items, standings)), next_cursor=found.next_cursor)
 
 
 @router.get("/{name}", operation_id="endpoints_get", responses=responses(404))
 async def get(name: str, state: GatewayDep, _: Reader) -> EndpointOut:
-    """One endpoint, and whether it is loaded in the gateway that answers."""
+    """One endpoint, and whether every gateway process has loaded it."""
     async with state.platform.database.read() as session:
         endpoint = await EndpointReader(session).get(name)
-    return EndpointOut.of(endpoint, state.loader.state(endpoint))
+    [standing] = await state.loader.standings([endpoint])
+    return EndpointOut.of(endpoint, standing)
 
 
-@router.delete("/{name}", status_code=204, operation_id="endpoints_delete", responses=responses(404))
-async def delete(name: str, state: GatewayDep, _: Trainer) -> None:
-    """Stop serving; requests under way are finished."""
-    await state.loader.delete(name)
+@router.delete(
+    "/{name}",
+    status_code=204,
+    operation_id="endpoints_delete",
+    responses={**responses(404), 202: {"description": "Deleted; a gateway process still answers for it"}},
+)
+async def delete(name: str, state: GatewayDep, _: Trainer) -> Response:
+    """Stop serving, in every gateway process; requests under way are finished."""
+    gone = await state.loader.delete(name)
+    return Response(status_code=HTTPStatus.NO_CONTENT if gone else HTTPStatus.ACCEPTED)
 
 
 @router.get("/{name}/stats", operation_id="endpoints_stats", responses=responses(404))

@@ -5,7 +5,17 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from app.core.resources import Endpoint
+from app.gateway.processes import Standing
 from app.gateway.schemas import Timestamp
+
+
+class ProcessesOut(BaseModel):
+    """How many gateway processes there are, and how many of them have made what of the latest revision."""
+
+    total: int
+    applied: int
+    loading: int = Field(description="still have the revision before, if any")
+    failed: int = Field(description="could not load it, and go on with the one before, if any")
 
 
 class EndpointOut(BaseModel):
@@ -15,8 +25,9 @@ class EndpointOut(BaseModel):
     model: str
     version: int
     variant: str
-    state: str = Field(description="in the gateway that answers: `loading`, `ready`, `unloaded` or `failed`")
+    state: str = Field(description="of the worst gateway process: `failed`, `loading`, or else `ready` or `unloaded`")
     error: str | None = Field(description="why the latest revision could not be loaded; the one before goes on serving")
+    processes: ProcessesOut
     routes: list[dict[str, Any]]
     batching: dict[str, Any]
     slo: dict[str, Any] | None = None
@@ -28,8 +39,8 @@ class EndpointOut(BaseModel):
     links: dict[str, str]
 
     @classmethod
-    def of(cls, endpoint: Endpoint, state: tuple[str, str | None]) -> "EndpointOut":
-        """From the registry's object and this gateway's state of it."""
+    def of(cls, endpoint: Endpoint, standing: Standing) -> "EndpointOut":
+        """From the registry's object and what the gateway processes have made of it."""
         here = f"/api/v1/endpoints/{endpoint.name}"
         return cls.model_validate(
             {
@@ -37,8 +48,9 @@ class EndpointOut(BaseModel):
                 "model": endpoint.model,
                 "version": endpoint.version,
                 "variant": endpoint.variant,
-                "state": state[0],
-                "error": state[1],
+                "state": standing.state,
+                "error": standing.error,
+                "processes": standing.processes,
                 "routes": endpoint.spec["routes"],
                 "batching": endpoint.spec.get("batching", {}),
                 "slo": endpoint.spec.get("slo"),

@@ -1,5 +1,6 @@
 """`/api/v1/models` and `/api/v1/compare`."""
 
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -196,12 +197,23 @@ async def delete(model: str, version: VersionPath, state: GatewayDep, _: Trainer
         await ModelWriter(session).delete(model, version)
 
 
-@router.put("/models/{model}/aliases/{alias}", operation_id="aliases_put", responses=responses(404, 409, 422))
-async def move_alias(model: str, alias: Name, body: AliasIn, state: GatewayDep, caller: Trainer) -> AliasOut:
+@router.put(
+    "/models/{model}/aliases/{alias}",
+    operation_id="aliases_put",
+    responses={
+        **responses(404, 409, 422),
+        202: {"model": AliasOut, "description": "Moved; a gateway process still serves the version before"},
+    },
+)
+async def move_alias(
+    model: str, alias: Name, body: AliasIn, response: Response, state: GatewayDep, caller: Trainer
+) -> AliasOut:
     """Point an alias at a version, atomically. Endpoints that route by it serve the version first, or nothing moves."""
-    await state.loader.follow_alias(model, alias, body.version)
+    routed = await state.loader.follow_alias(model, alias, body.version)
     async with state.platform.database.write() as session:
         moved = await ModelWriter(session).move_alias(model, alias, body.version, by=caller.name, reason=body.reason)
+    if not all(standing.applied for standing in await state.loader.settled(routed)):
+        response.status_code = HTTPStatus.ACCEPTED
     return AliasOut.of(moved)
 
 

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable
+from typing import Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from app.core.errors import AimassError
@@ -76,7 +77,12 @@ def _endpoints(state: Gateway) -> str:
 
 
 @router.get("/metrics", operation_id="probes_metrics", response_class=Response)
-async def metrics(state: GatewayDep) -> Response:
-    """Prometheus metrics of this process."""
-    await state.job_metrics.refresh()
-    return Response(generate_latest(state.metrics), media_type=CONTENT_TYPE_LATEST)
+async def metrics(state: GatewayDep, of: Literal["all", "this"] = "all") -> Response:
+    """Prometheus metrics of every gateway process of the launcher, labelled `process`; `of=this`: of this one alone.
+
+    A process that does not answer is told by `aimass_gateway_up`.
+    """
+    if of == "this":
+        return Response(state.exposition.own(), media_type=CONTENT_TYPE_LATEST)
+    found = await state.exposition.all() + await state.job_metrics.exposition()
+    return Response(found, media_type=CONTENT_TYPE_LATEST)

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -15,18 +15,18 @@ from app.telemetry.metrics import JOBS
 
 
 class JobMetrics(Collector):
-    """`refresh` before each scrape; without the registry the last counts stand."""
+    """The same in every gateway process; without the registry the last counts stand."""
 
-    def __init__(self, platform: Platform, registry: CollectorRegistry) -> None:
+    def __init__(self, platform: Platform) -> None:
         self._platform = platform
         self._counts: dict[tuple[str, str], int] = {}
-        registry.register(self)
 
-    async def refresh(self) -> None:
+    async def exposition(self) -> bytes:
         """Count anew."""
         with contextlib.suppress(Unavailable):
             async with self._platform.database.read() as session:
                 self._counts = await JobReader(session).counts()
+        return generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
         """The samples of the last count."""
