@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo up test lint types imports ci bench bench-serving bench-jobs quality migrate lock clean
+.PHONY: help setup demo up test lint types imports ci bench bench-serving bench-jobs bench-overload quality migrate lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-serving: $(STAMP) ## prediction speed against a plain server and the raw l
 
 bench-jobs: $(STAMP) ## the queue and the lists (needs wrk)
 	$(BIN)/python -m bench.jobs
+
+bench-overload: $(STAMP) ## four times the load that the platform can answer
+	$(BIN)/python -m bench.overload
 
 quality: $(STAMP) ## scores on ../shared/data against the references
 	$(BIN)/python bench/quality.py
