@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from app.core.errors import DeadlineExceeded, Overloaded, PayloadTooLarge
+from app.core.errors import AimassError, DeadlineExceeded, Overloaded, PayloadTooLarge
 from app.serving.pace import Pace
 from app.serving.types import Answer, Batching, Plan, Run, Tensors
 from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, take
@@ -44,6 +44,7 @@ class Batcher:
         self._waiting: deque[Pending] = deque()
         self._rows = 0  # that wait
         self._busy = 0  # lanes in use
+        self._running: dict[asyncio.Future[_Results], list[Pending]] = {}  # in lanes
         self._armed = False  # a pump is scheduled
         self._timer: asyncio.TimerHandle | None = None  # … for later
         self._ends: list[float] = []  # when the runs under way should be done
@@ -61,6 +62,17 @@ class Batcher:
         if rows <= self._limits.max_batch:  # no coroutine around it: it would be 2 % of a small request
             return self._submit(inputs, rows, deadline, priority)
         return self._in_parts(inputs, rows, deadline, priority)
+
+    def replan(self, plan: Plan) -> None:
+        """Run as the plan says from the next batch on."""
+        self._plan = plan
+
+    def abandon(self, error: AimassError) -> None:
+        """Answer everybody who waits with the error, also for a run that does not end."""
+        batches = [*self._running.values(), self._waiting]
+        for pending in [pending for batch in batches for pending in batch]:
+            if not pending.future.done():
+                pending.future.set_exception(error)
 
     async def _in_parts(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
         limit = self._limits.max_batch
@@ -172,6 +184,7 @@ class Batcher:
             end = started + self.pace.cost(sum(pending.rows for pending in batch))
             self._ends.append(end)
             job = self._loop.run_in_executor(self._executor, self._execute, run, batch)
+            self._running[job] = batch
             job.add_done_callback(partial(self._done, batch, started, end, lanes))
 
     def _next(self, budget: int) -> list[Pending]:
@@ -188,6 +201,7 @@ class Batcher:
     ) -> None:
         self._busy -= lanes
         self._ends.remove(end)
+        del self._running[job]
         self._finish(batch, started, job.result())
         self._pump()
 
@@ -231,7 +245,9 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the caller whose rows cause it
             if len(batch) == 1:
                 return [error]
-            return [result for pending in batch for result in self._execute(run, [pending])]
+            gone = [pending.future.done() for pending in batch]  # who was answered meanwhile needs no run
+            alone = [[error] if done else self._execute(run, [p]) for p, done in zip(batch, gone, strict=True)]
+            return [result for results in alone for result in results]
         else:
             return answers
 
