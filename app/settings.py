@@ -102,6 +102,19 @@ class ServingSettings(BaseSettings):
     poll_s: Annotated[
         float, Field(gt=0, description="how often endpoints are compared with the registry, should a notice be lost")
     ] = 2.0
+    memory_mb: Annotated[
+        int, Field(ge=0, description="memory for models, MiB: idle ones sleep when it is full; 0: no budget")
+    ] = 0
+    provider: Annotated[
+        str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="`cpu` or `cuda:N`: what ONNX Runtime runs models on")
+    ] = "cpu"
+    arena: Annotated[
+        bool, Field(description="keep a model's work memory between runs, rather than ask for it anew")
+    ] = True
+    run_limit_s: Annotated[float, Field(gt=0, description="a run of a model that takes longer is ended")] = 30.0
+    prove_s: Annotated[
+        float, Field(gt=0, description="a model that has not answered for so long is proven on its golden rows")
+    ] = 30.0
 
 
 class TelemetrySettings(BaseSettings):

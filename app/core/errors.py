@@ -15,6 +15,7 @@
     ├── NotBuilt                in the contract, not in this release
     ├── Overloaded              a bounded queue is full; carries retry_after_s
     ├── Unavailable             a dependency is not there now; carries retry_after_s
+    ├── InsufficientMemory      a model needs more than the budget: names both
     ├── DeadlineExceeded        the caller's time ran out before the answer
     ├── JobError                why a job ended badly
     │   ├── Crashed             its process died: retried
@@ -145,6 +146,12 @@ class Unavailable(AimassError):
 
     code = "unavailable"
     retryable = True
+
+
+class InsufficientMemory(AimassError):
+    """A model needs more memory than this process may use for models, even alone."""
+
+    code = "insufficient_memory"
 
 
 class DeadlineExceeded(AimassError):

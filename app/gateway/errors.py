@@ -31,6 +31,7 @@ STATUS: dict[str, int] = {
     "not_built": 501,
     "overloaded": 429,
     "unavailable": 503,
+    "insufficient_memory": 507,
     "deadline_exceeded": 504,
     "job_failed": 500,
     "job_crashed": 500,

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.core.errors import AimassError, Unavailable
 from app.core.resources import Applied, Endpoint
@@ -45,10 +45,12 @@ class Loader:
     def __init__(self, platform: Platform, host: Host, processes: Processes) -> None:
         self._platform = platform
         self._host = host
+        host.renew = self._renew
         self._processes = processes
         self._known: dict[str, Applied] = {}
         self._again: set[str] = set()  # could not be loaded for a reason that passes: the next sync tries
         self._unreported: set[str] = set()
+        self._outages: set[str] = set()  # that were reported
         self._lock = asyncio.Lock()
         self._noticed = asyncio.Event()
         self.synced = False
@@ -59,7 +61,7 @@ class Loader:
             return []
         others = await self._processes.others([endpoint.name for endpoint in endpoints])
         return [
-            stand(endpoint, [self._known.get(endpoint.name), *(reports.get(endpoint.name) for reports in others)])
+            stand(endpoint, [self._applied(endpoint.name), *(reports.get(endpoint.name) for reports in others)])
             for endpoint in endpoints
         ]
 
@@ -72,6 +74,11 @@ class Loader:
             if not loading or not await _pause(turn, deadline):
                 return standings
             turn += 1
+
+    def _applied(self, name: str) -> Applied | None:
+        """What this process says of an endpoint: one that was taken out has failed, although it was loaded well."""
+        known, outage = self._known.get(name), self._host.outages().get(name)
+        return replace(known, error=outage) if known is not None and known.error is None and outage else known
 
     def failures(self) -> dict[str, str]:
         """Endpoints whose latest revision could not be loaded here, and why."""
@@ -196,6 +203,9 @@ class Loader:
             for name in set(self._known) - {endpoint.name for endpoint in endpoints}:
                 await self._forget(name)
                 self._unreported.add(name)
+            outages = set(self._host.outages())
+            self._unreported |= (outages ^ self._outages) & set(self._known)
+            self._outages = outages
             await self._report()
             for endpoint in endpoints:
                 known = self._known.get(endpoint.name)
@@ -203,7 +213,7 @@ class Loader:
                     await self._follow(endpoint)
                     await self._report()
             self.synced = True
-            needed = {served.source.folder.name for served in self._host.models()}
+            needed = {source.folder.name for source in self._host.sources()}
             await asyncio.to_thread(remove_unused, self._platform.scratch, needed)
 
     async def run(self) -> None:
@@ -263,7 +273,7 @@ class Loader:
             return
         try:
             async with self._platform.database.write() as session:
-                await self._processes.report(session, {name: self._known.get(name) for name in names})
+                await self._processes.report(session, {name: self._applied(name) for name in names})
         except BaseException:
             self._unreported |= names
             raise
@@ -286,6 +296,13 @@ class Loader:
         return await self._host.load(
             ModelSource(name, model, version, chosen.name, folder, onnx, batching)
         ), chosen.name
+
+    async def _renew(self, source: ModelSource) -> ModelSource:
+        """Files of a model that slept: they are verified again, and fetched if they are gone."""
+        async with self._platform.database.read() as session:
+            found = await ModelReader(session).version(source.model, source.version)
+        folder, onnx = await serve_version(self._platform, found, choose_variant(found, source.variant))
+        return replace(source, folder=folder, onnx=onnx)
 
     async def _forget(self, name: str) -> None:
         await self._host.remove(name)

@@ -76,7 +76,7 @@ def statistics(served: ServedModel) -> Json:
             }
             for rows, (runs, stacking, computing) in sorted(counted.runs.items())
         ],
-        "memory_usage": [],
+        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": served.bytes}],
     }
 
 

@@ -52,9 +52,8 @@ def read_golden(path: Path, signature: Signature) -> Golden:
 
 
 def prove(golden: Golden, run: Run, *, exact: bool) -> None:
-    """Run the golden rows twice. `exact`: the answers must be the recorded ones; else finite and the same both times.
+    """Run the golden rows twice: the answers must pass `check`, and be the same both times.
 
-    A compressed variant is allowed to differ from fp32 and was measured before it was accepted, hence not `exact`.
     ParityFailed names the output and the largest difference.
     """
     try:
@@ -63,20 +62,33 @@ def prove(golden: Golden, run: Run, *, exact: bool) -> None:
         raise ParityFailed(f"the golden rows do not run: {error.detail}") from error
     except Exception as error:
         raise ParityFailed(f"the golden rows do not run: {error}") from error
-    for got, again, want in zip(first, second, golden.outputs, strict=True):
+    check(golden, first, exact=exact)
+    for got, again in zip(first, second, strict=True):
+        same = _close(got, again) if got.dtype.kind == "f" else np.array_equal(got, again)
+        if not same:
+            raise ParityFailed("the same golden rows gave two different answers")
+
+
+def check(golden: Golden, outputs: Tensors, *, exact: bool) -> None:
+    """Compare answers to the golden rows. `exact`: they must be the recorded ones; else finite where those are.
+
+    A compressed variant is allowed to differ from fp32 and was measured before it was accepted, hence not `exact`.
+    """
+    for got, want in zip(outputs, golden.outputs, strict=True):
         if got.shape != want.shape:
             raise ParityFailed(f"golden output has shape {list(got.shape)}, recorded {list(want.shape)}")
         if got.dtype.kind != "f":
-            if not np.array_equal(got, again) or (exact and not np.array_equal(got, want)):
+            if exact and not np.array_equal(got, want):
                 raise ParityFailed("golden output differs from the recorded one")
-            continue
-        if not np.allclose(got, again, rtol=_RTOL, atol=_ATOL, equal_nan=True):
-            raise ParityFailed("the same golden rows gave two different answers")
-        if exact and not np.allclose(got, want, rtol=_RTOL, atol=_ATOL, equal_nan=True):
+        elif exact and not _close(got, want):
             worst = float(np.nanmax(np.abs(got.astype(np.float64) - want.astype(np.float64))))
             raise ParityFailed(f"golden output differs from the recorded one by up to {worst:.3g}")
-        if not exact and not np.isfinite(got[np.isfinite(want)]).all():
+        elif not exact and not np.isfinite(got[np.isfinite(want)]).all():
             raise ParityFailed("golden output is not finite where the recorded one is")
+
+
+def _close(got: Array, want: Array) -> bool:
+    return np.allclose(got, want, rtol=_RTOL, atol=_ATOL, equal_nan=True)
 
 
 def _array(tensors: dict[str, Any], tensor: Tensor) -> Array:

@@ -1,9 +1,10 @@
-"""The models in this process's memory: load, prove, swap without cutting a request, drain.
+"""The models in this process's memory: load, prove, swap without cutting a request, drain, sleep and wake.
 
     host = Host(settings)
     served = await host.load(source)      # session opened, warmed, golden rows proven; nothing changes for callers yet
     await host.swap(served)               # new requests go to it; the old one drains in the background
-    with host.lookup("churn") as served:  # in use: it will not be closed before the block ends
+    served = host.get("churn") or await host.reach("churn")  # loaded again, should it sleep
+    with served:                          # in use: it will not be closed before the block ends
         answer = await served.infer(inputs, rows=1)
 
 All methods belong to one event loop; only the loading itself happens in a thread.
@@ -11,112 +12,33 @@ All methods belong to one event loop; only the loading itself happens in a threa
 
 import asyncio
 import gc
-import json
+import logging
 import math
 import os
-from collections.abc import Awaitable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Self
+import threading
+from collections.abc import Awaitable, Callable, Iterable
 
-import orjson
 from prometheus_client import CollectorRegistry
 
-from app.core.errors import Corrupt, NotFound, Unavailable
-from app.core.signature import Signature
-from app.core.version_folder import GOLDEN, SIGNATURE
-from app.serving.batcher import Batcher
-from app.serving.cache import AnswerCache
-from app.serving.golden import prove, read_golden
-from app.serving.instances import InstanceDecoder, instance_decoder
-from app.serving.oip import OipCodec
-from app.serving.plan import choose
-from app.serving.predictions import PredictionEncoder, prediction_encoder
-from app.serving.session import Session
-from app.serving.types import Answer, Batching, Plan, Tensors
-from app.serving.waiting import DEFAULT_PRIORITY
+from app.core.errors import NotFound, Unavailable
+from app.serving.lanes import open_lanes, open_opener
+from app.serving.provider import Provider
+from app.serving.residency import Residency
+from app.serving.runs import RunLimiter
+from app.serving.served import BASE_VARIANT, RETRY_S, ModelSource, ServedModel, open_model
+from app.serving.sleep import Sleeper
+from app.serving.types import Batching
+from app.serving.watchdog import Watchdog
 from app.settings import ServingSettings
-from app.telemetry.metrics import ModelMetrics, ServingMetrics
+from app.telemetry.metrics import ServingMetrics
 
-__all__ = ["Batching", "Host", "ModelSource", "ServedModel"]
+__all__ = ["BASE_VARIANT", "Batching", "Host", "ModelSource", "ServedModel"]
 
-_RETRY_S = 2.0
-BASE_VARIANT = "fp32"
 # Objects that may be made before the youngest are collected. Requests leave no cycles, but 64 of them at once are more
 # than Python's 700 objects: a collection in each turn of the event loop, 4 to 7 % of the time of a small model.
 _GC_OBJECTS = 10_000
 
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """What to load: `folder` holds signature.json and golden.json, `onnx` is the file of the variant."""
-
-    endpoint: str
-    model: str
-    version: int
-    variant: str
-    folder: Path
-    onnx: Path
-    batching: Batching
-
-
-class ServedModel:
-    """One model version that can answer. Use it inside `with`, which keeps it from being closed."""
-
-    def __init__(
-        self, source: ModelSource, signature: Signature, plan: Plan, executor: ThreadPoolExecutor, metrics: ModelMetrics
-    ) -> None:
-        self.source = source
-        self.signature = signature
-        self.plan = plan
-        self.metrics = metrics
-        self.limits = _limits(source, signature)
-        self.version = str(source.version)
-        self.identity = orjson.dumps({"model": source.model, "version": source.version, "variant": source.variant})[
-            1:-1
-        ]
-        self.instances: InstanceDecoder = instance_decoder(signature)
-        self.predictions: PredictionEncoder = prediction_encoder(signature)
-        self.oip = OipCodec(source.endpoint, signature)
-        self._batcher: Batcher | None = Batcher(plan, self.limits, metrics, executor)
-        self._cache: AnswerCache | None = None
-        if self.limits.cache_bytes:
-            self._cache = AnswerCache(self.identity, self._batcher.infer, self.limits.cache_bytes, metrics)
-        self._users = 0
-        self._unused = asyncio.Event()
-        self._unused.set()
-
-    def __enter__(self) -> Self:
-        if not self._users:
-            self._unused.clear()
-        self._users += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._users -= 1
-        if not self._users:
-            self._unused.set()
-
-    def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = 0) -> Awaitable[Answer]:
-        """Answer `rows` rows of tensors in the signature's order.
-
-        `deadline` is on `time.perf_counter`'s clock; `priority` 1 goes first, 0 is the default.
-        """
-        if self._batcher is None:
-            raise Unavailable(
-                f"version {self.source.version} of '{self.source.model}' was unloaded", retry_after_s=_RETRY_S
-            )
-        infer = self._batcher.infer if self._cache is None else self._cache.infer
-        return infer(inputs, rows, deadline, priority or DEFAULT_PRIORITY)
-
-    async def drained(self) -> None:
-        """Return once nobody uses the model, with its session let go."""
-        await self._unused.wait()
-        self._batcher = self._cache = (
-            None  # loaded models are frozen out of the garbage collector: only counting frees them
-        )
-        self.plan = Plan(_closed)
+log = logging.getLogger("aimass.serving")
 
 
 class Host:
@@ -124,35 +46,63 @@ class Host:
 
     def __init__(self, settings: ServingSettings, metrics: ServingMetrics | None = None) -> None:
         self.metrics = metrics or ServingMetrics(CollectorRegistry())
+        # How to get the files of a model that slept: they may have been removed or changed since.
+        self.renew: Callable[[ModelSource], Awaitable[ModelSource]] = _as_it_was
+        self._provider = Provider.of(settings)
         self._cores = settings.threads or len(os.sched_getaffinity(0))
-        self._executor = ThreadPoolExecutor(self._cores, thread_name_prefix="lane")
+        self._executor = open_lanes(self._cores)
+        self._opener = open_opener()
+        self._limiter = RunLimiter(settings.run_limit_s)
+        self._residency = Residency(settings.memory_mb << 20)
         self._served: dict[str, ServedModel] = {}
+        self._asleep: dict[str, Sleeper] = {}
         self._expected: frozenset[str] = frozenset()
-        self._draining: set[asyncio.Task[None]] = set()
+        self._draining: dict[asyncio.Task[None], ServedModel] = {}
+        self._loading = asyncio.Lock()  # one at a time: its memory is measured
+        self._watchdog = Watchdog(settings, self.models, lambda: list(self._asleep.values()), self.take_out)
+        self._watching: asyncio.Task[None] | None = None
 
     async def load(self, source: ModelSource) -> ServedModel:
         """Open, warm, prove and plan a model; callers do not see it yet.
 
         Corrupt: a file is missing, cannot be read or does not fit the signature. ParityFailed: the golden rows give
-        another answer here.
+        another answer here. InsufficientMemory: it does not fit the budget. Unavailable: nor while others are in use.
         """
-        signature, plan = await asyncio.to_thread(self._open, source)
-        metrics = self.metrics.bind(source.endpoint, source.model, source.version, source.variant)
-        served = ServedModel(source, signature, plan, self._executor, metrics)
-        gc.collect()
-        gc.freeze()  # full collections no longer walk what was loaded: they were the p99
-        gc.set_threshold(_GC_OBJECTS, *gc.get_threshold()[1:])
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watchdog.run(), name="watchdog")
+        async with self._loading:
+            await self._make_room(source, source.file_bytes)
+            watch = self._limiter.watch(threading.get_ident())
+            opened = await asyncio.get_running_loop().run_in_executor(
+                self._opener, open_model, source, self._provider, watch, self._executor, self._cores
+            )
+            metrics = self.metrics.bind(source.endpoint, source.model, source.version, source.variant)
+            served = ServedModel(source, opened, self._executor, metrics)
+            self._residency.add(served)
+            self.metrics.residency.resize(metrics.labels, served.bytes)
+            del opened
+            gc.collect()
+            gc.freeze()  # full collections no longer walk what was loaded: they were the p99
+            gc.set_threshold(_GC_OBJECTS, *gc.get_threshold()[1:])
+            try:
+                await self._make_room(source, served.bytes, served)
+            except BaseException:
+                self._drain(served)
+                raise
         return served
 
     async def swap(self, served: ServedModel) -> None:
         """Let `served` answer for its endpoint from now on; requests that the old model has are finished by it."""
-        old = self._served.get(served.source.endpoint)
-        self._served[served.source.endpoint] = served
+        endpoint = served.source.endpoint
+        old = self._served.get(endpoint)
+        self._served[endpoint] = served
+        self._asleep.pop(endpoint, None)
         if old is not None and old is not served:
             self._drain(old)
 
     async def remove(self, endpoint: str) -> None:
         """Stop serving an endpoint; requests under way are finished."""
+        self._asleep.pop(endpoint, None)
         if old := self._served.pop(endpoint, None):
             self._drain(old)
 
@@ -161,74 +111,145 @@ class Host:
         self._expected = frozenset(endpoints)
 
     def get(self, endpoint: str) -> ServedModel | None:
-        """The model that answers for an endpoint."""
+        """The model that answers for an endpoint, if it is in memory."""
         return self._served.get(endpoint)
 
     def lookup(self, endpoint: str, version: str | None = None) -> ServedModel:
-        """As `get`; NotFound for an unknown endpoint or another version, Unavailable for one that is being loaded."""
+        """As `get`; NotFound for an unknown endpoint or another version, Unavailable for one not in memory."""
         served = self._served.get(endpoint)
         if served is not None:
-            if version is not None and version != served.version:
-                raise NotFound(f"Request for unknown model: '{endpoint}' version {version} is not found")
+            _check_version(served.source, version)
             return served
+        if sleeper := self._asleep.get(endpoint):
+            if sleeper.why is not None:
+                raise sleeper.unavailable()
+            raise Unavailable(f"endpoint '{endpoint}' is asleep: a prediction wakes it", retry_after_s=RETRY_S)
         if endpoint in self._expected:
             why = "is not loaded: it is on its way, or was unloaded and waits to be loaded again"
-            raise Unavailable(f"endpoint '{endpoint}' {why}", retry_after_s=_RETRY_S)
+            raise Unavailable(f"endpoint '{endpoint}' {why}", retry_after_s=RETRY_S)
         raise NotFound(f"Request for unknown model: '{endpoint}' is not found")
 
+    async def reach(self, endpoint: str, version: str | None = None, deadline: float = math.inf) -> ServedModel:
+        """As `lookup`, but a model that sleeps is loaded first, within the deadline (on `time.perf_counter`'s clock).
+
+        To be used before the event loop gets another turn. The errors of `lookup` and of `Sleeper.loaded`.
+        """
+        while sleeper := self._asleep.get(endpoint):
+            _check_version(sleeper.source, version)
+            await sleeper.loaded(deadline)
+        return self.lookup(endpoint, version)
+
+    def check(self, endpoint: str, version: str | None = None) -> None:
+        """Raise what `reach` would, without loading anything: a model that sleeps can answer."""
+        sleeper = self._asleep.get(endpoint)
+        if sleeper is None or sleeper.why is not None:
+            self.lookup(endpoint, version)
+        else:
+            _check_version(sleeper.source, version)
+
     def models(self) -> list[ServedModel]:
-        """Every model that answers now, by endpoint name."""
+        """Every model in memory that answers now, by endpoint name."""
         return [self._served[name] for name in sorted(self._served)]
+
+    def endpoints(self) -> list[str]:
+        """Names of the endpoints that can answer, those that sleep too."""
+        return sorted([*self._served, *(name for name, sleeper in self._asleep.items() if sleeper.why is None)])
+
+    def sources(self) -> list[ModelSource]:
+        """Of the models in memory and of those that may have to be loaded again."""
+        awake = [served.source for served in self._served.values()]
+        return awake + [sleeper.source for sleeper in self._asleep.values()]
+
+    def outages(self) -> dict[str, str]:
+        """Endpoints that were taken out, or cannot be loaded again, and why."""
+        return {name: sleeper.why for name, sleeper in self._asleep.items() if sleeper.why is not None}
 
     def ready(self) -> bool:
         """True if at least one model can answer."""
-        return bool(self._served)
+        return bool(self._served) or len(self.outages()) < len(self._asleep)
+
+    def take_out(self, served: ServedModel, why: str) -> None:
+        """Stop asking a model that does not answer as it should; who waits for it is told, and it is loaded anew."""
+        endpoint = served.source.endpoint
+        if self._served.get(endpoint) is not served:
+            return
+        log.error("endpoint=%s %s is taken out: %s", endpoint, served.source, why)
+        self.metrics.residency.taken_out[endpoint] += 1
+        sleeper = self._sleep(served)
+        sleeper.fail(why)
+        served.abandon(sleeper.unavailable())
+
+    async def drained(self) -> None:
+        """Return once the memory of every model that was let go is free."""
+        while self._draining:
+            await asyncio.gather(*self._draining)
 
     async def close(self) -> None:
         """Drain every model and stop the lanes."""
-        for endpoint in list(self._served):
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        waking = [sleeper.task for sleeper in self._asleep.values() if sleeper.task is not None]
+        for endpoint in [*self._served, *self._asleep]:
             await self.remove(endpoint)
-        await asyncio.gather(*self._draining)
+        await asyncio.gather(*waking, return_exceptions=True)
+        await self.drained()
+        self._opener.shutdown()
         self._executor.shutdown()
+        self._limiter.close()
+
+    async def _wake(self, sleeper: Sleeper) -> None:
+        endpoint = sleeper.source.endpoint
+        try:
+            served = await self.load(await self.renew(sleeper.source))
+        except BaseException:
+            self.metrics.residency.wakes[endpoint, "failed"] += 1
+            raise
+        if self._asleep.get(endpoint) is not sleeper:  # replaced or removed meanwhile
+            self._drain(served)
+            return
+        self.metrics.residency.wakes[endpoint, "loaded"] += 1
+        log.info("endpoint=%s %s is awake again after %.2f s", endpoint, served.source, served.load_s)
+        served.woken = sleeper
+        await self.swap(served)
+
+    def _sleep(self, served: ServedModel) -> Sleeper:
+        endpoint = served.source.endpoint
+        sleeper = self._asleep[endpoint] = Sleeper(served.source, self._wake, served.load_s)
+        del self._served[endpoint]
+        self._drain(served)
+        return sleeper
+
+    async def _make_room(self, source: ModelSource, needed: int, loaded: ServedModel | None = None) -> None:
+        await self._freed()
+        await self._residency.make_room(source, needed, loaded, self._served, self._evict)
+
+    async def _evict(self, served: ServedModel) -> None:
+        """Return once its memory is free."""
+        self.metrics.residency.evictions[served.source.endpoint] += 1
+        self._sleep(served)
+        await self._freed()
+
+    async def _freed(self) -> None:
+        """Return once no unused model's memory is still to be freed."""
+        await asyncio.gather(*[task for task, served in self._draining.items() if served.idle])
 
     def _drain(self, served: ServedModel) -> None:
         task = asyncio.create_task(self._release(served), name=f"drain {served.source.endpoint}")
-        self._draining.add(task)
-        task.add_done_callback(self._draining.discard)
+        self._draining[task] = served
+        task.add_done_callback(self._draining.pop)
 
     async def _release(self, served: ServedModel) -> None:
         await served.drained()
+        self._residency.remove(served)
+        self.metrics.residency.resize(served.metrics.labels, -served.bytes)
         self.metrics.release(served.metrics)
 
-    def _open(self, source: ModelSource) -> tuple[Signature, Plan]:
-        signature = _read_signature(source.folder / SIGNATURE)
-        limits = _limits(source, signature)
-        golden = read_golden(source.folder / GOLDEN, signature)
-        narrow = Session(source.onnx, signature, threads=1)
-        prove(golden, narrow.run, exact=source.variant == BASE_VARIANT)
 
-        def open_wide() -> Session:
-            wide = Session(source.onnx, signature, threads=self._cores)
-            prove(golden, wide.run, exact=source.variant == BASE_VARIANT)
-            return wide
-
-        plan = choose(narrow.run, lambda: open_wide().run, golden, limits, self._executor, self._cores)
-        return signature, plan
+async def _as_it_was(source: ModelSource) -> ModelSource:
+    return source
 
 
-def _limits(source: ModelSource, signature: Signature) -> Batching:
-    """The endpoint's limits, as the model can keep them: one that does not batch runs one request at a time."""
-    if not signature.batched:
-        return replace(source.batching, max_batch=1)
-    return replace(source.batching, shapes_vary=any(-1 in tensor.shape[1:] for tensor in signature.inputs))
-
-
-def _read_signature(path: Path) -> Signature:
-    try:
-        return Signature.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise Corrupt(f"signature.json cannot be read: {error!r}") from error
-
-
-def _closed(_: Tensors) -> Tensors:
-    raise Unavailable("the model was unloaded", retry_after_s=_RETRY_S)
+def _check_version(source: ModelSource, version: str | None) -> None:
+    if version not in {None, str(source.version)}:
+        raise NotFound(f"Request for unknown model: '{source.endpoint}' version {version} is not found")

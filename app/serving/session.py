@@ -6,9 +6,11 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from app.core.errors import AimassError, Corrupt, InvalidTensor
+from app.core.errors import AimassError, Corrupt, DeadlineExceeded, InvalidTensor
 from app.core.signature import Signature, Tensor
 from app.serving.bfloat16 import runner
+from app.serving.provider import Provider
+from app.serving.runs import RunWatch
 from app.serving.types import Tensors
 
 ONNX_TYPES = {
@@ -27,40 +29,51 @@ ONNX_TYPES = {
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
 }
-_ERRORS_ONLY = 3
 
 
 class Session:
     """A model in memory. `threads` is what one run may use; calls from several threads at once are safe."""
 
-    def __init__(self, onnx: Path, signature: Signature, threads: int) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        # Spinning threads burn the cores that the event loop and the other lanes need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    def __init__(self, onnx: Path, signature: Signature, threads: int, provider: Provider, watch: RunWatch) -> None:
         try:
-            self._session = ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(onnx), provider.session_options(threads), providers=provider.chain)
         except Exception as error:
             raise Corrupt(f"{onnx.name} cannot be loaded by ONNX Runtime: {error}") from error
-        _match(signature.inputs, self._session.get_inputs(), "input", onnx.name, exact=True)
-        _match(signature.outputs, self._session.get_outputs(), "output", onnx.name, exact=False)
+        _match(signature.inputs, session.get_inputs(), "input", onnx.name, exact=True)
+        _match(signature.outputs, session.get_outputs(), "output", onnx.name, exact=False)
+        self._watch = watch
+        watch.opened(self)
+        self._run = runner(session)
         self._inputs = [tensor.name for tensor in signature.inputs]
         self._outputs = [tensor.name for tensor in signature.outputs]
         self._batched = signature.batched
-        self._run = runner(self._session)
         # What a model trained here cannot take is refused before; values may break an imported one in any of its nodes.
         self._refusals: tuple[type[Exception], ...] = (ort_errors.InvalidArgument,)
         if signature.task == "inference":
             self._refusals += (ort_errors.Fail, ort_errors.RuntimeException)
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Run on arrays [rows, …], or any where the model does not batch; InvalidTensor if the graph refuses them."""
+        """Run on arrays [rows, …], or any where the model does not batch.
+
+        InvalidTensor if the graph refuses them; DeadlineExceeded if it took longer than a run may.
+        """
+        watch = self._watch
+        running = watch.begin()
         try:
-            outputs = self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
-        except self._refusals as error:
-            raise InvalidTensor(f"the model cannot take these values: {error}") from error
+            outputs = self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)), running.options)
+        except Exception as error:
+            if running.ended:
+                raise DeadlineExceeded(
+                    "the run took longer than a run may and was ended: the model does not end for these values, or "
+                    "AIMASS_SERVING_RUN_LIMIT_S is too short for it"
+                ) from error
+            if isinstance(error, self._refusals):
+                raise InvalidTensor(f"the model cannot take these values: {error}") from error
+            watch.failures += 1
+            raise
+        finally:
+            watch.finish(running)
+        watch.good()
         if not self._batched:
             return tuple(outputs)
         rows = inputs[0].shape[0]

@@ -14,6 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from app.telemetry.residency import ResidencyCounts
+
 PREDICT_REQUESTS = "aimass_predict_requests"
 PREDICT_PHASE = "aimass_predict_phase_seconds"
 PREDICT_BATCH_ROWS = "aimass_predict_batch_rows"
@@ -129,6 +131,7 @@ class ServingMetrics(Collector):
         self._models: dict[tuple[str, str, str], ModelMetrics] = {}
         self._holders: Counter[tuple[str, str, str]] = Counter()
         self.refused: Counter[str] = Counter()
+        self.residency = ResidencyCounts()
         registry.register(self)
 
     def bind(self, endpoint: str, model: str, version: int, variant: str) -> ModelMetrics:
@@ -172,3 +175,4 @@ class ServingMetrics(Collector):
         for code, count in sorted(self.refused.items()):
             refused.add_metric((code,), count)
         yield from (requests, phases, batches, queued, rejected, cache, loaded, refused)
+        yield from self.residency.samples()

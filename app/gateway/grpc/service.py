@@ -51,8 +51,11 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     @call("read")
     async def ModelReady(self, request: pb.ModelReadyRequest, _context: Context) -> pb.ModelReadyResponse:
         """True if the model can answer; an unknown one is not ready."""
-        served = self._host.get(request.name)
-        return pb.ModelReadyResponse(ready=served is not None and request.version in {"", served.version})
+        try:
+            self._host.check(request.name, request.version or None)
+        except AimassError:
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
 
     @call("read")
     async def ServerMetadata(self, _request: pb.ServerMetadataRequest, _context: Context) -> pb.ServerMetadataResponse:
@@ -62,13 +65,13 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     @call("read")
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, _context: Context) -> pb.ModelMetadataResponse:
         """Tensors and versions of a model."""
-        served = self._served(request.name, request.version)
+        served = await self._host.reach(request.name, request.version or None)
         return fill(served.oip.metadata([served.version]), pb.ModelMetadataResponse())
 
     @call("read")
     async def ModelConfig(self, request: pb.ModelConfigRequest, _context: Context) -> pb.ModelConfigResponse:
         """The configuration, as far as load tools need it."""
-        config = configuration(self._served(request.name, request.version))
+        config = configuration(await self._host.reach(request.name, request.version or None))
         return pb.ModelConfigResponse(config=fill(config, model_config_pb2.ModelConfig()))
 
     @call("read")
@@ -154,7 +157,11 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         started = time.perf_counter()
-        served = self._served(request.model_name, request.model_version)
+        served = self._host.get(request.model_name)
+        if served is None or request.model_version not in {"", served.version}:
+            left_s = context.time_remaining()
+            deadline = math.inf if left_s is None else started + left_s
+            served = await self._host.reach(request.model_name, request.model_version or None, deadline)
         with served:
             try:
                 return await self._run(served, request, context, started)

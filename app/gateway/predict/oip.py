@@ -69,21 +69,27 @@ class OipApi:
             case ["infer"]:
                 if exchange.method != "POST":
                     raise MethodNotAllowed("POST")
-                await self._infer(exchange, self._host.lookup(name, wanted))
+                await self._infer(exchange, await self._reach(exchange, name, wanted))
             case []:
-                served = self._host.lookup(name, wanted)
+                served = await self._reach(exchange, name, wanted)
                 await self._get(exchange, served.oip.metadata([str(served.source.version)]))
             case ["ready"]:
-                self._host.lookup(name, wanted)
+                self._host.check(name, wanted)
                 await self._get(exchange, {"name": name, "ready": True})
             case ["config"]:
-                await self._get(exchange, configuration(self._host.lookup(name, wanted)))
+                await self._get(exchange, configuration(await self._reach(exchange, name, wanted)))
             case ["stats"]:
                 await self._get(exchange, {"model_stats": [statistics(self._host.lookup(name, wanted))]})
             case [part, *_] if part in _NOT_BUILT_MODEL:
                 raise NotBuilt(f"'{part}' of a model is not in this release")
             case _:
                 raise NotFound("Not Found")
+
+    async def _reach(self, exchange: Exchange, name: str, wanted: str | None) -> ServedModel:
+        served = self._host.get(name)
+        if served is not None and wanted in {None, served.version}:
+            return served
+        return await self._host.reach(name, wanted, exchange.deadline())
 
     async def _infer(self, exchange: Exchange, served: ServedModel) -> None:
         with served:

@@ -16,6 +16,6 @@ class PredictApi:
         """Answer one request; errors of the tree are the dispatcher's to answer."""
         if exchange.method != "POST":
             raise MethodNotAllowed("POST")
-        served = self._host.lookup(endpoint)
+        served = self._host.get(endpoint) or await self._host.reach(endpoint, deadline=exchange.deadline())
         end = b',%b,"request_id":"%b"}' % (served.identity, exchange.request_id.encode())
         await answer_instances(exchange, served, self._max_body, lambda found: b'{"predictions":%b%b' % (found, end))

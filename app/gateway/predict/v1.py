@@ -28,18 +28,20 @@ class V1Api:
     async def answer(self, exchange: Exchange) -> None:
         """Answer one request; errors of the tree are the dispatcher's to answer."""
         if exchange.path == "/v1/models":
-            await _get(exchange, {"models": [served.source.endpoint for served in self._host.models()]})
+            await _get(exchange, {"models": self._host.endpoints()})
             return
         match = _MODEL.fullmatch(exchange.path)
         if match is None:
             raise NotFound("Not Found")
-        served = self._host.lookup(match["name"])
-        if match["version"] not in {None, served.version}:
-            raise NotFound(f"'{match['name']}' has no version {match['version']}; it serves {served.version}")
+        name, version = match["name"], match["version"]
         if match["predict"]:
+            served = self._host.get(name)
+            if served is None or version not in {None, served.version}:
+                served = await self._host.reach(name, version, exchange.deadline())
             await self._predict(exchange, served)
         else:
-            await _get(exchange, {"name": match["name"], "ready": True})
+            self._host.check(name, version)
+            await _get(exchange, {"name": name, "ready": True})
 
     async def _predict(self, exchange: Exchange, served: ServedModel) -> None:
         if exchange.method != "POST":

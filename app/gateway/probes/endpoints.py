@@ -48,7 +48,8 @@ async def livez() -> Alive:
 async def readyz(state: GatewayDep) -> JSONResponse:
     """200 when registry, Redis and store answer and endpoints were loaded; otherwise 503 that says what is not.
 
-    An endpoint that cannot be loaded is named and makes the status `degraded`: it must not take the others along.
+    An endpoint that cannot be loaded, or that was taken out, is named and makes the status `degraded`: it must not take
+    the others along.
     """
     names = list(CHECKS)
     results = await asyncio.gather(*(_checked(CHECKS[name](state.platform)) for name in names))
@@ -72,7 +73,7 @@ async def _checked(check: Awaitable[None]) -> str:
 def _endpoints(state: Gateway) -> str:
     if not state.loader.synced:
         return "endpoints have not been loaded yet"
-    failures = state.loader.failures()
+    failures = state.loader.failures() | state.host.outages()
     return "; ".join(f"{name}: {why}" for name, why in sorted(failures.items())) or "ok"
 
 

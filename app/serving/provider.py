@@ -1,0 +1,51 @@
+"""Where ONNX Runtime runs models, by configuration: the execution provider, its options and the memory arena."""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import onnxruntime as ort
+
+from app.core.errors import Misconfigured
+from app.settings import ServingSettings
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """`chain` is what `onnxruntime.InferenceSession` takes as `providers`."""
+
+    chain: list[Any] = field(default_factory=lambda: [_CPU])
+    arena: bool = True
+
+    @classmethod
+    def of(cls, settings: ServingSettings) -> Self:
+        """The configured one; Misconfigured if the installed ONNX Runtime does not have it."""
+        name, _, device = settings.provider.partition(":")
+        if name == "cpu":
+            return cls(arena=settings.arena)
+        available = ort.get_available_providers()
+        if _CUDA not in available:
+            raise Misconfigured(
+                f"AIMASS_SERVING_PROVIDER={settings.provider}: the installed onnxruntime {ort.__version__} has no "
+                f"{_CUDA} (it has {', '.join(available)}); install onnxruntime-gpu in its place, or set it to cpu"
+            )
+        options = {
+            "device_id": device or "0",
+            # The default tries every algorithm at each new shape: seconds at the first batch of every size.
+            "cudnn_conv_algo_search": "HEURISTIC",
+            # The default doubles the arena at each growth, and so holds up to twice of what the model needs.
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        return cls([(_CUDA, options), _CPU], settings.arena)
+
+    def session_options(self, threads: int) -> ort.SessionOptions:
+        """Options of a session whose runs use `threads` cores."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = self.arena
+        options.log_severity_level = 3  # errors only
+        # Spinning threads burn the cores that the event loop and the other lanes need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        return options

@@ -1,0 +1,245 @@
+"""One model version in memory that can answer, and how it is opened: loaded, warmed, proven, measured."""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, Self
+
+import orjson
+
+from app.core.errors import AimassError, Corrupt, Unavailable
+from app.core.signature import Signature
+from app.core.version_folder import GOLDEN, SIGNATURE
+from app.serving.batcher import Batcher
+from app.serving.cache import AnswerCache
+from app.serving.golden import Golden, check, prove, read_golden
+from app.serving.instances import InstanceDecoder, instance_decoder
+from app.serving.oip import OipCodec
+from app.serving.plan import choose
+from app.serving.predictions import PredictionEncoder, prediction_encoder
+from app.serving.process_memory import resident_bytes, trim
+from app.serving.provider import Provider
+from app.serving.runs import RunWatch
+from app.serving.session import Session
+from app.serving.types import Answer, Batching, Plan, Tensors
+from app.serving.waiting import DEFAULT_PRIORITY
+from app.telemetry.metrics import ModelMetrics
+
+RETRY_S = 2.0
+BASE_VARIANT = "fp32"
+# Longest wait for the lanes to let go of a model that nobody uses; a run that hangs may hold it for longer.
+_FREE_S = 1.0
+_PAUSE_S = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What to load: `folder` holds signature.json and golden.json, `onnx` is the file of the variant."""
+
+    endpoint: str
+    model: str
+    version: int
+    variant: str
+    folder: Path
+    onnx: Path
+    batching: Batching
+
+    @property
+    def exact(self) -> bool:
+        """True if the golden answers are this variant's own."""
+        return self.variant == BASE_VARIANT
+
+    @property
+    def file_bytes(self) -> int:
+        """Size of the model's file and of those beside it, which may hold its tensors; 0 if there are none."""
+        return sum(file.stat().st_size for file in self.onnx.parent.glob("*") if file.is_file())
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version} {self.variant}"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that is proven and planned. `bytes` and `seconds` are what its memory and its opening took."""
+
+    signature: Signature
+    golden: Golden
+    plan: Plan
+    watch: RunWatch
+    bytes: int
+    seconds: float
+
+
+def open_model(
+    source: ModelSource, provider: Provider, watch: RunWatch, executor: ThreadPoolExecutor, cores: int
+) -> Opened:
+    """Load, prove, warm, plan and measure; in a thread, one model at a time.
+
+    `bytes` is by how much the process grew in RAM, after free memory was given back, and at least the size of the
+    files. What requests allocate or free meanwhile is in it: megabytes, more where bodies are large. Memory of a GPU is
+    seen only as the size of the files.
+
+    Corrupt: a file is missing, cannot be read or does not fit the signature. ParityFailed: the golden rows give another
+    answer here.
+    """
+    begun = time.perf_counter()
+    trim()
+    before = resident_bytes()
+    signature = _read_signature(source.folder / SIGNATURE)
+    golden = read_golden(source.folder / GOLDEN, signature)
+
+    def session(threads: int) -> Session:
+        made = Session(source.onnx, signature, threads, provider, watch)
+        prove(golden, made.run, exact=source.exact)
+        return made
+
+    def wide() -> Session:
+        # ONNX Runtime starts the threads of its runs here: in a lane, which has the priority that they need.
+        return executor.submit(session, cores).result()
+
+    plan = choose(session(1).run, lambda: wide().run, golden, limits_of(source, signature), executor, cores)
+    trim()
+    grown = resident_bytes() - before
+    return Opened(signature, golden, plan, watch, max(grown, source.file_bytes), time.perf_counter() - begun)
+
+
+class Waiting(Protocol):
+    """Where requests waited for the model to be loaded."""
+
+    waiting: int
+
+
+class ServedModel:
+    """One model version that can answer. Use it inside `with`, which keeps it from being closed."""
+
+    def __init__(
+        self, source: ModelSource, opened: Opened, executor: ThreadPoolExecutor, metrics: ModelMetrics
+    ) -> None:
+        self.source = source
+        self.signature = signature = opened.signature
+        self.plan = opened.plan
+        self.watch = opened.watch
+        self.bytes, self.load_s = opened.bytes, opened.seconds
+        self.metrics = metrics
+        self.limits = limits_of(source, signature)
+        self.version = str(source.version)
+        self.identity = orjson.dumps({"model": source.model, "version": source.version, "variant": source.variant})[
+            1:-1
+        ]
+        self.instances: InstanceDecoder = instance_decoder(signature)
+        self.predictions: PredictionEncoder = prediction_encoder(signature)
+        self.oip = OipCodec(source.endpoint, signature)
+        self.woken: Waiting | None = None  # who waited for it may not have got it yet
+        self.touched = True  # by a caller, since `app.serving.residency` last looked
+        self._golden = opened.golden
+        self._batcher: Batcher | None = Batcher(self.plan, self.limits, metrics, executor)
+        self._cache: AnswerCache | None = None
+        if self.limits.cache_bytes:
+            self._cache = AnswerCache(self.identity, self._batcher.infer, self.limits.cache_bytes, metrics)
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    def __enter__(self) -> Self:
+        self.touched = True
+        if not self._users:
+            self._unused.clear()
+        self._users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
+
+    @property
+    def idle(self) -> bool:
+        """True while nobody uses it, or is about to."""
+        return not self._users and not (self.woken and self.woken.waiting)
+
+    def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = 0) -> Awaitable[Answer]:
+        """Answer `rows` rows of tensors in the signature's order.
+
+        `deadline` is on `time.perf_counter`'s clock; `priority` 1 goes first, 0 is the default.
+        """
+        infer = self._queue().infer if self._cache is None else self._cache.infer
+        return infer(inputs, rows, deadline, priority or DEFAULT_PRIORITY)
+
+    async def prove(self) -> None:
+        """Answer the golden rows as if a caller had sent them, past the cache; the errors of `check` and of `infer`."""
+        with self._held():
+            rows = len(self._golden.inputs[0]) if self.signature.batched else 1
+            answer = await self._queue().infer(self._golden.inputs, rows)
+            check(self._golden, answer.outputs, exact=self.source.exact)
+
+    def leave_loop(self) -> None:
+        """Run in a lane from now on: a run on the event loop took so long that it had to be ended."""
+        self.plan = replace(self.plan, inline=False)
+        if self._batcher is not None:
+            self._batcher.replan(self.plan)
+
+    def abandon(self, error: AimassError) -> None:
+        """Answer everybody who waits with the error, those whose run hangs too."""
+        if self._batcher is not None:
+            self._batcher.abandon(error)
+
+    async def unused(self) -> None:
+        """Return once nobody uses the model."""
+        await self._unused.wait()
+
+    async def drained(self) -> None:
+        """Return once nobody uses the model, with its session freed and the memory given back."""
+        await self._unused.wait()
+        held: list[object] = [self._batcher, self._cache, self.plan]
+        # Loaded models are frozen out of the garbage collector: only counting frees them.
+        self._batcher = self._cache = None
+        self.plan = Plan(_closed)
+        await asyncio.to_thread(_free, held, self.watch)
+
+    def _queue(self) -> Batcher:
+        if self._batcher is None:
+            raise Unavailable(
+                f"version {self.source.version} of '{self.source.model}' was unloaded", retry_after_s=RETRY_S
+            )
+        return self._batcher
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """In use, but not by a caller."""
+        touched = self.touched
+        with self:
+            self.touched = touched
+            yield
+
+
+def limits_of(source: ModelSource, signature: Signature) -> Batching:
+    """The endpoint's limits, as the model can keep them: one that does not batch runs one request at a time."""
+    if not signature.batched:
+        return replace(source.batching, max_batch=1)
+    return replace(source.batching, shapes_vary=any(-1 in tensor.shape[1:] for tensor in signature.inputs))
+
+
+def _read_signature(path: Path) -> Signature:
+    try:
+        return Signature.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Corrupt(f"signature.json cannot be read: {error!r}") from error
+
+
+def _free(held: list[object], watch: RunWatch) -> None:
+    """Let go of the last references in a thread: to free a large model takes milliseconds, and so does `trim`."""
+    held.clear()
+    end = time.perf_counter() + _FREE_S
+    while not watch.freed() and time.perf_counter() < end:
+        time.sleep(_PAUSE_S)
+    trim()
+
+
+def _closed(_: Tensors) -> Tensors:
+    raise Unavailable("the model was unloaded", retry_after_s=RETRY_S)

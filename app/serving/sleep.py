@@ -1,0 +1,98 @@
+"""Endpoints whose model is out of memory for now: put to sleep for room, or taken out because it failed."""
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+
+from app.core.errors import AimassError, DeadlineExceeded, Overloaded, Unavailable
+from app.serving.served import RETRY_S, ModelSource
+
+# Longest that a request waits for its model to be loaded.
+WAKE_S = 60.0
+_LONGEST_BACKOFF_S = 60.0
+
+
+class Sleeper:
+    """One endpoint without its model. `load` brings the model back; it is called once for all who wait.
+
+    `why` is None for one that only sleeps; else the endpoint is out of service, and why.
+    """
+
+    def __init__(self, source: ModelSource, load: Callable[["Sleeper"], Awaitable[None]], load_s: float) -> None:
+        self.source = source
+        self.load_s = load_s  # what the last load took
+        self.why: str | None = None
+        self.waiting = 0  # requests
+        self.task: asyncio.Task[None] | None = None  # that loads it
+        self._load = load
+        self._failures = 0
+        self._retry_at = 0.0
+
+    @property
+    def due(self) -> bool:
+        """True if it is out of service and may be tried again."""
+        return self.why is not None and self.task is None and time.perf_counter() >= self._retry_at
+
+    def fail(self, why: str) -> None:
+        """Out of service from now on, to be tried again after a time that doubles."""
+        self.why = why
+        wait_s = min(_LONGEST_BACKOFF_S, RETRY_S * 2**self._failures)
+        self._failures += 1
+        self._retry_at = time.perf_counter() + wait_s
+
+    def wake(self) -> "asyncio.Task[None]":
+        """Load the model, unless that is under way."""
+        if self.task is None:
+            self.task = asyncio.create_task(self._wake(), name=f"wake {self.source.endpoint}")
+            # A failure that nobody waits for any more is remembered in `why`; asyncio need not complain of it.
+            self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self.task
+
+    async def loaded(self, deadline: float = math.inf) -> None:
+        """Return when one load has ended; `deadline` is on `time.perf_counter`'s clock.
+
+        Unavailable: it failed, and why, or takes over WAKE_S. Overloaded: as many wait as may. DeadlineExceeded.
+        """
+        if self.why is not None and not self.due:
+            raise self.unavailable()
+        if self.waiting >= self.source.batching.max_queue:
+            raise Overloaded(
+                f"{self.waiting} requests wait already for '{self.source.endpoint}' to be loaded",
+                retry_after_s=self.load_s,
+            )
+        self.waiting += 1
+        left_s = max(0.0, deadline - time.perf_counter())
+        try:
+            async with asyncio.timeout(min(left_s, WAKE_S)):
+                await asyncio.shield(self.wake())
+        except TimeoutError:
+            if left_s < WAKE_S:
+                raise DeadlineExceeded("the request's time ran out while its model was being loaded") from None
+            raise Unavailable(
+                f"endpoint '{self.source.endpoint}' is still being loaded after {WAKE_S:g} s", retry_after_s=RETRY_S
+            ) from None
+        finally:
+            self.waiting -= 1
+
+    def unavailable(self) -> Unavailable:
+        """What callers are told while it is out of service."""
+        left_s = max(0.0, self._retry_at - time.perf_counter())
+        return Unavailable(f"endpoint '{self.source.endpoint}' is out of service: {self.why}", retry_after_s=left_s)
+
+    async def _wake(self) -> None:
+        try:
+            await self._load(self)
+        except AimassError as error:
+            if error.retryable:  # no room, or the registry is away: not the model's fault
+                raise Unavailable(
+                    f"endpoint '{self.source.endpoint}' cannot be loaded now: {error.detail}",
+                    retry_after_s=error.retry_after_s or RETRY_S,
+                ) from error
+            self.fail(error.detail)
+            raise self.unavailable() from error
+        except Exception as error:
+            self.fail(f"{type(error).__name__}: {error}")
+            raise self.unavailable() from error
+        finally:
+            self.task = None

@@ -1,0 +1,144 @@
+"""Runs that hang are ended; models that no longer answer are taken out and come back."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.core.errors import DeadlineExceeded, Unavailable
+from app.serving.host import Host, ServedModel
+from app.serving.types import Tensors
+from app.settings import ServingSettings
+from tests.support.graphs import FOR_EVER, heavy, looping, source
+
+WITHIN_S = 60.0
+
+
+@asynccontextmanager
+async def serving(**settings: float) -> AsyncIterator[Host]:
+    host = Host(ServingSettings(threads=2, **settings))  # type: ignore[arg-type] # every one used here is a number
+    yield host
+    await host.close()
+
+
+@pytest.fixture(scope="module")
+def loop_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return looping(tmp_path_factory.mktemp("looping"))
+
+
+async def serve(host: Host, folder: Path) -> ServedModel:
+    served = await host.load(source(folder, "m"))
+    await host.swap(served)
+    return served
+
+
+async def ask(host: Host, trips: int) -> int:
+    with await host.reach("m") as served:
+        answer = await served.infer((np.array([trips]),), 1)
+    return int(answer.outputs[0][0])
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_run_for_ever_in_a_lane_is_ended_and_hurts_no_other(loop_folder: Path):
+    async with serving(run_limit_s=0.5) as host:
+        served = await serve(host, loop_folder)
+        served.leave_loop()
+        stuck = asyncio.create_task(ask(host, FOR_EVER))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(ask(host, trips)) for trips in range(1, 6)]
+        assert await asyncio.gather(*others) == [1, 2, 3, 4, 5]
+        with pytest.raises(DeadlineExceeded, match="AIMASS_SERVING_RUN_LIMIT_S"):
+            await stuck
+        assert host.get("m") is served
+        assert await ask(host, 7) == 7
+
+
+async def test_a_run_for_ever_on_the_event_loop_is_ended_and_moves_the_model_to_a_lane(loop_folder: Path):
+    async with serving(run_limit_s=30) as host:
+        served = await serve(host, loop_folder)
+        if not served.plan.inline:
+            pytest.skip("the machine was too busy to plan this model on the event loop")
+        asked = [ask(host, trips) for trips in (1, FOR_EVER, 2)]
+        one, stuck, two = await asyncio.gather(*asked, return_exceptions=True)
+        assert (one, two) == (1, 2)  # they shared its batch
+        assert isinstance(stuck, DeadlineExceeded)
+        await until(lambda: not served.plan.inline)
+        assert await ask(host, 3) == 3
+
+
+class Broken:
+    """What a lane runs instead of the model, until it is mended by loading it anew."""
+
+    def __init__(self, served: ServedModel) -> None:
+        self._served = served
+        self.let_go = asyncio.Event()
+
+    def wrong(self, inputs: Tensors) -> Tensors:
+        return tuple(tensor + 1 for tensor in inputs)
+
+    def failing(self, inputs: Tensors) -> Tensors:
+        self._served.watch.failures += 1
+        raise MemoryError(f"no room for {len(inputs)} tensors")
+
+    def hanging(self, inputs: Tensors) -> Tensors:
+        time.sleep(3)  # as an operator would that does not look at RunOptions.terminate
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        ("wrong", "golden output differs from the recorded one"),
+        ("failing", "the golden rows do not run: MemoryError: no room for 1 tensors"),
+        ("hanging", "the golden rows had no answer within 1 s"),
+    ],
+)
+async def test_a_model_that_goes_bad_is_taken_out_and_loaded_anew(loop_folder: Path, way: str, why: str):
+    async with serving(prove_s=0.2, run_limit_s=0.4) as host:
+        served = await serve(host, loop_folder)
+        served.leave_loop()
+        batcher = served._batcher
+        assert batcher is not None
+        object.__setattr__(batcher._plan, "run", getattr(Broken(served), way))
+        await until(lambda: host.outages() or host.get("m") is not served)
+        if outages := host.outages():  # unless it is back already
+            assert outages == {"m": why}
+            assert not host.ready()
+            with pytest.raises(Unavailable, match="out of service") as refused:
+                await ask(host, 1)
+            assert refused.value.retry_after_s is not None
+        await until(lambda: host.get("m") not in {None, served})
+        assert host.metrics.residency.taken_out == {"m": 1}
+        assert (host.outages(), await ask(host, 5)) == ({}, 5)
+
+
+async def test_who_waits_for_a_model_that_is_taken_out_is_answered(loop_folder: Path):
+    async with serving(run_limit_s=3) as host:
+        served = await serve(host, loop_folder)
+        served.leave_loop()
+        asked = [asyncio.create_task(ask(host, trips)) for trips in (FOR_EVER, 1, 2)]
+        await until(lambda: served._batcher is not None and served._batcher._running)
+        host.take_out(served, "it was told to")
+        for result in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(result, Unavailable)
+            assert "it was told to" in result.detail
+
+
+async def test_an_idle_model_is_proven_and_stays(tmp_path: Path):
+    async with serving(prove_s=0.05) as host:
+        served = await host.load(source(heavy(tmp_path / "heavy", 1), "m"))
+        await host.swap(served)
+        served.touched = False
+        before = served.watch.good_at
+        await until(lambda: served.watch.good_at > before)
+        assert host.get("m") is served
+        assert not served.touched  # a proof is no use of the model
