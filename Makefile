@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo up test lint types imports ci bench bench-serving bench-jobs bench-overload quality migrate lock clean
+.PHONY: help setup demo up test lint types imports ci bench bench-serving bench-jobs bench-overload bench-memory bench-swaps quality migrate lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,12 @@ bench-jobs: $(STAMP) ## the queue and the lists (needs wrk)
 
 bench-overload: $(STAMP) ## four times the load that the platform can answer
 	$(BIN)/python -m bench.overload
+
+bench-memory: $(STAMP) ## memory over 200 cycles of loading and unloading a model
+	$(BIN)/python -m bench.memory
+
+bench-swaps: $(STAMP) ## p99 while an endpoint's version changes (needs wrk)
+	$(BIN)/python -m bench.swaps
 
 quality: $(STAMP) ## scores on ../shared/data against the references
 	$(BIN)/python bench/quality.py
