@@ -74,7 +74,14 @@ class Host:
             await self._make_room(source, source.file_bytes)
             watch = self._limiter.watch(threading.get_ident())
             opened = await asyncio.get_running_loop().run_in_executor(
-                self._opener, open_model, source, self._provider, watch, self._executor, self._cores
+                self._opener,
+                open_model,
+                source,
+                self._provider,
+                watch,
+                self._executor,
+                self._cores,
+                self._residency.budget,
             )
             metrics = self.metrics.bind(source.endpoint, source.model, source.version, source.variant)
             served = ServedModel(source, opened, self._executor, metrics)

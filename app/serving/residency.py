@@ -26,7 +26,7 @@ class Residency:
     """The models in memory, those too that drain, against `budget` bytes (0: no budget)."""
 
     def __init__(self, budget: int) -> None:
-        self._budget = budget
+        self.budget = budget
         # Weak: a model that was loaded and never served is gone when its loader lets go of it.
         self._values: weakref.WeakKeyDictionary[ServedModel, float] = weakref.WeakKeyDictionary()
         self._age = 0.0  # L
@@ -56,17 +56,17 @@ class Residency:
         What it replaces counts as gone: it is, once its requests are answered.
         InsufficientMemory: it never fits. Unavailable: it does not while the others are in use.
         """
-        if not self._budget:
+        if not self.budget:
             return
-        if needed > self._budget:
+        if needed > self.budget:
             raise InsufficientMemory(
-                f"{source} needs {needed / _MIB:.0f} MiB of the {self._budget // _MIB} MiB that models may use: raise "
+                f"{source} needs {needed / _MIB:.0f} MiB of the {self.budget // _MIB} MiB that models may use: raise "
                 "AIMASS_SERVING_MEMORY_MB, or serve a smaller variant"
             )
         end = time.perf_counter() + _VICTIM_S
         others = dict(served)
         replaced = others.pop(source.endpoint, None)
-        room = self._budget - (0 if loaded else needed) + (replaced.bytes if replaced else 0)
+        room = self.budget - (0 if loaded else needed) + (replaced.bytes if replaced else 0)
         while self.bytes() > room:
             if victim := self.choose(others):
                 log.info("endpoint=%s sleeps to make room for %s", victim, source)

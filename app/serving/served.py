@@ -77,9 +77,9 @@ class Opened:
 
 
 def open_model(
-    source: ModelSource, provider: Provider, watch: RunWatch, executor: ThreadPoolExecutor, cores: int
+    source: ModelSource, provider: Provider, watch: RunWatch, executor: ThreadPoolExecutor, cores: int, budget: int
 ) -> Opened:
-    """Load, prove, warm, plan and measure; in a thread, one model at a time.
+    """Load, prove, warm, plan and measure; in a thread, one model at a time. `budget` is in bytes, 0: none.
 
     `bytes` is by how much the process grew in RAM, after free memory was given back, and at least the size of the
     files. What requests allocate or free meanwhile is in it: megabytes, more where bodies are large. Memory of a GPU is
@@ -104,9 +104,16 @@ def open_model(
         return executor.submit(session, cores).result()
 
     plan = choose(session(1).run, lambda: wide().run, golden, limits_of(source, signature), executor, cores)
+    size = _grown(before, source)
+    if 0 < budget < size and plan.alone is not None:  # the second copy of the weights is for speed alone
+        plan = replace(plan, alone=None)
+        size = _grown(before, source)
+    return Opened(signature, golden, plan, watch, size, time.perf_counter() - begun)
+
+
+def _grown(before: int, source: ModelSource) -> int:
     trim()
-    grown = resident_bytes() - before
-    return Opened(signature, golden, plan, watch, max(grown, source.file_bytes), time.perf_counter() - begun)
+    return max(resident_bytes() - before, source.file_bytes)
 
 
 class Waiting(Protocol):
