@@ -4,7 +4,7 @@
 
 A real host of the gateway loads a model of so many MiB of weights, answers some requests of one row and of a full
 batch, and unloads it; after each cycle the process's resident memory is noted. Judged is the growth per cycle between a
-tenth of the cycles and the end (least squares): at most a hundredth of the model.
+tenth of the cycles and the end (least squares): at most a thousandth of the model.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
         end="",
     )
     print(f"end {after[-1]:.1f} MiB; growth {growth * 1024:.1f} KiB a cycle")
-    sys.exit(0 if growth <= arguments.mib / 100 else 1)
+    sys.exit(0 if growth <= arguments.mib / 1000 else 1)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from app.core.errors import NotFound, Unavailable
 from app.serving.lanes import open_lanes, open_opener
+from app.serving.process_memory import share_heap
 from app.serving.provider import Provider
 from app.serving.residency import Residency
 from app.serving.runs import RunLimiter
@@ -49,6 +50,7 @@ class Host:
         # How to get the files of a model that slept: they may have been removed or changed since.
         self.renew: Callable[[ModelSource], Awaitable[ModelSource]] = _as_it_was
         self._provider = Provider.of(settings)
+        share_heap()
         self._cores = settings.threads or len(os.sched_getaffinity(0))
         self._executor = open_lanes(self._cores)
         self._opener = open_opener()
