@@ -10,13 +10,18 @@ import psutil
 
 from tests.support.platform import KEY
 
+_OVERTIME_S = 60  # what wrk may need beyond its time
+
 LUA = """
 local requests, n, i = {}, 0, 0
 function init(args)
   for _, b in ipairs(dofile(args[1])) do
     n = n + 1
     local h = {["Host"] = wrk.host, ["Content-Type"] = "application/json", ["X-API-Key"] = "KEY"}
-    if b[1] > 0 then h["Inference-Header-Content-Length"] = tostring(b[1]) end
+    if b[1] > 0 then
+      h["Content-Type"] = "application/octet-stream"
+      h["Inference-Header-Content-Length"] = tostring(b[1])
+    end
     requests[n] = wrk.format("POST", wrk.path, h, b[2])
   end
 end
@@ -27,6 +32,10 @@ function done(s, l, r)
     s.requests, s.requests / s.duration * 1e6, l:percentile(50)/1e3, l:percentile(99)/1e3, bad))
 end
 """.replace("KEY", KEY)
+
+
+class LoadFailed(Exception):
+    """The load could not be offered, or not every request was answered with success."""
 
 
 def write_script(folder: Path) -> None:
@@ -44,26 +53,37 @@ def write_bodies(file: Path, bodies: list[tuple[int, bytes]]) -> Path:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that runs: its address, and the process whose CPU time counts."""
+    """A server that runs: its address, and the process whose CPU time counts, with those that it has started."""
 
     url: str
     process: psutil.Process
 
     def load(self, path: str, bodies: Path, connections: int, seconds: int) -> dict[str, float]:
-        """Requests/s, latencies in ms and server CPU µs a request; SystemExit if one request failed."""
+        """Requests/s, latencies in ms and server CPU µs a request; LoadFailed if one request failed."""
         options = [f"-c{connections}", f"-d{seconds}s", "-s", str(bodies.parent / "wrk.lua"), f"{self.url}{path}"]
         command = ["wrk", "-t1", "--timeout", "10s", *options, "--", str(bodies)]
         used_s = self._cpu_s()
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        try:
+            out = subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=seconds + _OVERTIME_S
+            ).stdout
+        except subprocess.SubprocessError as error:
+            raise LoadFailed(f"{self.url}{path}: {error}") from error
         used_s = self._cpu_s() - used_s
         match = re.search(r"^RESULT (.*)$", out, re.MULTILINE)
         if not match:
-            raise SystemExit(out)
+            raise LoadFailed(out)
         result: dict[str, float] = json.loads(match[1])
-        if result["bad"]:
-            raise SystemExit(f"{self.url}{path}: {result['bad']:.0f} requests failed")
+        if result["bad"] or not result["requests"]:
+            raise LoadFailed(f"{self.url}{path}: {result['bad']:.0f} requests failed")
         return result | {"cpu_us": used_s / result["requests"] * 1e6}
 
+    def pss_mb(self) -> float:
+        """Proportional set size in MiB: pages that several of its processes share count once."""
+        return sum(process.memory_full_info().pss for process in self._tree()) / 2**20
+
     def _cpu_s(self) -> float:
-        times = self.process.cpu_times()
-        return times.user + times.system
+        return sum(times.user + times.system for times in (process.cpu_times() for process in self._tree()))
+
+    def _tree(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]

@@ -20,12 +20,10 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import numpy as np
-import onnxruntime as ort
 import psutil
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +33,7 @@ sys.path.insert(0, str(ROOT))  # as a script it sees its own folder only
 from bench import models  # noqa: E402 - after the path
 from bench.load import Server, write_bodies, write_script  # noqa: E402 - the same
 from bench.product import CNN, TABLE, gateway, import_cnn, train_table  # noqa: E402 - the same
+from bench.raw import RawModel, Setting, open_session  # noqa: E402 - the same
 from tests.support.platform import KEY, Platform  # noqa: E402 - the same
 from tests.support.servers import free_port, wait_until  # noqa: E402 - the same
 
@@ -45,7 +44,6 @@ ORDER = ("naive", "ours", "echo")  # ours between those that it is compared with
 
 
 Runs = list[dict[str, float]]
-Setting = tuple[int, int, int]  # threads of a run, runs at once, rows of a run
 
 
 @contextlib.contextmanager
@@ -74,17 +72,10 @@ def binary_bodies(pictures: "np.ndarray") -> list[tuple[int, bytes]]:
     return [(len(header), header + picture.tobytes()) for picture in pictures]
 
 
-def one_thread(onnx: Path) -> ort.InferenceSession:
-    """A session whose runs use one core."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    return ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-
-
 def check(server: Server, onnx: Path, rows: list[dict[str, float]], path: str) -> None:
     """The server must give the model's answer before its speed means anything."""
     matrix = np.array([list(row.values()) for row in rows], np.float32)
-    (expected,) = one_thread(onnx).run(["probabilities"], {"numeric": matrix})
+    (expected,) = open_session(onnx, 1).run(["probabilities"], {"numeric": matrix})
     answer = httpx.post(f"{server.url}{path}", json={"instances": rows}, headers={"X-API-Key": KEY})
     got = [list(p["probabilities"].values()) for p in answer.raise_for_status().json()["predictions"]]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
@@ -92,48 +83,13 @@ def check(server: Server, onnx: Path, rows: list[dict[str, float]], path: str) -
 
 def raw_table_ms(onnx: Path) -> float:
     """Median ms of session.run on one row, one thread."""
-    session = one_thread(onnx)
+    session = open_session(onnx, 1)
     row, times = {"numeric": np.ones((1, 30), np.float32)}, []
     for _ in range(2000):
         begun = time.perf_counter()
         session.run(["probabilities"], row)
         times.append(time.perf_counter() - begun)
     return statistics.median(times) * 1e3
-
-
-class RawCnn:
-    """session.run in loops, on the splits of both cores and batch sizes that promise most."""
-
-    def __init__(self, onnx: Path, pictures: "np.ndarray") -> None:
-        self._pictures = pictures
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 2
-        wide = ort.InferenceSession(str(onnx), options, providers=["CPUExecutionProvider"])
-        self._sessions = {1: one_thread(onnx), 2: wide}
-        self.candidates = self._best_of_all()
-
-    def _best_of_all(self) -> list[Setting]:
-        """Three settings that use both cores, judged by the best of three short runs of each."""
-        every = [(t, n, b) for t, n in ((2, 1), (1, 2)) for b in (1, 4, 8, 16, 32, 64)]
-        best = {setting: max(self.rate(setting, 0.3) for _ in range(3)) for setting in every}
-        return sorted(every, key=lambda setting: -best[setting])[:3]
-
-    def rate(self, setting: Setting, seconds: float) -> float:
-        """Items/s of loops at once."""
-        threads, lanes, batch = setting
-        end = time.perf_counter() + seconds
-
-        def loop() -> int:
-            done = 0
-            while time.perf_counter() < end:
-                self._sessions[threads].run(None, {"image": self._pictures[:batch]})
-                done += batch
-            return done
-
-        begun = time.perf_counter()
-        with ThreadPoolExecutor(lanes) as pool:
-            items = sum(job.result() for job in [pool.submit(loop) for _ in range(lanes)])
-        return items / (time.perf_counter() - begun)
 
 
 def median(runs: Runs, key: str) -> float:
@@ -172,7 +128,8 @@ class Rounds:
         self._rows = train_table(platform, folder / TABLE)
         pictures = models.export_cnn(folder / "cnn.onnx")
         import_cnn(platform, folder / "cnn.onnx")
-        self._raw_cnn = RawCnn(folder / "cnn.onnx", pictures)
+        self._raw_cnn = RawModel(folder / "cnn.onnx", {"image": pictures})
+        self._raw_settings = self._raw_cnn.best(3, in_flight=128)
         self._ours = gateway(platform)
         bodies = [(0, json.dumps({"instances": [row]}).encode()) for row in self._rows]
         self._table = write_bodies(folder / "table.lua", bodies)
@@ -212,7 +169,7 @@ class Rounds:
         raw: dict[Setting, list[float]] = defaultdict(list)
         for _ in range(seconds):
             slices.append(self._ours.load(INFER, self._binary, 32, 1))
-            for setting in self._raw_cnn.candidates:
+            for setting in self._raw_settings:
                 raw[setting].append(self._raw_cnn.rate(setting, 1))
         self._note(turn, "cnn 32", merged(slices))
         rates = {setting: statistics.mean(found) for setting, found in raw.items()}
