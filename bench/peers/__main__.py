@@ -169,10 +169,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     parser.add_argument("servers", nargs="*", metavar="SERVER", help=f"of ours, naive, {', '.join(PEERS)}; all without")
     parser.add_argument("--rounds", type=int, help="5 of ours, 3 of a peer")
+    parser.add_argument("--minutes", type=float, default=60, help="no server is started after this")
     parser.add_argument(
-        "--minutes", type=float, default=60, help="no server is started after this, the first round ends"
+        "--server-minutes", type=float, default=9, help="of one server; no cell begins after it, but of round 1"
     )
-    parser.add_argument("--server-minutes", type=float, default=9, help="of one server; no round begins after it")
     parser.add_argument("--report", action="store_true", help="print the tables of the newest results and do nothing")
     arguments = parser.parse_args()
     names = arguments.servers or ["ours", *PEERS]

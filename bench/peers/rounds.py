@@ -106,26 +106,22 @@ class RawLimits:
 def measure(
     target: Target, naive: Target, cells: Sequence[Cell], rounds: int, until: float, limits: RawLimits | None = None
 ) -> Iterator[tuple[Cell, Result]]:
-    """Each cell of each round with naive's before and after; a cell that fails is told of once and left out then.
+    """Each cell of each round with naive's before and after; a cell that fails has no result in that round.
 
-    After `until`, on the monotonic clock, no further round begins.
+    After `until`, on the monotonic clock, no cell begins, but those of the first round.
     """
-    failed: set[Cell] = set()
     for turn in range(rounds):
-        if turn and time.monotonic() > until:
-            break
         machine = Machine()
         groups = itertools.groupby(sorted(cells), key=lambda cell: (cell.model, cell.connections))
         for (model, connections), group in groups:
+            if turn and time.monotonic() > until:
+                return
             beside = Cell(model, connections)
             before = naive.load(beside)
             for cell in group:
-                if cell in failed:
-                    continue
                 try:
                     result = target.load(cell)
                 except LoadFailed as error:
-                    failed.add(cell)
                     yield cell, {"what": "failed", "why": str(error)[:300]}
                     continue
                 if limits is not None and cell.raw:
