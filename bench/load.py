@@ -59,24 +59,27 @@ class Server:
     process: psutil.Process
 
     def load(self, path: str, bodies: Path, connections: int, seconds: int) -> dict[str, float]:
-        """Requests/s, latencies in ms and server CPU µs a request; LoadFailed if one request failed."""
+        """Requests/s, latencies in ms, CPU µs a request of server and client; LoadFailed if one request failed."""
         options = [f"-c{connections}", f"-d{seconds}s", "-s", str(bodies.parent / "wrk.lua"), f"{self.url}{path}"]
         command = ["wrk", "-t1", "--timeout", "10s", *options, "--", str(bodies)]
-        used_s = self._cpu_s()
+        used_s, client_s = self._cpu_s(), _ended_children_s()
         try:
             out = subprocess.run(
                 command, capture_output=True, text=True, check=True, timeout=seconds + _OVERTIME_S
             ).stdout
         except subprocess.SubprocessError as error:
             raise LoadFailed(f"{self.url}{path}: {error}") from error
-        used_s = self._cpu_s() - used_s
+        used_s, client_s = self._cpu_s() - used_s, _ended_children_s() - client_s
         match = re.search(r"^RESULT (.*)$", out, re.MULTILINE)
         if not match:
             raise LoadFailed(out)
         result: dict[str, float] = json.loads(match[1])
         if result["bad"] or not result["requests"]:
             raise LoadFailed(f"{path}: {result['bad']:.0f} requests failed, {result['requests']:.0f} were answered")
-        return result | {"cpu_us": used_s / result["requests"] * 1e6}
+        return result | {
+            "cpu_us": used_s / result["requests"] * 1e6,
+            "client_us": client_s / result["requests"] * 1e6,
+        }
 
     def pss_mb(self) -> float:
         """Proportional set size in MiB: pages that several of its processes share count once."""
@@ -87,3 +90,9 @@ class Server:
 
     def _tree(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]
+
+
+def _ended_children_s() -> float:
+    """CPU seconds of this process's children that have ended."""
+    times = psutil.Process().cpu_times()
+    return float(times.children_user + times.children_system)

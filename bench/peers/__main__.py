@@ -9,20 +9,23 @@ from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 
-from bench.load import write_script
+import psutil
+
+from bench.load import Server, write_script
 from bench.peers import setup
 from bench.peers.bodies import Samples, v2
 from bench.peers.cells import OUR_CELLS, Cell, Result, peer_cells
 from bench.peers.check import WrongAnswer
 from bench.peers.ours import deploy
 from bench.peers.peer import Peer
-from bench.peers.process import running
+from bench.peers.process import StartFailed, running
 from bench.peers.report import report
 from bench.peers.rounds import RawLimits, Target, measure, naive_target
 from bench.peers.servers.common import INPUTS
 from bench.product import gateway
 from tests.support.platform import Platform
 
+TWO = "ours-2"  # this platform with two gateway processes
 PEERS = ("kserve", "mlserver", "pytriton", "torchserve", "litserve", "bentoml", "mlflow", "ray")
 RESULTS = setup.WORK / "results.jsonl"
 
@@ -59,6 +62,8 @@ class Benchmark:
                     self._check(naive, [Cell(model, 1) for model in INPUTS])
                     if name == "ours":
                         self._ours(naive)
+                    elif name == TWO:
+                        self._two_gateways(naive)
                     else:
                         self._peer(peer_named(name), naive)
             except Exception as error:  # noqa: BLE001 - whatever a server does, the others are measured
@@ -94,6 +99,18 @@ class Benchmark:
                 if cell.raw:
                     self._note({"what": "raw", "settings": limits.prepare(cell)}, cell)
             self._measure(target, naive, OUR_CELLS, until=until, rounds=self._rounds or 5, limits=limits)
+
+    def _two_gateways(self, naive: Target) -> None:
+        """The small model on two processes; the CPU time of all that the platform runs counts."""
+        with Platform(AIMASS_GATEWAY_PROCESSES="2") as platform:
+            gateways = len(platform.processes("app.gateway.main"))
+            if platform.url is None or gateways != 2:
+                raise StartFailed(f"{gateways} gateway processes instead of 2")
+            deploy(platform, "mlp", self._models / "mlp.onnx")
+            server = Server(platform.url, psutil.Process(platform.process.pid))
+            target = Target(server, _our_path, lambda _: v2, self._samples, self._folder, TWO)
+            cells = self._check(target, [Cell("mlp", 16), Cell("mlp", 64)])
+            self._measure(target, naive, cells, until=self._end, rounds=self._rounds or 5)
 
     def _check(self, target: Target, cells: list[Cell]) -> list[Cell]:
         """Compare answers of each kind once; the cells whose answers are right."""
@@ -167,16 +184,18 @@ def _shown(line: Result) -> str:
 def main() -> None:
     """Measure, then print the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
-    parser.add_argument("servers", nargs="*", metavar="SERVER", help=f"of ours, naive, {', '.join(PEERS)}; all without")
+    parser.add_argument(
+        "servers", nargs="*", metavar="SERVER", help=f"of ours, {TWO}, naive, {', '.join(PEERS)}; all without"
+    )
     parser.add_argument("--rounds", type=int, help="5 of ours, 3 of a peer")
     parser.add_argument("--minutes", type=float, default=60, help="no server is started after this")
     parser.add_argument(
-        "--server-minutes", type=float, default=9, help="of one server; no cell begins after it, but of round 1"
+        "--server-minutes", type=float, default=12, help="of one server; no cell begins after it, but of round 1"
     )
     parser.add_argument("--report", action="store_true", help="print the tables of the newest results and do nothing")
     arguments = parser.parse_args()
-    names = arguments.servers or ["ours", *PEERS]
-    if unknown := set(names) - {"ours", "naive", *PEERS}:
+    names = arguments.servers or ["ours", TWO, *PEERS]
+    if unknown := set(names) - {"ours", TWO, "naive", *PEERS}:
         parser.error(f"no such server: {', '.join(sorted(unknown))}")
     if not arguments.report:
         setup.WORK.mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ def report(file: Path) -> str:
     """All tables, and what did not work."""
     found = newest(file)
     parts = [_against_targets(found["ours"])] if "ours" in found else []
-    parts += [_ratios(found), _memory(found), _troubles(found), _machine(found)]
+    parts += [_ratios(found), _cores(found), _memory(found), _troubles(found), _machine(found)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -58,24 +58,32 @@ def _against_targets(lines: list[Result]) -> str:
 
 
 def _ratios(found: dict[str, list[Result]]) -> str:
-    """Rates over naive's, and the rates themselves."""
-    columns = sorted({*OUR_CELLS, *peer_cells(binary=True)})
-    rows = [
-        f"| rate / naive's (rate) | {' | '.join(cell.name for cell in columns)} |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for server, lines in found.items():
-        cells = _cells(lines)
-        if cells:
-            rows.append(f"| {server} | {' | '.join(_entry(cells.get(cell, [])) for cell in columns)} |")
-    return "\n".join(rows) if len(rows) > 2 else ""
+    """Rates over naive's, a column a server."""
+    cells = {server: measured for server, lines in found.items() if (measured := _cells(lines))}
+    rows = [f"| rate / naive's | naive, /s | {' | '.join(cells)} |", "|---" * (len(cells) + 2) + "|"]
+    for cell in sorted({*OUR_CELLS, *peer_cells(binary=True)}):
+        naive = [result["naive_rps"] for measured in cells.values() for result in measured.get(cell, [])]
+        if naive:
+            entries = " | ".join(_ratio(measured.get(cell, [])) for measured in cells.values())
+            rows.append(f"| {cell.name} | {statistics.median(naive):,.0f} | {entries} |")
+    return "\n".join(rows) if cells else ""
 
 
-def _entry(results: list[Result]) -> str:
+def _ratio(results: list[Result]) -> str:
     ratios = [ratio for result in results if (ratio := figure(result, RATE)) is not None]
-    if not ratios:
-        return "-"
-    return f"{statistics.median(ratios):.2f} ({statistics.median(result['rps'] for result in results):,.0f}/s)"
+    return f"{statistics.median(ratios):.2f}" if ratios else "-"
+
+
+def _cores(found: dict[str, list[Result]]) -> str:
+    """How the cores were split at the small model's full load."""
+    rows = ["| mlp json 64 | /s | cores: server | client |", "|---|---|---|---|"]
+    for server, lines in found.items():
+        if results := _cells(lines).get(Cell("mlp", 64)):
+            rps, us, client_us = (
+                statistics.median(r.get(key, 0.0) for r in results) for key in ("rps", "cpu_us", "client_us")
+            )
+            rows.append(f"| {server} | {rps:,.0f} | {rps * us / 1e6:.2f} | {rps * client_us / 1e6:.2f} |")
+    return "\n".join(rows) if len(rows) > 2 else ""
 
 
 def _memory(found: dict[str, list[Result]]) -> str:
