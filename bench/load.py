@@ -1,8 +1,10 @@
 """wrk as the load generator of the serving benchmark: one closed loop of connections against one server."""
 
+import contextlib
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +85,18 @@ class Server:
 
     def pss_mb(self) -> float:
         """Proportional set size in MiB: pages that several of its processes share count once."""
-        return sum(process.memory_full_info().pss for process in self._tree()) / 2**20
+        return self._sum(lambda process: process.memory_full_info().pss) / 2**20
 
     def _cpu_s(self) -> float:
-        return sum(times.user + times.system for times in (process.cpu_times() for process in self._tree()))
+        return self._sum(lambda process: sum(process.cpu_times()[:2]))
 
-    def _tree(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
+    def _sum(self, value: Callable[[psutil.Process], float]) -> float:
+        """Of its processes that live."""
+        total = 0.0
+        for process in [self.process, *self.process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += value(process)
+        return total
 
 
 def _ended_children_s() -> float:
