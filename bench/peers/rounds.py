@@ -1,5 +1,6 @@
 """The rounds: each cell of a server between two of the naive one, so that both see the same minutes of the machine."""
 
+import contextlib
 import itertools
 import statistics
 import time
@@ -14,6 +15,8 @@ from bench.peers.bodies import Body, Form, Samples, plain, v2_binary
 from bench.peers.cells import Cell, Result
 from bench.peers.check import Checked, check
 from bench.raw import RawModel, Setting
+
+_WARM_S, _WARM_CONNECTIONS = 3, 8
 
 
 class Machine:
@@ -110,6 +113,7 @@ def measure(
 
     After `until`, on the monotonic clock, no cell begins, but those of the first round.
     """
+    _warm(target, cells)
     for turn in range(rounds):
         machine = Machine()
         groups = itertools.groupby(sorted(cells), key=lambda cell: (cell.model, cell.connections))
@@ -130,3 +134,10 @@ def measure(
                 result |= {f"naive_{key}": statistics.mean((before[key], after[key])) for key in ("rps", "p50", "p99")}
                 before = after
                 yield cell, {"what": "cell", "round": turn, "others": machine.others(), **result}
+
+
+def _warm(target: Target, cells: Sequence[Cell]) -> None:
+    """Load each kind of body for a while: some servers learn how to batch from their first requests."""
+    for model, form, precision in sorted({(cell.model, cell.form, cell.precision) for cell in cells}):
+        with contextlib.suppress(LoadFailed):  # the rounds will tell
+            target.load(Cell(model, _WARM_CONNECTIONS, form, precision), _WARM_S)
