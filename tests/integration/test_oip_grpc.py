@@ -207,7 +207,5 @@ def test_a_stream_answers_in_order_and_outlives_an_error(client: Any):
 def test_a_stream_needs_a_key(client: Any):
     answers: queue.Queue[Any] = queue.Queue()
     client.start_stream(callback=lambda result, error: answers.put((result, error)))
-    numbers, words, _ = sample(1)
-    client.async_stream_infer("sum", inputs(numbers, words))
     assert answers.get(timeout=60)[1].status() == "StatusCode.UNAUTHENTICATED"
     client.stop_stream(cancel_requests=True)
