@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from bench import models
+from bench.load import Server
 from bench.offer import write_requests
 from bench.product import CNN, gateway, import_cnn
 from bench.serving import binary_bodies
@@ -69,13 +68,14 @@ def best_connections(url: str, requests: Path) -> int:
     return max(rates, key=lambda n: rates[n])
 
 
-def measure(url: str, process: psutil.Process, requests: Path, connections: int, seconds: float) -> Round:
-    """Peak, overload, and peak again."""
-    first = offer(url, requests, connections, seconds)["rates"]["200"]
+def measure(server: Server, requests: dict[str, Path], name: str, connections: int, seconds: float) -> Round:
+    """Peak, overload, and peak again. The peak is that of the bounded queue, which refuses none of a closed loop."""
+    url, process = server.url, server.process
+    first = offer(url, requests["queue"], connections, seconds)["rates"]["200"]
     before = process.memory_info().rss
-    over = offer(url, requests, CONNECTIONS, seconds, TIMES * first)
+    over = offer(url, requests[name], CONNECTIONS, seconds, TIMES * first)
     after = process.memory_info().rss
-    second = offer(url, requests, connections, seconds)["rates"]["200"]
+    second = offer(url, requests["queue"], connections, seconds)["rates"]["200"]
     return Round((first + second) / 2, over, before, after)
 
 
@@ -137,11 +137,11 @@ def main() -> None:
             )
         server = gateway(platform)
         connections = best_connections(server.url, requests["queue"])
-        for file in requests.values():  # what a first overload allocates, it allocates once
-            measure(server.url, server.process, file, connections, 2)
+        for name in requests:  # what a first overload allocates, it allocates once
+            measure(server, requests, name, connections, 2)
         for turn in range(1, arguments.rounds + 1):
-            for name, file in requests.items():
-                rounds[name].append(measure(server.url, server.process, file, connections, arguments.seconds))
+            for name in requests:
+                rounds[name].append(measure(server, requests, name, connections, arguments.seconds))
                 show(name, turn, rounds[name][-1])
     reached = [judge(name, found) for name, found in rounds.items()]
     sys.exit(0 if all(reached) else 1)
