@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import signal
+import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -197,6 +199,7 @@ def main() -> None:
     names = arguments.servers or ["ours", TWO, *PEERS]
     if unknown := set(names) - {"ours", TWO, "naive", *PEERS}:
         parser.error(f"no such server: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that what was started is stopped
     if not arguments.report:
         setup.WORK.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
