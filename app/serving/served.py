@@ -83,7 +83,7 @@ def open_model(
 
     `bytes` is by how much the process grew in RAM, after free memory was given back, and at least the size of the
     files. What requests allocate or free meanwhile is in it: megabytes, more where bodies are large. Memory of a GPU is
-    seen only as the size of the files.
+    seen only as the size of the files. The work memory of the largest batch is in it, and given back after that.
 
     Corrupt: a file is missing, cannot be read or does not fit the signature. ParityFailed: the golden rows give another
     answer here.
@@ -94,9 +94,12 @@ def open_model(
     signature = _read_signature(source.folder / SIGNATURE)
     golden = read_golden(source.folder / GOLDEN, signature)
 
+    sessions: list[Session] = []
+
     def session(threads: int) -> Session:
         made = Session(source.onnx, signature, threads, provider, watch)
         prove(golden, made.run, exact=source.exact)
+        sessions.append(made)
         return made
 
     def wide() -> Session:
@@ -104,10 +107,15 @@ def open_model(
         return executor.submit(session, cores).result()
 
     plan = choose(session(1).run, lambda: wide().run, golden, limits_of(source, signature), executor, cores)
+    sessions = [made for made in sessions if made.run in (plan.run, plan.alone)]
     size = _grown(before, source)
     if 0 < budget < size and plan.alone is not None:  # the second copy of the weights is for speed alone
         plan = replace(plan, alone=None)
+        sessions = [made for made in sessions if made.run == plan.run]
         size = _grown(before, source)
+    for made in sessions:  # what the largest batches of the warm-up took, until such a batch comes
+        made.shrink(golden.rows(1))
+    trim()
     return Opened(signature, golden, plan, watch, size, time.perf_counter() - begun)
 
 

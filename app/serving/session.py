@@ -52,6 +52,12 @@ class Session:
         if signature.task == "inference":
             self._refusals += (ort_errors.Fail, ort_errors.RuntimeException)
 
+    def shrink(self, inputs: Tensors) -> None:
+        """Run once more, and give back what ONNX Runtime keeps of earlier, larger runs."""
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)), options)
+
     def run(self, inputs: Tensors) -> Tensors:
         """Run on arrays [rows, …], or any where the model does not batch.
 
