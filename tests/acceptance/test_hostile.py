@@ -217,6 +217,7 @@ def test_no_process_and_no_file_is_left(outcome: Outcome) -> None:
         "signing.key",
         "redis",
         "redis.sock",
+        "gateway-0.sock",
         "registry.db",
         "registry.db-shm",
         "registry.db-wal",

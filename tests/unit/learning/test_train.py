@@ -125,7 +125,7 @@ def test_pictures(make_job: MakeJob, digits: pl.DataFrame):
     assert result["metrics"]["accuracy"] >= 0.97
     assert result["signature"]["image"] == {"mode": "L", "height": 8, "width": 8}
     assert result["signature"]["inputs"] == ({"name": "image", "datatype": "UINT8", "shape": (-1, 1, 8, 8)},)
-    assert result["schema"] == {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}
+    assert [form["type"] for form in result["schema"]["anyOf"]] == ["string", "array", "object"]
     assert _replays(job.output)
     int8 = next(v for v in result["variants"] if v["name"] == "int8")
     assert int8["state"] == "accepted"
