@@ -44,6 +44,7 @@ class Session:
         self._watch = watch
         watch.opened(self)
         self._run = runner(session)
+        self._arena = provider.arena
         self._inputs = [tensor.name for tensor in signature.inputs]
         self._outputs = [tensor.name for tensor in signature.outputs]
         self._batched = signature.batched
@@ -54,6 +55,8 @@ class Session:
 
     def shrink(self, inputs: Tensors) -> None:
         """Run once more, and give back what ONNX Runtime keeps of earlier, larger runs."""
+        if not self._arena:
+            return  # nothing is kept, and ONNX Runtime refuses to look for it
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)), options)
