@@ -33,7 +33,7 @@ def buckets(max_batch: int) -> list[int]:
 
 
 def warm(run: Run, golden: Golden, limits: Batching) -> dict[int, float]:
-    """Run each batch bucket, so that no caller pays for the first allocation; rows → seconds of a run, in order.
+    """Run each batch bucket, so that no caller pays for what a first run sets up; rows → seconds of a run, in order.
 
     WARM_RUN_S and WARM_BYTES end it before `max_batch`, which may be thousands of pictures. Each is run twice, since
     the first run says little about the time of those after it.

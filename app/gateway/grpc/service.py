@@ -10,11 +10,12 @@ import grpc
 from tritonclient.grpc import model_config_pb2, service_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from app.core.errors import AimassError, DeadlineExceeded, NotBuilt
+from app.core.errors import AimassError, NotBuilt
 from app.gateway.grpc.calls import Context, admit, call, refuse, unexpected
 from app.gateway.grpc.messages import fill, read_infer, write_infer
 from app.gateway.predict.exchange import OIP_STATUS
 from app.gateway.predict.ports import Authenticator, Repository
+from app.gateway.predict.running import within
 from app.gateway.trace import begin_trace, continue_trace, export
 from app.serving.describe import SERVER, configuration, statistics
 from app.serving.host import Host, ServedModel
@@ -179,11 +180,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         limits = [limit for limit in (asked.timeout_s, context.time_remaining()) if limit is not None]
         limit_s = min(limits) if limits else None
         deadline = math.inf if limit_s is None else started + limit_s
-        try:
-            async with asyncio.timeout(limit_s):
-                answer = await served.infer(asked.inputs, asked.rows, deadline, asked.priority)
-        except TimeoutError:
-            raise DeadlineExceeded("the model did not answer within the request's time") from None
+        answer = await within(limit_s, served.infer(asked.inputs, asked.rows, deadline, asked.priority))
         computed = time.perf_counter()
         message = write_infer(served.oip, answer.outputs, asked.outputs, served.version, asked.id)
         encoded_s = time.perf_counter() - computed

@@ -29,16 +29,22 @@ def run(
     return answer if served.plan.inline else _watched(exchange, answer, deadline)
 
 
+async def within(limit_s: float | None, answer: Awaitable[Answer]) -> Answer:
+    """The answer, if it is there after `limit_s` seconds; DeadlineExceeded otherwise. None: however long it takes."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await answer
+    except TimeoutError:
+        raise DeadlineExceeded("the model did not answer within the request's time") from None
+
+
 async def _watched(exchange: Exchange, answer: Awaitable[Answer], deadline: float) -> Answer:
     future = asyncio.ensure_future(answer)
     gone = asyncio.create_task(exchange.until_gone())
     gone.add_done_callback(lambda _: future.cancel())
     left_s = None if deadline == math.inf else max(0.0, deadline - time.perf_counter())
     try:
-        async with asyncio.timeout(left_s):
-            return await future
-    except TimeoutError:
-        raise DeadlineExceeded("the model did not answer within the request's time") from None
+        return await within(left_s, future)
     except asyncio.CancelledError:
         if gone.done():
             raise ClientGone from None

@@ -1,10 +1,12 @@
 """The paths of the Open Inference Protocol as ASGI, with real models and without a socket."""
 
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
 from app.serving.host import Host
+from app.serving.types import Answer, Tensors
 from tests.support.serving import COLOUR, INFER, NUMERIC, infer
 
 SOON = "endpoint 'soon' is not loaded: it is on its way, or was unloaded and waits to be loaded again"
@@ -101,3 +103,21 @@ async def test_hostile_parameters_are_400(call: Any, parameters: dict[str, Any])
 @pytest.mark.parametrize("shape", [[10**30, 3], [2**63, 0], [1, -1], [True, 3], [1.5, 3], "1", [[1], 3], []])
 async def test_hostile_shapes_are_400(call: Any, shape: Any):
     assert (await call("POST", INFER, infer(NUMERIC | {"shape": shape}, COLOUR))).status == 400
+
+
+@pytest.mark.parametrize(
+    ("given", "queued"), [({}, 0), ({"priority": 0}, 0), ({"priority": 1}, 1), ({"priority": 7}, 7)]
+)
+async def test_the_priority_of_a_request_reaches_the_queue(
+    call: Any, host: Host, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], queued: int
+):
+    served = host.lookup("churn")
+    answer, seen = served.infer, []
+
+    def record(inputs: Tensors, rows: int, deadline: float, priority: int) -> Awaitable[Answer]:
+        seen.append(priority)
+        return answer(inputs, rows, deadline, priority)
+
+    monkeypatch.setattr(served, "infer", record)
+    assert (await call("POST", INFER, infer(parameters=given))).status == 200
+    assert seen == [queued]
