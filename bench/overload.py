@@ -22,7 +22,7 @@ from bench import models
 from bench.load import Server
 from bench.offer import write_requests
 from bench.product import CNN, gateway, import_cnn
-from bench.serving import binary_bodies
+from bench.serving import binary_bodies, report
 from tests.support.platform import KEY, Platform
 
 TIMES = 4
@@ -90,15 +90,6 @@ def show(name: str, turn: int, found: Round) -> None:
         + f"; client {over['cpu']:.0%} of a core; RSS {found.rss_before >> 20} -> {found.rss_after >> 20} MiB",
         flush=True,
     )
-
-
-def report(name: str, values: list[float], limit: float, *, at_most: bool = False) -> bool:
-    """Print the median and the range of one figure; True if the median reaches its limit."""
-    value = statistics.median(values)
-    good = value <= limit if at_most else value >= limit
-    bound = f"{'<=' if at_most else '>='} {limit:.3g}"
-    print(f"  {'ok  ' if good else 'MISS'} {name}: {value:.3g} [{min(values):.3g}, {max(values):.3g}] (wanted {bound})")
-    return good
 
 
 def judge(name: str, rounds: list[Round]) -> bool:

@@ -80,12 +80,17 @@ def problem_body(status: int, code: str, detail: str, request_id: str, errors: S
     return orjson.dumps(body)
 
 
+def retry_after(wait_s: float) -> str:
+    """When to try again, as the header has it: whole seconds, at least one."""
+    return str(max(1, math.ceil(wait_s)))
+
+
 def problem_headers(error: AimassError, status: int) -> dict[str, str]:
     """Headers that belong to an error's status."""
     if status == HTTPStatus.UNAUTHORIZED:
         return {"www-authenticate": "Bearer"}
     if error.retry_after_s is not None:
-        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+        return {"retry-after": retry_after(error.retry_after_s)}
     return {}
 
 

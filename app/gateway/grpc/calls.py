@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import math
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -11,6 +10,7 @@ import grpc
 from app.core.errors import AimassError, Unauthenticated
 from app.core.ids import new_id
 from app.core.principal import Scope
+from app.gateway.errors import retry_after
 from app.gateway.predict.ports import Authenticator
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ async def refuse(context: Context, error: AimassError) -> NoReturn:
     if error.retry_after_s is not None:
         wait_s = max(0.0, error.retry_after_s)
         trailing = [
-            ("retry-after", str(max(1, math.ceil(wait_s)))),
+            ("retry-after", retry_after(wait_s)),
             ("grpc-retry-pushback-ms", str(round(wait_s * 1e3))),
         ]
     await context.abort(CODES.get(error.code, grpc.StatusCode.INTERNAL), error.detail, tuple(trailing))
