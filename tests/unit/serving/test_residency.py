@@ -1,6 +1,9 @@
 """Models sleep when the memory budget is full, and wake for the next request."""
 
 import asyncio
+import re
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +17,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from app.core.errors import DeadlineExceeded, InsufficientMemory, NotFound, Overloaded, Unavailable
 from app.gateway.predict.dispatcher import Dispatcher
 from app.serving.host import Host, ModelSource, ServedModel
-from app.serving.process_memory import resident_bytes, trim
 from app.serving.residency import Residency
 from app.settings import ServingSettings
 from app.telemetry.metrics import ServingMetrics
@@ -227,16 +229,10 @@ async def test_over_http_a_sleeping_model_is_ready_and_answers(folders: list[Pat
         assert reply.json()["predictions"][0]["y"][0] == 1.0
 
 
-async def test_memory_returns_after_unloading(tmp_path: Path):
-    folder = heavy(tmp_path / "large", 48)
-    async with serving(0) as host:
-        after = []
-        for version in range(1, 9):
-            await serve(host, folder, "a", version=version)
-            await ask(host, "a")
-            await host.remove("a")
-            while host._draining:
-                await asyncio.gather(*host._draining)
-            trim()  # whatever a lane's thread let go of a moment later
-            after.append(resident_bytes())
-        assert max(after[2:]) - after[1] < 24 << 20, after  # of six times 48 MiB
+def test_memory_returns_after_unloading():
+    """Ten times 48 MiB come and go, in a process of their own: what other tests have left would be measured too."""
+    command = [sys.executable, "-m", "bench.memory", "--cycles", "10"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    found = re.search(r"growth (-?[\d.]+) KiB a cycle", told)
+    assert found, told
+    assert float(found[1]) < 8 << 10, told  # a model that stays would be 48 << 10
