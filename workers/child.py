@@ -31,6 +31,7 @@ KINDS = {
     "ingest": "workers.jobs.ingest",
     "train": "workers.jobs.train",
     "compress": "workers.jobs.compress",
+    "evaluate": "workers.jobs.evaluate",
     "import": "workers.jobs.import_model",
 }
 # Imported by a waiting child, slowest first, so that the job itself starts at once.

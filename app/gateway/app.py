@@ -37,7 +37,7 @@ from app.services.reconcile import reconcile_queue
 from app.serving.host import Host
 from app.settings import Settings, TelemetrySettings
 from app.specs.endpoints import EndpointSpec
-from app.specs.jobs import CompressSpec, TrainSpec
+from app.specs.jobs import SUBMITTED
 from app.telemetry.metrics import ServingMetrics
 from app.telemetry.spans import Exporter
 
@@ -163,7 +163,7 @@ def _openapi(api: FastAPI) -> dict[str, Any]:
         document_ = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
         document_problems(document_)
         schemas = document_["components"]["schemas"]
-        for spec in (TrainSpec, CompressSpec, EndpointSpec):
+        for spec in (*SUBMITTED.values(), EndpointSpec):
             schema = spec.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[spec.__name__] = schema

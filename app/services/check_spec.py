@@ -1,13 +1,15 @@
 """Check a job spec against what is registered."""
 
 from app.core.errors import FieldError, InvalidSpec, NotFound
-from app.core.resources import DatasetVersion
+from app.core.resources import DatasetVersion, ModelVersion
+from app.core.signature import Signature
 from app.registry.datasets import DatasetReader
 from app.registry.models import ModelReader
 from app.registry.session import ReadSession, WriteSession
 from app.services.deploy_version import check_deploy
 from app.specs.families import family
-from app.specs.jobs import CompressSpec, TrainSpec, parse_dataset
+from app.specs.jobs import CompressSpec, EvaluateSpec, SubmittedSpec, TrainSpec, parse_dataset
+from app.specs.mapping import check_judging
 
 
 class SpecChecker:
@@ -19,46 +21,79 @@ class SpecChecker:
         self._models = ModelReader(session)
         self._seen: dict[str, DatasetVersion] = {}
 
-    async def check(self, spec: TrainSpec | CompressSpec) -> list[str]:
+    async def check(self, spec: SubmittedSpec) -> list[str]:
         """Ids of jobs to wait for. InvalidSpec names what does not fit."""
-        return await (self._check_train(spec) if isinstance(spec, TrainSpec) else self._check_compress(spec))
+        if isinstance(spec, TrainSpec):
+            return await self._check_train(spec)
+        try:
+            version = await self._models.version(spec.model, spec.version)
+        except NotFound as error:
+            raise InvalidSpec.at("version", msg=error.detail, type="not_found") from None
+        own = version.lineage["dataset"]
+        _check_given(spec, trained=own is not None)
+        if own is not None and isinstance(spec, CompressSpec):
+            return await self._check_own(spec, own)
+        return await self._check_labelled(spec, version)
 
     async def _check_train(self, spec: TrainSpec) -> list[str]:
         if spec.deploy is not None:
             await check_deploy(self._session, spec.model, spec.deploy.endpoint)
-        try:
-            data = await self._dataset(spec.dataset)
-        except NotFound as error:
-            raise InvalidSpec.at("dataset", msg=error.detail, type="not_found") from None
-        if data.state == "failed":
-            reason = (data.error or {}).get("detail", "unknown")
-            raise InvalidSpec.at("dataset", msg=f"'{spec.dataset}' could not be ingested: {reason}")
+        data = await self._usable(spec.dataset)
         if data.state == "ingesting":  # its columns are not known yet; whether they can be stored is
             _check_storable(spec)
             return [*spec.after, *([data.job_id] if data.job_id else [])]
         _check_columns(data, spec)
         return spec.after
 
-    async def _check_compress(self, spec: CompressSpec) -> list[str]:
+    async def _check_own(self, spec: CompressSpec, own: str) -> list[str]:
+        """Of a version that was trained here: is the data of its training still there?"""
         try:
-            version = await self._models.version(spec.model, spec.version)
-        except NotFound as error:
-            raise InvalidSpec.at("version", msg=error.detail, type="not_found") from None
-        data = version.lineage["dataset"]
-        if data is None:
-            msg = f"'{spec.model}@{spec.version}' was imported, and compression is measured on the data of a training"
-            raise InvalidSpec.at("version", msg=msg)
-        try:
-            await self._dataset(data)
+            await self._dataset(own)
         except NotFound as error:
             msg = f"compression is measured on the version's own data, but {error.detail}"
             raise InvalidSpec.at("version", msg=msg, type="not_found") from None
         return spec.after
 
+    async def _check_labelled(self, spec: CompressSpec | EvaluateSpec, version: ModelVersion) -> list[str]:
+        """Of a job that brings a data set: does it fit the version?"""
+        if spec.dataset is None:
+            msg = f"'{spec.model}@{spec.version}' was imported; name a data set with labels that judges its variants"
+            raise InvalidSpec.at("dataset", msg=msg, type="missing")
+        data = await self._usable(spec.dataset)
+        if data.state == "ingesting":  # the job looks at its columns
+            return [*spec.after, *([data.job_id] if data.job_id else [])]
+        names = [column["name"] for column in data.columns]
+        check_judging(spec.mapping, Signature.from_json(version.signature), data.kind, names)
+        return spec.after
+
+    async def _usable(self, ref: str) -> DatasetVersion:
+        """A data set that a job may name, perhaps still being ingested."""
+        try:
+            data = await self._dataset(ref)
+        except NotFound as error:
+            raise InvalidSpec.at("dataset", msg=error.detail, type="not_found") from None
+        if data.state == "failed":
+            reason = (data.error or {}).get("detail", "unknown")
+            raise InvalidSpec.at("dataset", msg=f"'{ref}' could not be ingested: {reason}")
+        return data
+
     async def _dataset(self, ref: str) -> DatasetVersion:
         if ref not in self._seen:
             self._seen[ref] = await self._datasets.version(*parse_dataset(ref), files=False)
         return self._seen[ref]
+
+
+def _check_given(spec: CompressSpec | EvaluateSpec, *, trained: bool) -> None:
+    """What an imported version needs, and one that was trained here knows."""
+    what = f"'{spec.model}@{spec.version}'"
+    if not trained and spec.mapping is None:
+        msg = f"{what} was imported: say its task, and which columns fill its inputs"
+        raise InvalidSpec.at("mapping", msg=msg, type="missing")
+    if trained and spec.mapping is not None:
+        raise InvalidSpec.at("mapping", msg=f"{what} was trained here and knows its columns; leave it out")
+    if trained and isinstance(spec, CompressSpec) and spec.dataset is not None:
+        msg = f"{what} was trained here and is judged by the rows of its training; leave it out"
+        raise InvalidSpec.at("dataset", msg=msg)
 
 
 def _check_columns(data: DatasetVersion, spec: TrainSpec) -> None:

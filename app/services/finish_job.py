@@ -103,10 +103,23 @@ async def _finish_compress(
 ) -> dict[str, Any]:
     model, number = lease.spec["model"], lease.spec["version"]
     variants = await add_variants(session, model, number, result["variants"], files)
-    return {"model": model, "version": number, "variants": variants}
+    return {**result, "model": model, "version": number, "variants": variants}
 
 
-_FINISHERS = {"ingest": _finish_ingest, "train": _finish_train, "compress": _finish_compress, "import": _finish_import}
+async def _finish_evaluate(
+    _session: WriteSession, lease: Lease, result: dict[str, Any], _files: Sequence[StoredFile]
+) -> dict[str, Any]:
+    """The report is the job's result; nothing of the version changes."""
+    return {"model": lease.spec["model"], "version": lease.spec["version"], **result}
+
+
+_FINISHERS = {
+    "ingest": _finish_ingest,
+    "train": _finish_train,
+    "compress": _finish_compress,
+    "evaluate": _finish_evaluate,
+    "import": _finish_import,
+}
 _SIGNERS = {"train": sign_version, "import": sign_version, "compress": sign_variants}
 
 

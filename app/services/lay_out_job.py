@@ -52,7 +52,8 @@ async def _inputs(session: ReadSession, lease: Lease) -> list[StoredFile]:
         return await _dataset(session, lease.spec["dataset"], (DATA_FILE, PROFILE_FILE), "dataset/")
     version = await ModelReader(session).version(lease.spec["model"], lease.spec["version"])
     model = [StoredFile(f"model/{file.path}", file.sha256, file.bytes) for file in version.files]
-    return model + await _dataset(session, version.lineage["dataset"], (DATA_FILE, PROFILE_FILE), "dataset/")
+    data = lease.spec.get("dataset") or version.lineage["dataset"]
+    return model + await _dataset(session, data, (DATA_FILE, PROFILE_FILE), "dataset/")
 
 
 async def _dataset(session: ReadSession, ref: str, wanted: tuple[str, ...], prefix: str) -> list[StoredFile]:

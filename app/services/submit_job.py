@@ -12,17 +12,17 @@ from app.services.announce import announce_job
 from app.services.check_spec import SpecChecker
 from app.services.idempotent import Made, Once, create_all_once
 from app.services.platform import Platform
-from app.specs.jobs import CompressSpec, TrainSpec
+from app.specs.jobs import SUBMITTED, SubmittedSpec, TrainSpec
 
 
 @dataclass(frozen=True, slots=True)
 class _Submission:
     request: Once
-    spec: TrainSpec | CompressSpec
+    spec: SubmittedSpec
     max_attempts: int
 
 
-async def submit_job(platform: Platform, request: Once, spec: TrainSpec | CompressSpec) -> Job:
+async def submit_job(platform: Platform, request: Once, spec: SubmittedSpec) -> Job:
     """The queued job. InvalidSpec names what does not fit; nothing is queued then.
 
     Submissions that come at the same time are committed together, each accepted or refused by itself.
@@ -41,8 +41,7 @@ async def retry_job(platform: Platform, request: Once, job_id: str) -> Job:
         raise Conflict(f"job '{job_id}' is {old.state}; only failed and cancelled jobs can be retried")
     if old.kind in {"ingest", "import"}:
         raise Conflict(f"an {old.kind} job belongs to its upload; upload the file again")
-    kind = TrainSpec if old.kind == "train" else CompressSpec
-    return await submit_job(platform, request, kind.model_validate(old.spec))
+    return await submit_job(platform, request, SUBMITTED[old.kind].model_validate(old.spec))
 
 
 async def _submit_all(session: WriteSession, submissions: Sequence[_Submission]) -> list[Job | Exception]:

@@ -10,6 +10,7 @@ from app.core.signature import Task
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.endpoints import EndpointName
 from app.specs.families import family
+from app.specs.mapping import Mapping
 
 Priority = Literal[0, 1, 2]
 MetricName = Literal[
@@ -199,12 +200,31 @@ class TrainSpec(JobSpec):
 
 
 class CompressSpec(JobSpec):
-    """Make compressed variants of a model version and measure each on this host."""
+    """Make compressed variants of a model version and measure each on this host.
+
+    A version that was trained here is judged by the rows of its own training; an imported one needs a data set with
+    labels, which is divided into rows to calibrate with, rows that decide, and rows that are reported.
+    """
 
     kind: Literal["compress"]
     model: Name
     version: VersionNumber
     budget: CompressBudget = CompressBudget()
+    dataset: Annotated[DatasetRef | None, Field(description="for imported versions only")] = None
+    mapping: Annotated[Mapping | None, Field(description="for imported versions only")] = None
+
+
+class EvaluateSpec(JobSpec):
+    """Judge every accepted variant of a model version by a data set with labels.
+
+    The data set that the version was trained on judges by its test rows alone.
+    """
+
+    kind: Literal["evaluate"]
+    model: Name
+    version: VersionNumber
+    dataset: DatasetRef
+    mapping: Annotated[Mapping | None, Field(description="for imported versions only")] = None
 
 
 class IngestSpec(JobSpec):
@@ -232,5 +252,7 @@ class ImportSpec(JobSpec):
     metadata: ImportMetadata = ImportMetadata()
 
 
-AnyJobSpec = Annotated[TrainSpec | CompressSpec, Field(discriminator="kind")]
-NOT_BUILT_KINDS = frozenset({"tune", "evaluate", "explain", "ensemble", "predict"})
+SubmittedSpec = TrainSpec | CompressSpec | EvaluateSpec
+SUBMITTED: dict[str, type[SubmittedSpec]] = {"train": TrainSpec, "compress": CompressSpec, "evaluate": EvaluateSpec}
+AnyJobSpec = Annotated[SubmittedSpec, Field(discriminator="kind")]
+NOT_BUILT_KINDS = frozenset({"tune", "explain", "ensemble", "predict"})

@@ -108,7 +108,7 @@ class TestJobs:
         answer = unchanged.client.post("/api/v1/jobs", json={"kind": "compress", "model": "m", "version": version})
         check_problem(answer, 422, "invalid_spec", ["version"], word)
 
-    @pytest.mark.parametrize("kind", ["tune", "evaluate", "explain", "ensemble", "predict"])
+    @pytest.mark.parametrize("kind", ["tune", "explain", "ensemble", "predict"])
     def test_kinds_that_are_not_built(self, unchanged: Platform, kind: str) -> None:
         answer = unchanged.client.post("/api/v1/jobs", json={"kind": kind})
         check_problem(answer, 501, "not_built", word=f"jobs of kind '{kind}' are not in this release")

@@ -45,12 +45,15 @@ def quantize_weights(model: onnx.ModelProto) -> tuple[bytes, dict[str, Any]]:
         return target.read_bytes(), recipe
 
 
-def quantize_convolutions(model: onnx.ModelProto, calibration: Inputs) -> tuple[bytes, dict[str, Any]]:
+def quantize_convolutions(
+    model: onnx.ModelProto, calibration: Inputs, batch: int = _BATCH
+) -> tuple[bytes, dict[str, Any]]:
     """Static int8 in QDQ form: weights per channel int8, activations uint8 with ranges from real rows.
 
     Args:
         model: with convolutions.
         calibration: training rows; the first CALIBRATION_ROWS are used.
+        batch: most rows that the model takes at once.
     """
     some = take(calibration, slice(0, CALIBRATION_ROWS))
     with TemporaryDirectory() as folder:
@@ -58,7 +61,7 @@ def quantize_convolutions(model: onnx.ModelProto, calibration: Inputs) -> tuple[
         onnx.save(model, source)
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
-            prepared, target, _Reader(some), quant_format=QuantFormat.QDQ, per_channel=True,
+            prepared, target, _Reader(some, min(batch, _BATCH)), quant_format=QuantFormat.QDQ, per_channel=True,
             op_types_to_quantize=_STATIC,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
         )  # fmt: skip
@@ -99,9 +102,9 @@ def _read_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
     """Feeds rows to the calibrator in batches."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, batch: int) -> None:
         self._batches: Iterator[Any] = (
-            take(inputs, slice(start, start + _BATCH)) for start in range(0, rows_of(inputs), _BATCH)
+            take(inputs, slice(start, start + batch)) for start in range(0, rows_of(inputs), batch)
         )
 
     def get_next(self) -> Any:  # noqa: ANN401 - the base class's protocol

@@ -8,7 +8,13 @@ import onnx
 from onnx import helper
 
 _FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8)
+_ORDER = "trees"
 _OP = "TreeEnsembleRegressor"
+
+
+def has_tree_order(model: onnx.ModelProto) -> bool:
+    """True for a graph exported here, whose property `trees` says how its trees add up."""
+    return any(entry.key == _ORDER for entry in model.metadata_props)
 
 
 def truncate_trees(model: onnx.ModelProto, good_enough: Callable[[bytes], bool]) -> tuple[bytes, dict[str, Any]] | None:
@@ -21,7 +27,7 @@ def truncate_trees(model: onnx.ModelProto, good_enough: Callable[[bytes], bool])
     Returns:
         The smaller model and its recipe, or None when no smaller one is good enough.
     """
-    kind = {p.key: p.value for p in model.metadata_props}.get("trees")
+    kind = {p.key: p.value for p in model.metadata_props}.get(_ORDER)
     node = next(n for n in model.graph.node if n.op_type == _OP)
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     total = int(max(attributes["nodes_treeids"])) + 1

@@ -107,7 +107,7 @@ def _warn_of_repeats(rows: pl.Series, split: Split, notes: Notes) -> None:
 
 def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes) -> Prepared:
     path = folder / DATA_FILE
-    table = _read_image_table(path)
+    table = read_image_table(path)
     check_columns(table, spec)
     if spec.target != "label":
         raise InvalidSpec.at("target", msg="picture data sets have the target 'label'")
@@ -130,7 +130,8 @@ def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes
     return Prepared(signature, {"image": pixels}, target.y, kept[ROW_ID].to_numpy(), split, notes)
 
 
-def _read_image_table(path: Path) -> pl.DataFrame:
+def read_image_table(path: Path) -> pl.DataFrame:
+    """Everything of a picture data set but the pictures."""
     names = [name for name in pl.read_parquet_schema(path) if name != IMAGE_COLUMN]
     return pl.read_parquet(path, columns=names)
 
@@ -152,7 +153,7 @@ def reload(job: JobContext, signature: Signature, split_file: Path) -> Prepared:
     """The rows of an existing version again, from its signature, its saved split and its data set."""
     path = job.input / "dataset" / DATA_FILE
     fmt = signature.image
-    table = pl.read_parquet(path) if fmt is None else _read_image_table(path)
+    table = pl.read_parquet(path) if fmt is None else read_image_table(path)
     missing = [c.name for c in signature.columns if fmt is None and c.name not in table.columns]
     missing += [name for name in (signature.target, ROW_ID) if name not in table.columns]
     if missing:

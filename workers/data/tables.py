@@ -166,7 +166,7 @@ def _read(column: pl.Series, kind: ColumnType) -> pl.Series:
 
 def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFrame:
     """Drop rows without a target, then as `clean` says; each step is counted."""
-    kept = _present(frame, [spec.target])
+    kept = present(frame, [spec.target])
     notes.counts["missing_target"] = len(frame) - len(kept)
     if not len(kept):
         raise InvalidData.at("target", msg=f"every value of '{spec.target}' is missing; choose another target")
@@ -176,12 +176,12 @@ def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFra
             used = [c for c in kept.columns if c != ROW_ID and c not in spec.features.drop]
             kept = kept.filter(rows_of_columns(kept, used).is_first_distinct())
         else:
-            kept = _present(kept, step.columns)
+            kept = present(kept, step.columns)
         notes.counts[step.step] = notes.counts.get(step.step, 0) + before - len(kept)
     return kept
 
 
-def _present(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+def present(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
     """Rows in which no value of the named columns is missing."""
     for name in names:
         column = frame[name].alias("")  # some names are patterns to polars

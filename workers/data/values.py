@@ -40,6 +40,12 @@ def as_numbers(column: pl.Series, kind: ColumnType) -> pl.Series:
     return values.set(~values.is_finite().fill_null(value=True), None)
 
 
+def exact_numbers(column: pl.Series) -> pl.Series:
+    """Integers as they are, anything else as Float64; nulls for what is missing or no number."""
+    column = column.fill_nan(None) if column.dtype.is_float() else column
+    return column if column.dtype.is_integer() else _doubles(column.alias(""), "number")
+
+
 def _doubles(column: pl.Series, kind: ColumnType) -> pl.Series:
     if kind == "boolean" and column.dtype != pl.Boolean:
         return pl.Series("", [_truth(word) for word in as_text(column).str.strip_chars().to_list()], pl.Float64)

@@ -12,7 +12,7 @@ from workers.export.runtime import open_session
 from workers.host import host_name
 from workers.learning import Inputs, rows_of, take
 
-_BATCHES = {"tabular": 256, "image": 32}
+_BATCH_OF_ROWS, _BATCH_OF_PICTURES = 256, 32
 _MIN_RUNS, _MAX_RUNS = 20, 1000
 
 
@@ -32,16 +32,22 @@ class Latency:
         return asdict(self)
 
 
-def measure_latency(model: bytes, inputs: Inputs, threads: int, budget_s: float = 0.15) -> Latency:
+def usual_batch(inputs: Inputs) -> int:
+    """Rows of the batch that throughput is measured with."""
+    pictures = any(array.ndim > 2 for array in inputs.values())  # noqa: PLR2004 - more than rows of values
+    return _BATCH_OF_PICTURES if pictures else _BATCH_OF_ROWS
+
+
+def measure_latency(model: bytes, inputs: Inputs, threads: int, batch: int, budget_s: float = 0.15) -> Latency:
     """Time a warm session in-process, without a batcher or a network.
 
     Args:
         model: serialised ONNX.
         inputs: real rows; repeated when there are fewer than a batch.
         threads: of the session.
+        batch: rows of the second measurement.
         budget_s: seconds for each of the two measurements.
     """
-    batch = _BATCHES["image" if "image" in inputs else "tabular"]
     many = take(inputs, np.arange(batch) % rows_of(inputs))
     ones = [take(inputs, slice(i, i + 1)) for i in range(min(32, rows_of(inputs)))]
     return time_session(open_session(model, threads), ones, many, batch, threads, budget_s)
@@ -65,9 +71,11 @@ def time_session(
     return Latency(float(p50), float(p95), float(batch / np.median(bulk)), batch, host_name(), threads)
 
 
-def compare_latency(models: Sequence[bytes], inputs: Inputs, threads: int, rounds: int = 3) -> list[Latency]:
+def compare_latency(
+    models: Sequence[bytes], inputs: Inputs, threads: int, batch: int, rounds: int = 3
+) -> list[Latency]:
     """Measure models in turns and keep each one's best round, so that a passing load does not favour one of them."""
-    taken = [[measure_latency(model, inputs, threads) for model in models] for _ in range(rounds)]
+    taken = [[measure_latency(model, inputs, threads, batch) for model in models] for _ in range(rounds)]
     best = []
     for own in zip(*taken, strict=True):
         p50, p95 = min(x.p50_ms for x in own), min(x.p95_ms for x in own)

@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from workers.evaluation.latency import Latency, compare_latency
+from app.core.signature import Task
+from workers.evaluation.answers import Answering
+from workers.evaluation.latency import Latency, compare_latency, usual_batch
 from workers.evaluation.metrics import evaluate
 from workers.export.runtime import open_session, predict
 from workers.learning import Array, Inputs
@@ -13,15 +15,17 @@ from workers.learning import Array, Inputs
 class Judge:
     """Held-out rows and how to judge a model by them."""
 
-    task: Literal["classification", "regression"]
+    task: Task
     inputs: Inputs
     y: Array
     positive: int
     threads: int
+    answering: Answering = field(default_factory=Answering)
 
-    def answers(self, model: bytes) -> Array:
-        """What a serialised model says to these rows."""
-        return predict(open_session(model, self.threads), self.inputs)
+    def answers(self, model: bytes | str) -> Array:
+        """What a serialised model, or the one at a path, says to these rows: probabilities [N, K] or values [N]."""
+        session = open_session(model, self.threads)
+        return self.answering.read(predict(session, self.inputs, self.answering.batch, self.answering.output))
 
     def score(self, answers: Array, rows: Array | slice = slice(None)) -> dict[str, float]:
         """Every metric of the answers, or of the chosen ones."""
@@ -33,7 +37,8 @@ class Judge:
 
     def latency(self, *models: bytes) -> list[Latency]:
         """How fast each is here, measured in turns."""
-        return compare_latency(models, self.inputs, self.threads)
+        batch = min(usual_batch(self.inputs), self.answering.batch)
+        return compare_latency(models, self.inputs, self.threads, batch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,12 @@
 """ONNX Runtime as the jobs use it: one session, fixed threads, no waiting threads that spin."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from app.serving.bfloat16 import runner
 from workers.learning import Inputs, rows_of, take
 
 _ERRORS_ONLY = 3
@@ -19,9 +22,10 @@ def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def predict(session: ort.InferenceSession, inputs: Inputs, batch: int = 1024) -> npt.NDArray[np.float32]:
-    """The first output for all rows, run in batches: FP32 [N, K] or [N]."""
-    parts = [
-        session.run(None, take(inputs, slice(start, start + batch)))[0] for start in range(0, rows_of(inputs), batch)
-    ]
+def predict(
+    session: ort.InferenceSession, inputs: Inputs, batch: int = 1024, output: str | None = None
+) -> npt.NDArray[Any]:
+    """One output, the first if none is named, for all rows, run in batches: [N, …]."""
+    run, name = runner(session), output or session.get_outputs()[0].name
+    parts = [run([name], take(inputs, slice(start, start + batch)))[0] for start in range(0, rows_of(inputs), batch)]
     return np.concatenate(parts)

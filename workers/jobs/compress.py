@@ -1,44 +1,65 @@
 """Compress: variants of an existing model version."""
 
-import json
+from dataclasses import replace
 from typing import Any
 
 from app.core.errors import InvalidData
-from app.core.signature import Signature
-from app.core.version_folder import CARD, MODEL, SIGNATURE, SPLIT
-from app.specs.jobs import CompressSpec
+from app.core.version_folder import SPLIT
+from app.specs.jobs import CompressSpec, SplitSpec
 from workers.compression.variants import Compressor
 from workers.context import JobContext
-from workers.data.prepare import reload
+from workers.data.labelled import read_labelled
+from workers.data.prepare import Prepared, reload
+from workers.data.splits import split_rows
+from workers.data.tables import Notes
+from workers.evaluation.metrics import default_metric, order
 from workers.evaluation.variant import Judge
 from workers.host import job_threads
+from workers.jobs.judging import Version, labelled_judge
 
 
 def run(job: JobContext) -> dict[str, Any]:
-    """Judge variants by the version's own split; writes accepted ones under `output/variants`.
+    """Judge variants by rows that decide and rows that are reported; writes accepted ones under `output/variants`.
 
     Raises:
-        InvalidData: the data set no longer fits the version, or the version holds no split to be judged by.
+        InvalidSpec, InvalidData: the data set does not suit the version, or no longer does; the field is named.
     """
     spec = CompressSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"})
     job.output.mkdir(parents=True, exist_ok=True)
-    folder = job.input / "model"
-    if not (folder / SPLIT).exists():
-        raise InvalidData.at("version", msg="this version was not trained here: it has no split to judge a variant by")
-    signature = Signature.from_json(json.loads((folder / SIGNATURE).read_text(encoding="utf-8")))
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    version = Version(job.input / "model")
+    model = version.base()
     job.progress(0.0, "reading the data set")
-    prepared = reload(job, signature, folder / SPLIT)
+    prepared, judge, main = _given(job, spec, version, model) if spec.dataset else _own(job, version)
+    job.progress(0.3, "compressing")
+    variants = Compressor(model, prepared, judge, main, spec.budget).run(job.output)
+    for variant in variants:
+        job.log(f"variant {variant.name}: {variant.state}" + (f", {variant.reason}" if variant.reason else ""))
+    if not variants:
+        job.log("no way to compress suits the operators of this graph", level="warning")
+    job.progress(1.0, "done")
+    return {
+        "main_metric": main,
+        "metrics": order(judge.metrics(model), [main]),
+        "rows": prepared.split.sizes(),
+        "variants": [variant.to_json() for variant in variants],
+    }
+
+
+def _own(job: JobContext, version: Version) -> tuple[Prepared, Judge, str]:
+    """The rows that a version trained here kept apart."""
+    prepared = reload(job, version.signature, version.folder / SPLIT)
     inputs, y = prepared.part("test")
     if not len(y) or not len(prepared.split.validation):
         raise InvalidData.at("dataset", msg="the version's validation or test rows are no longer in this data set")
-    classes = card["data"]["classes"]
-    positive = classes.index(card["data"]["positive_class"]) if card["data"]["positive_class"] is not None else 1
-    judge = Judge(signature.learned_task, inputs, y, positive, job_threads(job))
-    job.progress(0.3, "compressing")
-    model = (folder / MODEL).read_bytes()
-    variants = Compressor(model, prepared, judge, card["main_metric"], spec.budget).run(job.output)
-    for variant in variants:
-        job.log(f"variant {variant.name}: {variant.state}" + (f", {variant.reason}" if variant.reason else ""))
-    job.progress(1.0, "done")
-    return {"variants": [variant.to_json() for variant in variants]}
+    main, positive = version.trained_judge
+    return prepared, Judge(version.signature.learned_task, inputs, y, positive, job_threads(job)), main
+
+
+def _given(job: JobContext, spec: CompressSpec, version: Version, model: bytes) -> tuple[Prepared, Judge, str]:
+    """A data set for an imported version, divided as a training would."""
+    rows = read_labelled(job, version.signature, spec.mapping)
+    split = split_rows(rows.y, rows.task, SplitSpec(), rows.given)
+    prepared = Prepared(version.signature, rows.inputs, rows.y, rows.row_ids, split, Notes())
+    everything, _ = labelled_judge(job, version, model, rows, spec.mapping)
+    inputs, y = prepared.part("test")
+    return prepared, replace(everything, inputs=inputs, y=y), default_metric(rows.task, len(rows.classes))

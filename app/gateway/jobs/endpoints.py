@@ -26,11 +26,11 @@ from app.services.cancel_job import cancel_job
 from app.services.submit_job import retry_job, submit_job
 from app.specs.base import field_error
 from app.specs.families import families
-from app.specs.jobs import NOT_BUILT_KINDS, AnyJobSpec, CompressSpec, TrainSpec
+from app.specs.jobs import NOT_BUILT_KINDS, SUBMITTED, AnyJobSpec, SubmittedSpec
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"])
-_SPEC: TypeAdapter[TrainSpec | CompressSpec] = TypeAdapter(AnyJobSpec)
-_EXAMPLE = {
+_SPEC: TypeAdapter[SubmittedSpec] = TypeAdapter(AnyJobSpec)
+_TRAIN: dict[str, Any] = {
     "kind": "train",
     "model": "churn",
     "dataset": "telco@1",
@@ -40,15 +40,28 @@ _EXAMPLE = {
     "compress": {"max_metric_drop": 0.01},
     "deploy": {"endpoint": "churn"},
 }
+_COMPRESS = {"kind": "compress", "model": "churn", "version": 1, "budget": {"max_metric_drop": 0.01}}
+_EVALUATE = {
+    "kind": "evaluate",
+    "model": "resnet",
+    "version": 1,
+    "dataset": "flowers@2",
+    "mapping": {
+        "task": "classification",
+        "classes": ["daisy", "rose"],
+        "inputs": {"x": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}},
+    },
+}
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {
-                "schema": {
-                    "oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("TrainSpec", "CompressSpec")]
+                "schema": {"oneOf": [{"$ref": f"#/components/schemas/{spec.__name__}"} for spec in SUBMITTED.values()]},
+                "examples": {
+                    example["kind"]: {"summary": f"a {example['kind']} job", "value": example}
+                    for example in (_TRAIN, _COMPRESS, _EVALUATE)
                 },
-                "example": _EXAMPLE,
             }
         },
     }
@@ -73,10 +86,10 @@ async def create(
     return JobOut.of(job)
 
 
-def _parse(body: dict[str, Any]) -> TrainSpec | CompressSpec:
+def _parse(body: dict[str, Any]) -> SubmittedSpec:
     kind = body.get("kind")
     if isinstance(kind, str) and kind in NOT_BUILT_KINDS:
-        raise NotBuilt(f"jobs of kind '{body['kind']}' are not in this release; this one has: train, compress")
+        raise NotBuilt(f"jobs of kind '{kind}' are not in this release; this one has: {', '.join(SUBMITTED)}")
     try:
         return _SPEC.validate_python(body, strict=False)
     except ValidationError as error:
@@ -93,7 +106,7 @@ async def list_all(
     _: Reader,
     page: PageDep,
     job_state: Annotated[JobState | None, Query(alias="state")] = None,
-    kind: Annotated[Literal["ingest", "train", "compress", "import"] | None, Query()] = None,
+    kind: Annotated[Literal["ingest", "train", "compress", "evaluate", "import"] | None, Query()] = None,
     model: Annotated[str | None, Query(max_length=100)] = None,
 ) -> PageOf[JobOut]:
     """Jobs, newest first."""

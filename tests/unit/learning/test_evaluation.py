@@ -96,7 +96,7 @@ def test_latency_names_host_and_threads():
     graph.add("Relu", "numeric", output="value")
     tensor = Tensor("numeric", "FP32", (-1, 1))
     model = graph.model((tensor,), (Tensor("value", "FP32", (-1, 1)),)).SerializeToString()
-    found = compare_latency([model, model], {"numeric": np.ones((3, 1), np.float32)}, threads=1, rounds=1)
+    found = compare_latency([model, model], {"numeric": np.ones((3, 1), np.float32)}, threads=1, batch=256, rounds=1)
     assert [(x.batch, x.threads, x.host) for x in found] == [(256, 1, host_name())] * 2
     assert all(0 < x.p50_ms <= x.p95_ms and x.items_per_s > 0 for x in found)
 

@@ -1,0 +1,171 @@
+"""Evaluation and compression of versions by data sets with labels, of imported versions and of trained ones."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from tests.acceptance.problems import check_problem
+from tests.support.foreign import Foreign
+from tests.support.platform import Platform, breast_cancer_csv
+
+MAPPING: dict[str, Any] = {"task": "classification", "target": "diagnosis"}
+
+
+@pytest.fixture(scope="module")
+def foreign() -> Foreign:
+    return Foreign()
+
+
+@pytest.fixture(scope="module")
+def platform(foreign: Foreign) -> Iterator[Platform]:
+    with Platform(workers=2) as running:
+        running.upload("cancer", breast_cancer_csv())
+        files = {"model": ("cancer.onnx", foreign.onnx())}
+        job = running.call("POST", "/api/v1/models/foreign/versions", 202, files=files)
+        running.wait(job["id"], "succeeded")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def mapping(foreign: Foreign) -> dict[str, Any]:
+    return MAPPING | {"inputs": {"x": {"columns": foreign.columns}}, "classes": foreign.classes}
+
+
+def ended(platform: Platform, **spec: Any) -> dict[str, Any]:
+    job = platform.wait(platform.submit(**spec)["id"], "succeeded")
+    result: dict[str, Any] = job["result"]
+    return result
+
+
+def refused(platform: Platform, **spec: Any) -> httpx.Response:
+    return platform.client.post("/api/v1/jobs", json=spec)
+
+
+class TestImported:
+    def test_an_evaluation_says_what_numpy_says(
+        self, platform: Platform, foreign: Foreign, mapping: dict[str, Any]
+    ) -> None:
+        report = ended(platform, kind="evaluate", model="foreign", version=1, dataset="cancer@1", mapping=mapping)
+        assert report["rows"] == {"judged": 569, "without_label": 0, "of_unknown_class": 0}
+        assert (report["classes"], report["positive_class"]) == (foreign.classes, "malignant")
+        assert (report["main_metric"], report["part"]) == ("roc_auc", "all")
+        found, logits = report["metrics"]["fp32"], foreign.logits()
+        assert found["accuracy"] == pytest.approx(((logits > 0) == foreign.y).mean(), abs=0.002)
+        assert found["roc_auc"] == pytest.approx(roc_auc_score(foreign.y, logits), abs=1e-4)
+        log_loss = np.logaddexp(0, np.where(foreign.y == 1, -logits, logits))
+        assert found["log_loss"] == pytest.approx(np.minimum(log_loss, -np.log(1e-7)).mean(), rel=1e-3)
+        listed = platform.call("GET", "/api/v1/jobs?kind=evaluate&model=foreign")["items"]
+        assert listed[0]["result"] == report
+
+    def test_the_order_of_the_classes_is_the_callers(self, platform: Platform, mapping: dict[str, Any]) -> None:
+        turned = mapping | {"classes": ["benign", "malignant"]}
+        report = ended(platform, kind="evaluate", model="foreign", version=1, dataset="cancer@1", mapping=turned)
+        assert report["metrics"]["fp32"]["roc_auc"] < 0.1
+
+    def test_a_compressed_variant_is_served(
+        self, platform: Platform, foreign: Foreign, mapping: dict[str, Any]
+    ) -> None:
+        spec = {"model": "foreign", "version": 1, "dataset": "cancer@1", "mapping": mapping}
+        result = ended(platform, kind="compress", budget={"max_metric_drop": 0.05}, **spec)
+        assert sum(result["rows"].values()) == 569
+        (variant,) = result["variants"]
+        assert (variant["name"], variant["state"]) == ("int8", "accepted"), variant["reason"]
+        version = platform.call("GET", "/api/v1/models/foreign/versions/1")
+        base, int8 = version["variants"]
+        assert int8["bytes"] < base["bytes"] / 2.5
+        assert int8["metrics"]["roc_auc"] == pytest.approx(result["metrics"]["roc_auc"], abs=0.02)
+        again = ended(platform, kind="evaluate", **spec)
+        assert set(again["metrics"]) == {"fp32", "int8"}
+        routes = [{"version": 1, "variant": "int8"}]
+        platform.call("PUT", "/api/v1/endpoints/foreign", 201, json={"model": "foreign", "routes": routes})
+        instances = foreign.x.tolist()
+        answer = platform.call("POST", "/api/v1/endpoints/foreign/predict", json={"instances": instances})
+        served = np.array([prediction["logits"][0] for prediction in answer["predictions"]])
+        assert roc_auc_score(foreign.y, served) == pytest.approx(again["metrics"]["int8"]["roc_auc"], abs=0.005)
+
+    @pytest.mark.parametrize(
+        ("change", "loc"),
+        [
+            ({"mapping": None}, "mapping"),
+            ({"mapping": MAPPING}, "mapping.inputs.x.columns"),
+            ({"mapping": MAPPING | {"inputs": {"x": {"columns": ["mean area"]}}}}, "mapping.inputs.x.columns"),
+            ({"mapping": MAPPING | {"inputs": {"z": {"columns": ["mean area"]}}}}, "mapping.inputs.z"),
+            ({"mapping": MAPPING | {"inputs": {"x": {"columns": ["no such"] * 30}}}}, "mapping.inputs.x.columns.0"),
+            ({"mapping": MAPPING | {"inputs": {"x": {"columns": ["diagnosis"] * 30}}}}, "mapping.inputs.x.columns.0"),
+            ({"mapping": MAPPING | {"target": "no such"}}, "mapping.target"),
+            ({"mapping": MAPPING | {"output": "no such"}}, "mapping.output"),
+            ({"mapping": MAPPING | {"classes": ["a", "a"]}}, "mapping"),
+            ({"mapping": MAPPING | {"task": "clustering"}}, "mapping.task"),
+            ({"dataset": "none@1"}, "dataset"),
+            ({"version": 9}, "version"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["evaluate", "compress"])
+    def test_what_does_not_fit_is_named(
+        self, platform: Platform, mapping: dict[str, Any], kind: str, change: dict[str, Any], loc: str
+    ) -> None:
+        spec = {"kind": kind, "model": "foreign", "version": 1, "dataset": "cancer@1", "mapping": mapping} | change
+        where: list[str | int] = [int(part) if part.isdigit() else part for part in loc.split(".")]
+        check_problem(refused(platform, **spec), 422, "invalid_spec", where)
+
+    def test_compression_needs_a_data_set(self, platform: Platform, mapping: dict[str, Any]) -> None:
+        answer = refused(platform, kind="compress", model="foreign", version=1, mapping=mapping)
+        check_problem(answer, 422, "invalid_spec", ["dataset"])
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"task": "regression"}, "'diagnosis' is not a column of numbers"),
+            ({"classes": None}, "in which order: 'benign', 'malignant'"),
+            ({"classes": ["malignant", "benign", "other"]}, "3 classes"),
+            ({"classes": ["yes", "no"]}, "no label in 'diagnosis'"),
+        ],
+    )
+    def test_what_only_the_job_can_see_fails_it(
+        self, platform: Platform, mapping: dict[str, Any], change: dict[str, Any], words: str
+    ) -> None:
+        spec = {"kind": "evaluate", "model": "foreign", "version": 1, "dataset": "cancer@1"}
+        job = platform.submit(**spec, mapping=mapping | change)
+        error = platform.wait(job["id"], "failed")["error"]
+        assert (error["code"], words in error["detail"]) == ("invalid_data", True), error
+
+
+@pytest.fixture(scope="module")
+def trained(platform: Platform) -> dict[str, Any]:
+    return ended(
+        platform, kind="train", model="own", dataset="cancer@1", task="classification", target="diagnosis",
+        family="linear", compress={"max_metric_drop": 0.05},
+    )  # fmt: skip
+
+
+class TestTrained:
+    def test_its_own_data_judges_by_the_test_rows(self, platform: Platform, trained: dict[str, Any]) -> None:
+        report = ended(platform, kind="evaluate", model="own", version=1, dataset="cancer@1")
+        assert (report["part"], report["rows"]["judged"]) == ("test", 114)
+        assert report["metrics"]["fp32"] == pytest.approx(trained["metrics"])
+
+    @pytest.mark.usefixtures("trained")
+    def test_new_data_judges_by_all_rows(self, platform: Platform) -> None:
+        lines = breast_cancer_csv().decode().splitlines()
+        unlabelled = lines[2].rsplit(",", 1)[0] + ","
+        unknown = lines[3].rsplit(",", 1)[0] + ",other"
+        platform.upload("fresh", "\n".join([*lines[:1], unlabelled, unknown, *lines[200:400]]).encode())
+        report = ended(platform, kind="evaluate", model="own", version=1, dataset="fresh@1")
+        assert report["part"] == "all"
+        assert report["rows"] == {"judged": 200, "without_label": 1, "of_unknown_class": 1}
+        assert report["metrics"]["fp32"]["accuracy"] > 0.9
+
+    @pytest.mark.usefixtures("trained")
+    def test_it_knows_its_columns(self, platform: Platform, mapping: dict[str, Any]) -> None:
+        spec = {"model": "own", "version": 1}
+        answer = refused(platform, kind="evaluate", dataset="cancer@1", mapping=mapping, **spec)
+        check_problem(answer, 422, "invalid_spec", ["mapping"])
+        answer = refused(platform, kind="compress", dataset="cancer@1", **spec)
+        check_problem(answer, 422, "invalid_spec", ["dataset"])
+        platform.upload("other", b"a,b\n" + b"1,2\n" * 20)
+        answer = refused(platform, kind="evaluate", dataset="other@1", **spec)
+        check_problem(answer, 422, "invalid_spec", ["dataset"])

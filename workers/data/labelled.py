@@ -1,0 +1,139 @@
+"""A data set with labels as a model reads it: by its signature, or by a mapping where it was imported."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from app.core.errors import InvalidData
+from app.core.signature import ImageFormat, Signature, Task, Tensor
+from app.serving.tensors import DTYPES
+from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
+from app.specs.mapping import Mapping, TensorMapping, check_judging, picture_tensor, row_shape
+from workers.context import JobContext
+from workers.data.findings import listed
+from workers.data.images import decode_all
+from workers.data.prepare import IMAGE_COLUMN, read_image_table
+from workers.data.tables import present, table_inputs
+from workers.data.values import as_text, exact_numbers, read_target
+from workers.learning import Array, Inputs
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Rows with a label that the model knows. `given` is each row's part where the data set brings its own division."""
+
+    task: Task
+    inputs: Inputs
+    y: Array
+    row_ids: Array
+    classes: tuple[str, ...]
+    given: list[str | None] | None
+    left_out: dict[str, int]
+
+
+def read_labelled(job: JobContext, signature: Signature, mapping: Mapping | None) -> Labelled:
+    """Every row of `input/dataset` that can judge.
+
+    Raises:
+        InvalidSpec: the data set lacks a column, or does not suit the model.
+        InvalidData: no row is left, or a value does not fit its tensor.
+    """
+    folder = job.input / "dataset"
+    path = folder / DATA_FILE
+    kind = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))["kind"]
+    check_judging(mapping, signature, kind, [name for name in pl.read_parquet_schema(path) if name != ROW_ID])
+    task, name, classes = signature.task, signature.target, signature.classes
+    if mapping is not None:
+        task, name, classes = mapping.task, mapping.target, tuple(mapping.classes or ())
+    if task == "inference":  # told apart by the check before
+        raise InvalidData.at("mapping", msg="is required")
+    table = read_image_table(path) if kind == "image" else pl.read_parquet(path)
+    table = table.with_row_index("__position")
+    kept = present(table, [name])
+    left_out = {"without_label": len(table) - len(kept)}
+    if not len(kept):
+        raise InvalidData.at("dataset", msg=f"every value of '{name}' is missing; there is no label to judge by")
+    target = read_target(kept[name], task, classes)
+    if task == "classification" and not classes and target.classes != tuple(map(str, range(len(target.classes)))):
+        msg = f"is required: say which labels the output's columns mean, in which order: {listed(list(target.classes))}"
+        raise InvalidData.at("mapping", "classes", msg=msg)
+    known = target.y >= 0 if task == "classification" else np.ones(len(kept), bool)
+    left_out["of_unknown_class"] = int((~known).sum())
+    if not known.any():
+        shown = ", ".join(classes[:20])
+        raise InvalidData.at("dataset", msg=f"no label in '{name}' is one of the model's classes: {shown}")
+    kept, y = kept.filter(pl.Series(known)), target.y[known]
+    rows = kept["__position"].to_numpy()
+    if kind == "image":
+        inputs = _pictures(job, path, len(table), rows, signature, mapping)
+    elif mapping is None:
+        inputs = table_inputs(kept, signature)
+    else:
+        inputs = {tensor.name: _columns(kept, tensor, mapping.inputs[tensor.name]) for tensor in signature.inputs}
+    given = kept["split"].cast(pl.String).to_list() if kind == "image" and "split" in kept.columns else None
+    return Labelled(task, inputs, y, kept[ROW_ID].to_numpy(), target.classes, given, left_out)
+
+
+def _columns(frame: pl.DataFrame, tensor: Tensor, given: TensorMapping) -> Array:
+    """[N, …] of the tensor's type, row by row from the columns."""
+    names = given.columns or []
+    if tensor.datatype == "BYTES":
+        texts = [np.asarray(as_text(frame[name]).fill_null("").to_list(), object) for name in names]
+        stacked = np.stack(texts, axis=1)
+    else:
+        stacked = np.stack([_numbers(frame[name], tensor) for name in names], axis=1)
+    return stacked.reshape(len(frame), *row_shape(tensor, len(names)))
+
+
+def _numbers(column: pl.Series, tensor: Tensor) -> Array:
+    """A column as the tensor's type. InvalidData for values that it cannot hold."""
+    dtype, where = DTYPES[tensor.datatype], ("mapping", "inputs", tensor.name, "columns")
+    values = exact_numbers(column)
+    lost = values.is_null() & column.is_not_null()
+    if lost.any():
+        shown = str(column.filter(lost)[0])[:100]
+        raise InvalidData.at(*where, msg=f"'{column.name}' holds '{shown}', which is no number")
+    if dtype.kind not in "iub":  # floats of some kind: NaN = missing
+        return values.cast(pl.Float64).fill_null(float("nan")).to_numpy().astype(dtype)
+    if values.null_count():
+        missing = f"'{column.name}' has {values.null_count()} missing values, which {tensor.datatype} cannot hold"
+        raise InvalidData.at(*where, msg=f"{missing}; fill them, or drop those rows")
+    numbers = values.to_numpy()
+    with np.errstate(invalid="ignore"):  # compared below
+        cast = numbers.astype(dtype)
+    if not np.array_equal(cast.astype(numbers.dtype), numbers):
+        raise InvalidData.at(*where, msg=f"'{column.name}' holds numbers that {tensor.datatype} cannot hold")
+    return cast
+
+
+def _pictures(
+    job: JobContext, path: Path, count: int, rows: Array, signature: Signature, mapping: Mapping | None
+) -> dict[str, Array]:
+    """The chosen rows' pictures, in a file that vanishes with the array where they had to be changed."""
+    if mapping is None and signature.image is not None:
+        pixels: Array = decode_all(path, signature.image, count, job)
+        return {IMAGE_COLUMN: pixels if len(rows) == count else pixels[rows]}
+    tensor = picture_tensor(signature)
+    if tensor is None or mapping is None:  # told apart by the check before
+        raise InvalidData.at("dataset", msg="the model takes no pictures")
+    channels, height, width = tensor.shape[1:]
+    pixels = decode_all(path, ImageFormat("L" if channels == 1 else "RGB", height, width), count, job)
+    given = mapping.inputs.get(tensor.name, TensorMapping())
+    mean = np.array(given.mean or 0, np.float32).reshape(-1, 1, 1)
+    std = np.array(given.std or 1, np.float32).reshape(-1, 1, 1)
+    dtype: Any = DTYPES[tensor.datatype]
+    with TemporaryFile(dir=job.folder) as file:
+        scaled = np.memmap(file, dtype, "w+", shape=(len(rows), channels, height, width))
+    for start in range(0, len(rows), _CHUNK):
+        some: Array = pixels[rows[start : start + _CHUNK]]
+        if tensor.datatype != "UINT8":
+            some = (some.astype(np.float32) / 255 - mean) / std
+        scaled[start : start + _CHUNK] = some.astype(dtype)
+    return {tensor.name: scaled}

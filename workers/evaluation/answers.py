@@ -1,0 +1,83 @@
+"""What an output of an imported model says: probabilities or values, whatever form they come in."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from app.core.errors import InvalidData
+from app.core.signature import Signature, Task, Tensor
+from workers.learning import Array
+
+_BATCH = 1024
+_MAPPED_BATCH = 32  # rows of imported models may be large
+_SUM_TOLERANCE = 0.02  # of probabilities in half precision
+_FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How a model is asked and understood.
+
+    `output` is the name of the one that answers (None: the first), `batch` the most rows of a run, and `form` what it
+    gives: answers as they are, `logits` of all classes, or one number a row: the `logit` or the `probability` of the
+    second of two classes.
+    """
+
+    output: str | None = None
+    batch: int = _BATCH
+    form: Literal["answers", "logits", "logit", "probability", "value"] = "answers"
+
+    def read(self, raw: Array) -> Array:
+        """The output of N rows as probabilities [N, K] or values [N]."""
+        if self.form == "answers":
+            return raw
+        numbers = raw.astype(np.float64)
+        if self.form == "value":
+            return numbers.reshape(-1)
+        if self.form == "logits":
+            weights = np.exp(numbers - numbers.max(axis=1, keepdims=True))
+            return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+        second = numbers.reshape(-1)
+        if self.form == "logit":
+            second = 0.5 * (1 + np.tanh(second / 2))  # the logistic function, without an overflow
+        return np.stack([1 - second, second], axis=1)
+
+
+def answering_output(signature: Signature, asked: str | None, task: Task, n_classes: int) -> Answering:
+    """The output that answers: the one asked for, else the first of floats that fits.
+
+    Raises:
+        InvalidData: none fits; the shapes are named.
+    """
+    outputs = [tensor for tensor in signature.outputs if asked in {None, tensor.name}]
+    fitting = [tensor for tensor in outputs if _fits(tensor, task, n_classes)]
+    if not fitting:
+        shapes = ", ".join(f"'{t.name}' {t.datatype} {list(t.shape)}" for t in outputs)
+        wanted = (
+            f"[-1, {n_classes}] of floats for {n_classes} classes" if task == "classification" else "one float a row"
+        )
+        msg = f"no output fits, which takes {wanted}: {shapes}; correct task, classes or output"
+        raise InvalidData.at("mapping", "output", msg=msg)
+    return Answering(fitting[0].name, _MAPPED_BATCH if signature.batched else 1)
+
+
+def form_of(raw: Array, task: Task) -> Literal["answers", "logits", "logit", "probability", "value"]:
+    """What numbers these are: probabilities lie in 0..1, and those of all classes add up to one; others are logits."""
+    if task == "regression":
+        return "value"
+    numbers = raw.astype(np.float64)
+    within = bool(numbers.min() >= 0 and numbers.max() <= 1 + _SUM_TOLERANCE)
+    if raw.size == len(raw):
+        return "probability" if within else "logit"
+    sums = numbers.sum(axis=1)
+    return "answers" if within and bool(np.allclose(sums, 1, atol=_SUM_TOLERANCE)) else "logits"
+
+
+def _fits(tensor: Tensor, task: Task, n_classes: int) -> bool:
+    if tensor.datatype not in _FLOATS:
+        return False
+    single = len(tensor.shape) == 1 or tensor.shape[1:] == (1,)
+    if task == "regression":
+        return single
+    return (single and n_classes == 2) or (len(tensor.shape) == 2 and tensor.shape[1] in {-1, n_classes})  # noqa: PLR2004 - binary, rank

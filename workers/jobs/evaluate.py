@@ -1,0 +1,59 @@
+"""Evaluate: every accepted variant of a version, judged by a data set with labels."""
+
+from pathlib import Path
+from typing import Any
+
+from app.core.errors import InvalidData
+from app.core.version_folder import SPLIT
+from app.specs.jobs import EvaluateSpec
+from workers.context import JobContext
+from workers.data.labelled import Labelled, read_labelled
+from workers.data.splits import load_split
+from workers.evaluation.metrics import default_metric, order
+from workers.jobs.judging import Version, labelled_judge
+from workers.learning import take
+
+
+def run(job: JobContext) -> dict[str, Any]:
+    """The report. Nothing is written.
+
+    Raises:
+        InvalidSpec, InvalidData: the data set does not suit the version; the field is named.
+    """
+    spec = EvaluateSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"})
+    job.output.mkdir(parents=True, exist_ok=True)
+    version = Version(job.input / "model")
+    job.progress(0.0, "reading the data set")
+    rows = read_labelled(job, version.signature, spec.mapping)
+    part = "all"
+    if spec.mapping is None and version.card["data"]["dataset"] == spec.dataset:
+        part, rows = "test", _test_rows(rows, version.folder / SPLIT)
+    graphs = version.graphs()
+    judge, base = labelled_judge(job, version, str(graphs.pop("fp32")), rows, spec.mapping)
+    main = default_metric(rows.task, len(rows.classes)) if spec.mapping else version.trained_judge[0]
+    metrics = {"fp32": order(judge.score(base), [main])}
+    for at, (name, path) in enumerate(graphs.items()):
+        job.progress(0.5 + 0.5 * at / len(graphs), f"judging {name}")
+        metrics[name] = order(judge.score(judge.answers(str(path))), [main])
+    job.progress(1.0, "done")
+    binary = len(rows.classes) == 2  # noqa: PLR2004 - two classes
+    return {
+        "dataset": spec.dataset,
+        "part": part,
+        "rows": {"judged": len(rows.y), **rows.left_out},
+        "task": rows.task,
+        "classes": list(rows.classes),
+        "positive_class": rows.classes[judge.positive] if binary else None,
+        "main_metric": main if main in metrics["fp32"] else next(iter(metrics["fp32"])),
+        "metrics": metrics,
+    }
+
+
+def _test_rows(rows: Labelled, split: Path) -> Labelled:
+    """Those that the training of this version never saw."""
+    test = load_split(split, rows.row_ids).test
+    if not len(test):
+        raise InvalidData.at("dataset", msg="the version's test rows are no longer in this data set")
+    return Labelled(
+        rows.task, take(rows.inputs, test), rows.y[test], rows.row_ids[test], rows.classes, None, rows.left_out
+    )
