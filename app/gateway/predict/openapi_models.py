@@ -1,11 +1,13 @@
 """An OpenAPI operation for each model that is served: its real columns or tensors, its classes, and a row to try."""
 
 import base64
+import logging
 import math
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
+from app.core.errors import AimassError
 from app.core.instance_schema import instance_schema, prediction_schema
 from app.core.signature import Column
 from app.core.version_folder import GOLDEN
@@ -15,11 +17,15 @@ from app.serving.golden import read_golden
 from app.serving.host import ServedModel
 from app.serving.images import encode_image
 
+_log = logging.getLogger(__name__)
 _MAX_EXAMPLE = 4096  # elements of an example; larger ones would make the document unreadable
 
 
 def with_models(document: Json, models: Iterable[ServedModel]) -> Json:
-    """A copy of the document with the operations added; reads each model's golden row from its folder."""
+    """A copy of the document with the operations added; reads each model's golden row from its folder.
+
+    A model whose row cannot be read has an operation without an example, and the log says why.
+    """
     paths = dict(document["paths"])
     for served in models:
         name = served.source.endpoint
@@ -31,7 +37,7 @@ def _operation(served: ServedModel, name: str) -> Json:
     source, signature = served.source, served.signature
     instance = instance_schema(signature)
     body: Json = {"schema": object_of({"instances": _list(instance)}, ["instances"], additionalProperties=False)}
-    if (example := _example(served)) is not None:
+    if (example := _readable(served)) is not None:
         body["example"] = {"instances": [example]}
     operation = predict_operation(f"endpoints_predict_{name}", named=False)
     answered = operation["responses"]["200"]["content"]["application/json"]
@@ -54,6 +60,18 @@ def _operation(served: ServedModel, name: str) -> Json:
 
 def _list(items: Json) -> Json:
     return {"type": "array", "minItems": 1, "items": items}
+
+
+def _readable(served: ServedModel) -> Any:  # noqa: ANN401 - any JSON
+    """The model's example; None, and a line in the log, if its recorded rows are not what they should be."""
+    try:
+        return _example(served)
+    except Exception as error:  # noqa: BLE001 - what is wrong with one model's file must not cost the others theirs
+        why = error.detail if isinstance(error, AimassError) else repr(error)
+        _log.warning(
+            "endpoint=%s %s has no example in the API's document: %s", served.source.endpoint, served.source, why
+        )
+        return None
 
 
 def _example(served: ServedModel) -> Any:  # noqa: ANN401 - any JSON

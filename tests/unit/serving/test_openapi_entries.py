@@ -1,8 +1,17 @@
 """The OpenAPI entries of the paths in front of FastAPI."""
 
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 from openapi_spec_validator import validate
 
 from app.gateway.predict.openapi import document
+from app.gateway.predict.openapi_models import with_models
+from app.serving.host import Host, ModelSource
+from app.settings import ServingSettings
 
 
 def test_the_openapi_entries_are_valid_and_complete():
@@ -39,3 +48,33 @@ def test_the_openapi_entries_are_valid_and_complete():
         ("/v2/health/live", "get"): "oip_live",
         ("/v2/health/ready", "get"): "oip_ready",
     }
+
+
+@pytest.mark.parametrize("golden", [None, "{", '{"inputs": {}, "outputs": {}}', "[]", "\udcff"])
+async def test_a_model_whose_golden_rows_cannot_be_read_has_an_operation_without_an_example(
+    source: Callable[..., ModelSource],
+    picture_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    golden: str | None,
+):
+    host = Host(ServingSettings(threads=1))
+    spoiled = Path(shutil.copytree(picture_folder, tmp_path / "spoiled"))
+    for folder, name in ((picture_folder, "good"), (spoiled, "spoiled")):
+        await host.swap(await host.load(source(folder, endpoint=name)))
+    (spoiled / "golden.json").unlink()
+    if golden is not None:
+        (spoiled / "golden.json").write_text(golden, errors="surrogateescape")
+    with caplog.at_level(logging.WARNING):
+        paths = with_models({"paths": {"/elsewhere": {}}}, host.models())["paths"]
+    await host.close()
+    assert set(paths) == {"/elsewhere", "/api/v1/endpoints/good/predict", "/api/v1/endpoints/spoiled/predict"}
+    bodies = {
+        name: paths[f"/api/v1/endpoints/{name}/predict"]["post"]["requestBody"]["content"]["application/json"]
+        for name in ("good", "spoiled")
+    }
+    assert set(bodies["good"]) == {"schema", "example"}
+    assert set(bodies["spoiled"]) == {"schema"}
+    [record] = caplog.records
+    assert "endpoint=spoiled" in record.getMessage()
+    assert "golden.json" in record.getMessage()
