@@ -1,7 +1,8 @@
 """Files from the store: downloads with range requests, always as an attachment, and small JSON documents."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -9,15 +10,20 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
+from app.core.errors import NotFound, Unavailable
 from app.core.resources import StoredFile
 from app.gateway.errors import PROBLEM_TYPE, problem_body
 from app.services.platform import Platform
 
 _RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")
+_RETRY_S = 30.0  # somebody has to bring the store's files back first
 
 
 async def download(request: Request, platform: Platform, file: StoredFile, filename: str) -> Response:
-    """The file, or the part that a single-range `Range` header asks for (206), or 416."""
+    """The file, or the part that a single-range `Range` header asks for (206), or 416.
+
+    Unavailable when the store does not give the file: its first chunk is there before the answer begins.
+    """
     headers = {
         "content-disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
         "accept-ranges": "bytes",
@@ -35,8 +41,20 @@ async def download(request: Request, platform: Platform, file: StoredFile, filen
     if partial:
         headers["content-range"] = f"bytes {start}-{end - 1}/{file.bytes}"
     chunks = platform.store.read(file.sha256, start, end)
-    first = await anext(chunks, b"")  # a store that is away is told before the answer has begun
+    with _stored(file):
+        first = await anext(chunks, b"")
     return StreamingResponse(_chain(first, chunks), 206 if partial else 200, headers, "application/octet-stream")
+
+
+@contextmanager
+def _stored(file: StoredFile) -> Iterator[None]:
+    """Unavailable rather than NotFound: the registry knows the file, so it is the store that is not as it should be."""
+    try:
+        yield
+    except NotFound as error:
+        raise Unavailable(
+            f"the store does not have '{file.path}' (AIMASS_STORE_URL): {error.detail}", retry_after_s=_RETRY_S
+        ) from None
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -46,8 +64,9 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
 
 
 async def read_json(platform: Platform, file: StoredFile) -> dict[str, Any]:
-    """A small stored file that one of our jobs has written."""
-    raw = b"".join([chunk async for chunk in platform.store.read(file.sha256)])
+    """A small stored file that one of our jobs has written. Unavailable when the store does not give it."""
+    with _stored(file):
+        raw = b"".join([chunk async for chunk in platform.store.read(file.sha256)])
     parsed: dict[str, Any] = orjson.loads(raw)
     return parsed
 

@@ -1,11 +1,11 @@
-"""A disk that cannot be written, as callers should see it."""
+"""A disk that cannot be written or read, as callers should see it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from app.core.errors import Unavailable
+from app.core.errors import NotFound, Unavailable
 
 DISK_RETRY_S = 30.0  # somebody has to make room first
 
@@ -17,6 +17,17 @@ def writing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise Unavailable(f"{what} cannot be written: {error.strerror or error}", retry_after_s=DISK_RETRY_S) from error
+
+
+@contextmanager
+def reading(what: str, missing: str) -> Iterator[None]:
+    """NotFound, as `missing` says it, for a file that is not there; Unavailable where it is and cannot be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(missing) from None
+    except OSError as error:
+        raise Unavailable(f"{what} cannot be read: {error.strerror or error}", retry_after_s=DISK_RETRY_S) from error
 
 
 @contextmanager

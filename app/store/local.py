@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from app.core.errors import Corrupt, NotFound, Unavailable
-from app.store.disk import fetching, writing
+from app.core.errors import Corrupt, Unavailable
+from app.store.disk import fetching, reading, writing
 from app.store.ports import CHUNK_BYTES, check_digest
 
 ABANDONED_S = 86_400.0
@@ -117,6 +117,10 @@ class LocalStore:
         check_digest(sha256)
         return self._root / sha256[:2] / sha256[2:4] / sha256
 
+    @staticmethod
+    def _reading(sha256: str) -> contextlib.AbstractContextManager[None]:
+        return reading(DISK, f"the store has no content {sha256}")
+
     async def writer(self) -> LocalWriter:
         """Start a file."""
         return LocalWriter(self)
@@ -127,25 +131,17 @@ class LocalStore:
 
     async def size(self, sha256: str) -> int:
         """Length in bytes. NotFound otherwise."""
-        try:
+        with self._reading(sha256):
             return self.path(sha256).stat().st_size
-        except FileNotFoundError:
-            raise NotFound(f"the store has no content {sha256}") from None
 
     async def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes [start, end) in chunks. NotFound otherwise."""
+        """The bytes [start, end) in chunks. NotFound otherwise; Unavailable if the disk does not give them."""
         left = (end if end is not None else await self.size(sha256)) - start
-        try:
-            file = self.path(sha256).open("rb")
-        except FileNotFoundError:
-            raise NotFound(f"the store has no content {sha256}") from None
-        try:
+        with self._reading(sha256), self.path(sha256).open("rb") as file:
             file.seek(start)
             while left > 0 and (chunk := await asyncio.to_thread(file.read, min(CHUNK_BYTES, left))):
                 left -= len(chunk)
                 yield chunk
-        finally:
-            file.close()
 
     async def fetch(self, sha256: str, target: Path) -> None:
         """Copy to `target`, hashing on the way."""
@@ -153,10 +149,8 @@ class LocalStore:
 
     def _fetch(self, sha256: str, target: Path) -> None:
         digest = hashlib.sha256()
-        try:
+        with self._reading(sha256):
             source = self.path(sha256).open("rb")
-        except FileNotFoundError:
-            raise NotFound(f"the store has no content {sha256}") from None
         with source, fetching(target) as copy:
             while chunk := source.read(CHUNK_BYTES):
                 digest.update(chunk)

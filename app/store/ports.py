@@ -50,7 +50,7 @@ class Store(Protocol):
         """Length in bytes. NotFound otherwise."""
 
     def read(self, sha256: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes [start, end) in chunks. NotFound otherwise."""
+        """The bytes [start, end) in chunks. NotFound otherwise; Unavailable if the store does not give them."""
 
     async def fetch(self, sha256: str, target: Path) -> None:
         """Put the content at `target` on this machine, verified by its digest. NotFound, or Corrupt and no file."""

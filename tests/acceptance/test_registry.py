@@ -129,6 +129,29 @@ class TestFiles:
         last = (len(whole) if end is None else end) - 1
         assert answer.headers["content-range"] == f"bytes {first}-{last}/{len(whole)}"
 
+    @pytest.mark.parametrize("instead", [None, "folder"])
+    @pytest.mark.parametrize("what", ["datasets/tumours/versions/1/original", "models/gbdt/versions/1/files/card.json"])
+    def test_a_file_that_the_store_does_not_give(self, trained: Trained, what: str, instead: str | None) -> None:
+        """It is a problem rather than a 200 that breaks off, and no 404: the registry has it."""
+        platform, url = trained.platform, f"/api/v1/{what}"
+        answer = platform.client.get(url)
+        digest = hashlib.sha256(answer.content).hexdigest()
+        stored = platform.data_dir / "store" / digest[:2] / digest[2:4] / digest
+        aside = stored.rename(platform.folder / "aside")
+        try:
+            if instead:
+                stored.mkdir()
+            urls = [url, "/api/v1/models/gbdt/versions/1/card"] if what.endswith("card.json") else [url]
+            for failing in urls:
+                refused = platform.client.get(failing)
+                check_problem(refused, 503, "unavailable", word="AIMASS_STORE_URL")
+                assert int(refused.headers["retry-after"]) >= 1
+        finally:
+            if instead:
+                stored.rmdir()
+            aside.rename(stored)
+        assert platform.client.get(url).content == answer.content
+
     def test_a_range_beyond_the_end(self, trained: Trained) -> None:
         url = "/api/v1/models/gbdt/versions/1/files/model.onnx"
         answer = trained.platform.client.get(url, headers={"range": "bytes=999999999-"})

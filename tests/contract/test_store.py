@@ -182,6 +182,17 @@ class TestLocalFolder:
             await store.fetch(digest, tmp_path / "x")
         assert not (tmp_path / "x").exists()
 
+    async def test_content_that_the_disk_does_not_give_is_unavailable(self, tmp_path: Path) -> None:
+        store = LocalStore(tmp_path / "store")
+        digest = await put(store, b"data")
+        store.path(digest).unlink()
+        store.path(digest).mkdir()
+        with pytest.raises(Unavailable, match=r"AIMASS_STORE_URL.* cannot be read"):
+            await read(store, digest)
+        with pytest.raises(Unavailable, match=r"AIMASS_STORE_URL.* cannot be read"):
+            await store.fetch(digest, tmp_path / "x")
+        assert not (tmp_path / "x").exists()
+
     async def test_what_killed_writers_left_is_swept(self, tmp_path: Path) -> None:
         store = LocalStore(tmp_path / "store")
         mine = store.temporary()

@@ -107,12 +107,3 @@ def test_only_copies_that_nobody_serves_are_removed(platform: Platform, other: h
         os.utime(folder, (time.time() - GRACE_S - 60,) * 2)
     wait_until(lambda: not stale.exists(), 20, "the stale copy is removed")
     assert (served / "model.onnx").exists()
-
-
-def test_a_content_that_is_gone_is_told_before_the_answer_begins(platform: Platform) -> None:
-    made = platform.upload("lost", breast_cancer_csv() + b"\n")
-    digest = made["sha256"]
-    (platform.data_dir / "store" / digest[:2] / digest[2:4] / digest).unlink()
-    answer = platform.client.get("/api/v1/datasets/lost/versions/1/original")
-    assert answer.status_code == 404
-    assert answer.headers["content-type"] == "application/problem+json"
