@@ -3,7 +3,7 @@
     host = Host(settings)
     served = await host.load(source)      # session opened, warmed, golden rows proven; nothing changes for callers yet
     await host.swap(served)               # new requests go to it; the old one drains in the background
-    served = host.get("churn") or await host.reach("churn")  # loaded again, should it sleep
+    served = host.get("churn") or await host.reach("churn")  # loaded again, should it sleep; both take a version
     with served:                          # in use: it will not be closed before the block ends
         answer = await served.infer(inputs, rows=1)
 
@@ -119,9 +119,10 @@ class Host:
         """Which endpoints exist: those not loaded yet are unavailable rather than unknown."""
         self._expected = frozenset(endpoints)
 
-    def get(self, endpoint: str) -> ServedModel | None:
-        """The model that answers for an endpoint, if it is in memory."""
-        return self._served.get(endpoint)
+    def get(self, endpoint: str, version: str | None = None) -> ServedModel | None:
+        """The model that answers for an endpoint, if it is in memory and of this version; `reach` knows why not."""
+        served = self._served.get(endpoint)
+        return served if served is None or version is None or version == served.version else None
 
     def lookup(self, endpoint: str, version: str | None = None) -> ServedModel:
         """As `get`; NotFound for an unknown endpoint or another version, Unavailable for one not in memory."""

@@ -158,11 +158,12 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
 
     async def _infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         started = time.perf_counter()
-        served = self._host.get(request.model_name)
-        if served is None or request.model_version not in {"", served.version}:
+        name, version = request.model_name, request.model_version or None
+        served = self._host.get(name, version)
+        if served is None:
             left_s = context.time_remaining()
             deadline = math.inf if left_s is None else started + left_s
-            served = await self._host.reach(request.model_name, request.model_version or None, deadline)
+            served = await self._host.reach(name, version, deadline)
         with served:
             try:
                 return await self._run(served, request, context, started)

@@ -86,10 +86,7 @@ class OipApi:
                 raise NotFound("Not Found")
 
     async def _reach(self, exchange: Exchange, name: str, wanted: str | None) -> ServedModel:
-        served = self._host.get(name)
-        if served is not None and wanted in {None, served.version}:
-            return served
-        return await self._host.reach(name, wanted, exchange.deadline())
+        return self._host.get(name, wanted) or await self._host.reach(name, wanted, exchange.deadline())
 
     async def _infer(self, exchange: Exchange, served: ServedModel) -> None:
         with served:

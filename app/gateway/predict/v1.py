@@ -35,9 +35,7 @@ class V1Api:
             raise NotFound("Not Found")
         name, version = match["name"], match["version"]
         if match["predict"]:
-            served = self._host.get(name)
-            if served is None or version not in {None, served.version}:
-                served = await self._host.reach(name, version, exchange.deadline())
+            served = self._host.get(name, version) or await self._host.reach(name, version, exchange.deadline())
             await self._predict(exchange, served)
         else:
             self._host.check(name, version)

@@ -43,6 +43,7 @@ async def test_a_loaded_model_answers_only_after_the_swap(host: Host, source: So
     assert (host.get("churn"), host.ready(), host.models()) == (None, False, [])
     await host.swap(served)
     assert (host.get("churn"), host.ready(), host.models()) == (served, True, [served])
+    assert (host.get("churn", "3"), host.get("churn", "4"), host.get("other", "3")) == (served, None, None)
     with host.lookup("churn") as model:
         answer = await model.infer(numbers(100), 1)
     np.testing.assert_allclose(answer.outputs[0], [[0.9, 0.1]], rtol=1e-6)
