@@ -15,6 +15,7 @@ from app.gateway.loading import Loader
 from app.gateway.probes.exposition import Exposition
 from app.gateway.probes.jobs import JobMetrics
 from app.gateway.processes import Processes
+from app.gateway.query import check_query
 from app.services.idempotent import MAX_KEY_LENGTH, Once, once
 from app.services.platform import Platform
 from app.serving.host import Host
@@ -63,11 +64,12 @@ async def principal_of(state: Gateway, bearer: HTTPAuthorizationCredentials | No
 
 
 def require(scope: Scope) -> Callable[..., Awaitable[Principal]]:
-    """A dependency that gives the caller, who must have the scope."""
+    """A dependency that gives the caller, who must have the scope, and then must ask for what there is."""
 
-    async def caller(state: GatewayDep, bearer: Bearer, header: HeaderKey) -> Principal:
+    async def caller(request: Request, state: GatewayDep, bearer: Bearer, header: HeaderKey) -> Principal:
         principal = await principal_of(state, bearer, header)
         principal.require(scope)
+        check_query(request)
         return principal
 
     return caller

@@ -1,7 +1,8 @@
 """From the product's errors to HTTP: one table, one body (RFC 9457), for every path below `/api/v1`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.core.errors import AimassError, FieldError
+from app.core.errors import AimassError, Conflict, FieldError, NotFound
 from app.specs.base import field_error
 
 STATUS: dict[str, int] = {
@@ -78,6 +79,16 @@ def problem_body(status: int, code: str, detail: str, request_id: str, errors: S
     if errors:
         body["errors"] = [{"loc": e.loc, "msg": e.msg, "type": e.type} for e in errors]
     return orjson.dumps(body)
+
+
+@contextmanager
+def about(*loc: str | int) -> Iterator[None]:
+    """What is missing or in conflict inside is in this field of the request, unless the error names one itself."""
+    try:
+        yield
+    except (NotFound, Conflict) as error:
+        error.errors = error.errors or (FieldError(loc, error.detail, error.code),)
+        raise
 
 
 def retry_after(wait_s: float) -> str:
@@ -153,8 +164,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors that an operation can give, besides 401, 403 and 503."""
-    return {status: RESPONSES[status] for status in sorted({401, 403, 503, *statuses})}
+    """OpenAPI entries for the errors that an operation can give, besides 401, 403, 422 and 503."""
+    return {status: RESPONSES[status] for status in sorted({401, 403, 422, 503, *statuses})}
 
 
 def document_problems(openapi: dict[str, Any]) -> None:

@@ -48,6 +48,34 @@ class TestAddresses:
         check_problem(unchanged.client.get(path), status, code, loc)
 
     @pytest.mark.parametrize(
+        ("method", "path", "unknown", "known"),
+        [
+            ("GET", "/api/v1/jobs?stat=queued&limit=3", ["stat"], "there are state, kind, model, limit, cursor"),
+            ("GET", "/api/v1/datasets?Limit=3&x=&x=1", ["Limit", "x"], "there are limit, cursor"),
+            ("GET", "/api/v1/endpoints/nobody?verbose=1", ["verbose"], "there is none"),
+            ("GET", "/api/v1/compare?versions=people@1&a%20b=1", ["a b"], "there is versions"),
+            ("GET", "/api/v1/families?kind=table", ["kind"], "there is none"),
+            ("DELETE", "/api/v1/datasets/people/versions/1?detatch=true", ["detatch"], "there is detach"),
+            ("DELETE", "/api/v1/endpoints/people?force=true", ["force"], "there is none"),
+            ("POST", "/api/v1/jobs?dry_run=true", ["dry_run"], "there is none"),
+            ("PUT", "/api/v1/endpoints/people?wait=1", ["wait"], "there is none"),
+        ],
+    )
+    def test_an_unknown_query_parameter(
+        self, unchanged: Platform, method: str, path: str, unknown: list[str], known: str
+    ) -> None:
+        answer = unchanged.client.request(method, path, json={} if method in {"POST", "PUT"} else None)
+        problem = check_problem(answer, 422, "invalid_input", word=known)
+        assert [error["loc"] for error in problem["errors"]] == [[name] for name in unknown]
+
+    def test_who_shows_no_key_is_not_told_of_parameters(self, unchanged: Platform) -> None:
+        answer = httpx.get(f"{unchanged.url}/api/v1/jobs?stat=queued")
+        check_problem(answer, 401, "unauthenticated")
+
+    def test_a_part_that_is_not_built_takes_any_parameter(self, unchanged: Platform) -> None:
+        check_problem(unchanged.client.get("/api/v1/audit?since=yesterday"), 501, "not_built")
+
+    @pytest.mark.parametrize(
         ("method", "path", "allowed"),
         [
             ("PUT", "/api/v1/jobs", "GET, POST"),
@@ -83,9 +111,16 @@ class TestResources:
             ({"model": "people", "routes": [{"version": 0}]}, 422, "invalid_spec", ["routes", 0, "version"]),
             ({"model": "people", "routes": [{"version": 10**30}]}, 422, "invalid_spec", ["routes", 0, "version"]),
             ({"model": "people", "routes": [{"version": 1}], "speed": 1}, 422, "invalid_spec", ["speed"]),
-            ({"model": "people", "routes": [{"version": 9}]}, 404, "not_found", None),
-            ({"model": "people", "routes": [{"alias": "prod"}]}, 404, "not_found", None),
-            ({"model": "people", "routes": [{"version": 1, "variant": "tiny"}]}, 409, "conflict", None),
+            ({"model": "nobody", "routes": [{"version": 1}]}, 404, "not_found", ["model"]),
+            ({"model": "nobody", "routes": [{"alias": "prod"}]}, 404, "not_found", ["model"]),
+            ({"model": "people", "routes": [{"version": 9}]}, 404, "not_found", ["routes", 0, "version"]),
+            ({"model": "people", "routes": [{"alias": "prod"}]}, 404, "not_found", ["routes", 0, "alias"]),
+            (
+                {"model": "people", "routes": [{"version": 1, "variant": "tiny"}]},
+                409,
+                "conflict",
+                ["routes", 0, "variant"],
+            ),
             ({"model": "people", "routes": [{"version": 1}], "shadow": {"version": 1}}, 501, "not_built", None),
             ({"model": "people", "routes": [{"version": 1}], "placement": "pool"}, 501, "not_built", None),
             (
@@ -135,7 +170,7 @@ class TestResources:
 
     def test_alias_to_nothing(self, unchanged: Platform) -> None:
         answer = unchanged.client.put("/api/v1/models/people/aliases/prod", json={"version": 9})
-        check_problem(answer, 404, "not_found", word="people@9")
+        check_problem(answer, 404, "not_found", ["version"], word="people@9")
 
 
 class TestKeys:

@@ -65,7 +65,7 @@ _FORM: dict[str, Any] = {
     "",
     status_code=201,
     operation_id="datasets_create",
-    responses=responses(400, 409, 413, 422, 501),
+    responses=responses(400, 409, 413, 501),
     openapi_extra=_FORM,
 )
 async def create(
@@ -98,7 +98,7 @@ def _check_form(fields: dict[str, str], _: dict[str, list[str]]) -> None:
         raise InvalidInput.at("name", msg=NAME_RULE, type=kind) from None
 
 
-@router.get("", operation_id="datasets_list", responses=responses(422))
+@router.get("", operation_id="datasets_list", responses=responses())
 async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[DatasetOut]:
     """Data sets by name, each as its newest version."""
     async with state.platform.database.read() as session:
@@ -118,7 +118,7 @@ async def get(name: str, state: GatewayDep, _: Reader) -> DatasetOut:
         return DatasetOut.newest(await datasets.version(name, latest, files=False))
 
 
-@router.get("/{name}/versions", operation_id="dataset_versions_list", responses=responses(404, 422))
+@router.get("/{name}/versions", operation_id="dataset_versions_list", responses=responses(404))
 async def list_versions(name: str, state: GatewayDep, _: Reader, page: PageDep) -> PageOf[DatasetVersionOut]:
     """Versions of a data set, newest first."""
     async with state.platform.database.read() as session:
@@ -153,7 +153,7 @@ async def _read_json(state: Gateway, version: DatasetVersion, path: str) -> dict
     return await read_json(state.platform, file)
 
 
-@router.get("/{name}/versions/{version}/rows", operation_id="dataset_versions_rows", responses=responses(404, 422))
+@router.get("/{name}/versions/{version}/rows", operation_id="dataset_versions_rows", responses=responses(404))
 async def rows(
     name: str,
     version: VersionPath,

@@ -7,14 +7,15 @@ from fastapi import APIRouter, Body, Response
 from pydantic import ValidationError
 
 from app.core.errors import InvalidSpec, NotBuilt
-from app.gateway.deps import GatewayDep, PageDep, Reader, Trainer, name_cursor
+from app.gateway.deps import Gateway, GatewayDep, PageDep, Reader, Trainer, name_cursor
 from app.gateway.endpoints.schemas import EndpointOut, PhaseOut, StatsOut
-from app.gateway.errors import responses
+from app.gateway.errors import about, responses
 from app.gateway.schemas import PageOf
 from app.registry.endpoints import EndpointReader
 from app.registry.models import ModelReader
+from app.services.serve_version import choose_variant
 from app.specs.base import field_error
-from app.specs.endpoints import EndpointName, EndpointSpec
+from app.specs.endpoints import EndpointName, EndpointSpec, RouteSpec
 from app.telemetry.metrics import PHASES
 
 router = APIRouter(prefix="/api/v1/endpoints", tags=["endpoints"])
@@ -36,7 +37,7 @@ _BODY: dict[str, Any] = {
     "/{name}",
     operation_id="endpoints_put",
     responses={
-        **responses(400, 404, 409, 422, 501),
+        **responses(400, 404, 409, 501),
         201: {"model": EndpointOut, "description": "Created"},
         202: {"model": EndpointOut, "description": _NOT_EVERYWHERE},
     },
@@ -51,13 +52,30 @@ async def put(
     """
     spec = _parse(body)
     route = spec.routes[0]
-    async with state.platform.database.read() as session:
-        models = ModelReader(session)
-        version = route.version or await models.resolve_alias(spec.model, route.alias or "")
-    change = await state.loader.put(name, spec.model, version, route.variant, spec)
+    version = await _version(state, spec.model, route)
+    with about(*_target(route)):  # it may be deleted meanwhile
+        change = await state.loader.put(name, spec.model, version, route.variant, spec)
     done = HTTPStatus.CREATED if change.new else HTTPStatus.OK
     response.status_code = done if change.standing.applied else HTTPStatus.ACCEPTED
     return EndpointOut.of(change.endpoint, change.standing)
+
+
+async def _version(state: Gateway, model: str, route: RouteSpec) -> int:
+    """The version that the route names. NotFound for a model, version or alias and Conflict for a variant name it."""
+    async with state.platform.database.read() as session:
+        models = ModelReader(session)
+        with about("model"):
+            await models.get(model)
+        with about(*_target(route)):
+            version = route.version or await models.resolve_alias(model, route.alias or "")
+            found = await models.version(model, version)
+    with about("routes", 0, "variant"):
+        choose_variant(found, route.variant)
+    return version
+
+
+def _target(route: RouteSpec) -> tuple[str | int, ...]:
+    return "routes", 0, "alias" if route.version is None else "version"
 
 
 def _parse(body: dict[str, Any]) -> EndpointSpec:
@@ -79,7 +97,7 @@ def _parse(body: dict[str, Any]) -> EndpointSpec:
         raise InvalidSpec(f"{where}: {errors[0].msg}", errors=errors) from None
 
 
-@router.get("", operation_id="endpoints_list", responses=responses(422))
+@router.get("", operation_id="endpoints_list", responses=responses())
 async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[EndpointOut]:
     """Endpoints by name."""
     async with state.platform.database.read() as session:

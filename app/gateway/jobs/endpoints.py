@@ -69,7 +69,7 @@ _BODY: dict[str, Any] = {
 
 
 @router.post(
-    "/jobs", status_code=202, operation_id="jobs_create", responses=responses(400, 409, 422, 501), openapi_extra=_BODY
+    "/jobs", status_code=202, operation_id="jobs_create", responses=responses(400, 409, 501), openapi_extra=_BODY
 )
 async def create(
     request: Request,
@@ -100,7 +100,7 @@ def _parse(body: dict[str, Any]) -> SubmittedSpec:
         raise InvalidSpec(f"{where}: {errors[0].msg}", errors=errors) from None
 
 
-@router.get("/jobs", operation_id="jobs_list", responses=responses(422))
+@router.get("/jobs", operation_id="jobs_list", responses=responses())
 async def list_all(
     state: GatewayDep,
     _: Reader,
@@ -149,7 +149,7 @@ async def events(
     )
 
 
-@router.get("/jobs/{job_id}/logs", operation_id="jobs_logs", responses=responses(404, 422))
+@router.get("/jobs/{job_id}/logs", operation_id="jobs_logs", responses=responses(404))
 async def logs(
     job_id: str, state: GatewayDep, _: Reader, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000
 ) -> LogsOut:
@@ -161,7 +161,7 @@ async def logs(
     return LogsOut(items=[LogLineOut.model_validate({"at": line.at, **line.data}) for line in lines])
 
 
-@router.get("/jobs/{job_id}/metrics", operation_id="jobs_metrics", responses=responses(404, 422))
+@router.get("/jobs/{job_id}/metrics", operation_id="jobs_metrics", responses=responses(404))
 async def metrics(
     job_id: str,
     state: GatewayDep,

@@ -55,7 +55,7 @@ def _fields(key: ApiKey) -> dict[str, object]:
     }
 
 
-@router.post("", status_code=201, operation_id="keys_create", responses=responses(400, 409, 422))
+@router.post("", status_code=201, operation_id="keys_create", responses=responses(400, 409))
 async def create(
     body: KeyIn, request: Request, response: Response, state: GatewayDep, caller: Admin, idempotency: IdempotencyKey
 ) -> NewKeyOut:
@@ -76,7 +76,7 @@ async def create(
     return NewKeyOut.model_validate(_fields(key) | {"secret": secret})
 
 
-@router.get("", operation_id="keys_list", responses=responses(422))
+@router.get("", operation_id="keys_list", responses=responses())
 async def list_all(state: GatewayDep, _: Admin, page: PageDep) -> PageOf[KeyOut]:
     """Keys, newest first."""
     async with state.platform.database.read() as session:

@@ -22,7 +22,7 @@ from app.gateway.deps import (
     number_cursor,
     only_once,
 )
-from app.gateway.errors import responses
+from app.gateway.errors import about, responses
 from app.gateway.files import download, read_json
 from app.gateway.jobs.schemas import JobOut
 from app.gateway.models.schemas import (
@@ -77,7 +77,7 @@ async def _version(state: Gateway, model: str, version: int) -> ModelVersion:
         return await ModelReader(session).version(model, version)
 
 
-@router.get("/models", operation_id="models_list", responses=responses(422))
+@router.get("/models", operation_id="models_list", responses=responses())
 async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[ModelOut]:
     """Models by name."""
     async with state.platform.database.read() as session:
@@ -92,7 +92,7 @@ async def get(model: str, state: GatewayDep, _: Reader) -> ModelOut:
         return ModelOut.of(await ModelReader(session).get(model))
 
 
-@router.get("/models/{model}/versions", operation_id="model_versions_list", responses=responses(404, 422))
+@router.get("/models/{model}/versions", operation_id="model_versions_list", responses=responses(404))
 async def list_versions(model: str, state: GatewayDep, _: Reader, page: PageDep) -> PageOf[ModelVersionOut]:
     """Versions of a model, newest first."""
     async with state.platform.database.read() as session:
@@ -104,7 +104,7 @@ async def list_versions(model: str, state: GatewayDep, _: Reader, page: PageDep)
     "/models/{model}/versions",
     status_code=202,
     operation_id="model_versions_import",
-    responses=responses(400, 409, 413, 422),
+    responses=responses(400, 409, 413),
     openapi_extra=_FORM,
 )
 async def import_version(
@@ -201,7 +201,7 @@ async def delete(model: str, version: VersionPath, state: GatewayDep, _: Trainer
     "/models/{model}/aliases/{alias}",
     operation_id="aliases_put",
     responses={
-        **responses(404, 409, 422),
+        **responses(404, 409),
         202: {"model": AliasOut, "description": "Moved; a gateway process still serves the version before"},
     },
 )
@@ -209,9 +209,11 @@ async def move_alias(
     model: str, alias: Name, body: AliasIn, response: Response, state: GatewayDep, caller: Trainer
 ) -> AliasOut:
     """Point an alias at a version, atomically. Endpoints that route by it serve the version first, or nothing moves."""
-    routed = await state.loader.follow_alias(model, alias, body.version)
-    async with state.platform.database.write() as session:
-        moved = await ModelWriter(session).move_alias(model, alias, body.version, by=caller.name, reason=body.reason)
+    with about("version"):
+        routed = await state.loader.follow_alias(model, alias, body.version)
+        async with state.platform.database.write() as session:
+            models = ModelWriter(session)
+            moved = await models.move_alias(model, alias, body.version, by=caller.name, reason=body.reason)
     if not all(standing.applied for standing in await state.loader.settled(routed)):
         response.status_code = HTTPStatus.ACCEPTED
     return AliasOut.of(moved)
@@ -233,7 +235,7 @@ async def alias_history(model: str, alias: str, state: GatewayDep, _: Reader) ->
         return PageOf(items=[AliasOut.of(move) for move in await ModelReader(session).alias_history(model, alias)])
 
 
-@router.get("/compare", operation_id="models_compare", responses=responses(404, 422))
+@router.get("/compare", operation_id="models_compare", responses=responses(404))
 async def compare(
     state: GatewayDep,
     _: Reader,
