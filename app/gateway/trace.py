@@ -58,11 +58,24 @@ def export(
     attributes: Attributes,
     phases: Sequence[tuple[str, float]] = (),
 ) -> None:
-    """Export an answered request if its trace is sampled; a server's error marks it as failed."""
+    """Export an answered HTTP request if its trace is sampled; a server's error marks it as failed."""
+    told = {**attributes, "http.response.status_code": status}
+    export_call(exporter, trace, name, seconds, told, phases, failed=status >= _SERVER_ERROR)
+
+
+def export_call(
+    exporter: Exporter,
+    trace: Trace,
+    name: str,
+    seconds: float,
+    attributes: Attributes,
+    phases: Sequence[tuple[str, float]] = (),
+    *,
+    failed: bool,
+) -> None:
+    """Export what was answered by any protocol, if its trace is sampled."""
     if trace.flags & _SAMPLED:
-        failed = status >= _SERVER_ERROR
-        told = {**attributes, "http.response.status_code": status}
-        exporter.export(Request(name, trace.id, trace.span, trace.parent, seconds, told, failed, phases))
+        exporter.export(Request(name, trace.id, trace.span, trace.parent, seconds, attributes, failed, phases))
 
 
 def name_request(request_id: str, trace: Trace | None) -> str:

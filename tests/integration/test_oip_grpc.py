@@ -1,7 +1,9 @@
 """The Open Inference Protocol over gRPC as NVIDIA's own client speaks it, against a live server on this machine."""
 
+import math
 import queue
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,6 +14,8 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from app.serving.types import Answer, Tensors
+from app.serving.waiting import DEFAULT_PRIORITY
 from tests.support.oip import Addresses, sample, serve, sum_source
 
 pytestmark = pytest.mark.enable_socket
@@ -143,6 +147,95 @@ def test_errors_are_statuses(client: Any):
     with pytest.raises(InferenceServerException) as failed:
         client.get_trace_settings(headers=KEY)
     assert failed.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+@pytest.fixture
+def queued(addresses: Addresses, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, int]]:
+    """(seconds until the deadline, priority) of each request, as the batcher gets it."""
+    batcher = addresses.host.lookup("sum")._queue()
+    answer, seen = batcher.infer, list[tuple[float, int]]()
+
+    def record(inputs: Tensors, rows: int, deadline: float, priority: int) -> Awaitable[Answer]:
+        seen.append((deadline - time.perf_counter(), priority))
+        return answer(inputs, rows, deadline, priority)
+
+    monkeypatch.setattr(batcher, "infer", record)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, DEFAULT_PRIORITY), ({"priority": 1}, 1), ({"priority": 7}, 7), ({"priority": 0}, 2)]
+)
+def test_the_priority_of_a_request_reaches_the_batcher(
+    client: Any, queued: list[tuple[float, int]], given: dict[str, int], expected: int
+):
+    """Client trap 9: the client sends `priority` as a parameter, and leaves 0 out."""
+    numbers, words, _ = sample(1)
+    client.infer("sum", inputs(numbers, words), headers=KEY, **given)
+    assert [priority for _, priority in queued] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("metadata_ms", "call_s", "timeout_us", "expected_s"),
+    [
+        (None, None, None, math.inf),
+        (30_000, None, None, 30),
+        (30_000, 60, 90_000_000, 30),
+        (60_000, 30, 90_000_000, 30),
+        (60_000, 90, 30_000_000, 30),
+        (90_000, None, 30_000_000, 30),
+    ],
+)
+def test_the_earliest_of_three_deadlines_holds(
+    client: Any,
+    queued: list[tuple[float, int]],
+    metadata_ms: int | None,
+    call_s: float | None,
+    timeout_us: int | None,
+    expected_s: float,
+):
+    numbers, words, _ = sample(1)
+    headers = KEY if metadata_ms is None else {**KEY, "x-request-timeout-ms": str(metadata_ms)}
+    client.infer("sum", inputs(numbers, words), headers=headers, client_timeout=call_s, timeout=timeout_us)
+    [(left_s, _)] = queued
+    assert left_s == expected_s or expected_s - 25 < left_s < expected_s + 1  # gRPC rounds deadlines up on their way
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [("0", "DEADLINE_EXCEEDED"), *((bad, "INVALID_ARGUMENT") for bad in ("-1", "1.5", "", "soon", "9" * 50))],
+)
+def test_a_deadline_in_the_metadata_that_has_passed_or_is_none(client: Any, given: str, status: str):
+    numbers, words, _ = sample(1)
+    headers = {**KEY, "x-request-timeout-ms": given}
+    with pytest.raises(InferenceServerException) as failed:
+        client.infer("sum", inputs(numbers, words), headers=headers)
+    assert failed.value.status() == f"StatusCode.{status}"
+    malformed = status == "INVALID_ARGUMENT"
+    assert ("x-request-timeout-ms" in failed.value.message()) == malformed
+    answers: queue.Queue[Any] = queue.Queue()
+    client.start_stream(callback=lambda result, error: answers.put((result, error)), headers=headers)
+    if not malformed:
+        client.async_stream_infer("sum", inputs(numbers, words))
+    _, error = answers.get(timeout=60)
+    client.stop_stream(cancel_requests=malformed)
+    assert ("x-request-timeout-ms" in str(error)) == malformed
+    assert error.status() == (f"StatusCode.{status}" if malformed else None)  # the stream goes on after the other
+
+
+def test_refusals_are_counted_as_over_http(client: Any, addresses: Addresses):
+    numbers, words, _ = sample(1)
+    refused, statuses = addresses.host.metrics.refused, addresses.host.lookup("sum").metrics.statuses
+    before = refused["not_found"], refused["unauthenticated"], statuses[400]
+    for name, tensors, headers in (
+        ("nope", inputs(numbers, words), KEY),
+        ("sum", inputs(numbers, words), {}),
+        ("sum", inputs(numbers, words)[:1], KEY),
+    ):
+        with pytest.raises(InferenceServerException):
+            client.infer(name, tensors, headers=headers)
+    after = refused["not_found"], refused["unauthenticated"], statuses[400]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 1]
 
 
 def test_statistics_and_repository(client: Any):

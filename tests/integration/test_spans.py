@@ -1,5 +1,6 @@
 """Spans as a collector of OpenTelemetry receives them from a live platform."""
 
+import queue
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,11 +13,13 @@ import pytest
 import tritonclient.grpc as triton
 from onnx import TensorProto, helper
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tritonclient.utils import InferenceServerException
 
 from tests.support.platform import KEY, Platform
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.enable_socket
+REFUSED = "5bf92f3577b34da6a3ce929d0e0e4736"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PHASES = ["receive", "parse", "queue", "batch", "compute", "encode"]
 
@@ -73,6 +76,51 @@ def doubled() -> bytes:
     return model.SerializeToString()
 
 
+def refuse_by_grpc(client: Any) -> None:
+    """Calls that fail, each for another reason, and a stream of a good one and a bad one."""
+    stranger = {"traceparent": f"00-{REFUSED}-{PARENT}-01"}
+    headers = {"authorization": f"Bearer {KEY}", **stranger}
+    tensor = triton.InferInput("x", [1, 2], "FP32").set_data_from_numpy(np.ones((1, 2), np.float32))
+    wide = triton.InferInput("x", [1, 3], "FP32").set_data_from_numpy(np.ones((1, 3), np.float32))
+    for call in (
+        lambda: client.infer("nope", [tensor], headers=headers),
+        lambda: client.infer("double", [tensor], headers=stranger),
+        lambda: client.infer("double", [wide], headers=headers),
+        lambda: client.infer("double", [tensor], headers=headers, timeout=1),
+        lambda: client.get_model_metadata("nope", headers=headers),
+        lambda: client.get_trace_settings(headers=headers),
+    ):
+        with pytest.raises(InferenceServerException):
+            call()
+    answers: queue.Queue[Any] = queue.Queue()
+    client.start_stream(callback=lambda result, error: answers.put((result, error)), headers=headers)
+    for name in ("double", "nope"):
+        client.async_stream_infer(name, [tensor])
+        answers.get(timeout=60)
+    client.stop_stream()
+
+
+def check_refused(spans: list[Any]) -> None:
+    """A span each, with gRPC's status, and with the endpoint where one was found."""
+    found = []
+    for span in spans:
+        told = {a.key: a.value.string_value or a.value.int_value for a in span.attributes}
+        if span.parent_span_id.hex() == PARENT:
+            assert span.name == f"inference.GRPCInferenceService/{told['rpc.method']}"
+            failed = span.status.code == span.status.STATUS_CODE_ERROR
+            found.append((told["rpc.method"], told.get("rpc.grpc.status_code", 0), told.get("aimass.endpoint"), failed))
+    assert sorted(found, key=str) == [
+        ("ModelInfer", 16, None, True),
+        ("ModelInfer", 3, "double", True),
+        ("ModelInfer", 4, "double", True),
+        ("ModelInfer", 5, None, True),
+        ("ModelMetadata", 5, None, True),
+        ("ModelStreamInfer", 0, "double", False),
+        ("ModelStreamInfer", 5, None, True),
+        ("TraceSetting", 12, None, True),
+    ]
+
+
 def test_requests_are_spans_and_phases_are_below_them(collector: Collector) -> None:
     with Platform(AIMASS_TELEMETRY_OTLP_URL=collector.url, AIMASS_TELEMETRY_TRACE_RATIO="0") as platform:
         job = platform.call("POST", "/api/v1/models/m/versions", 202, files={"model": ("m.onnx", doubled())})
@@ -88,8 +136,10 @@ def test_requests_are_spans_and_phases_are_below_them(collector: Collector) -> N
         with triton.InferenceServerClient(platform.grpc) as client:
             tensor = triton.InferInput("x", [1, 2], "FP32").set_data_from_numpy(np.ones((1, 2), np.float32))
             client.infer("double", [tensor], headers={"authorization": f"Bearer {KEY}", **sampled})
+            refuse_by_grpc(client)
     # The platform has ended, and with it sent what it had.
-    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE, REFUSED}
+    check_refused(collector.of(REFUSED))
     roots = {span.name: span for span in collector.of(TRACE) if span.parent_span_id.hex() == PARENT}
     assert set(roots) == {
         "POST /api/v1/endpoints/{name}/predict",

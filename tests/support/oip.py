@@ -94,10 +94,11 @@ async def nothing(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the server listens."""
+    """Where the server listens, and the host of its models, which belongs to the event loop of its thread."""
 
     http: str
     grpc: str
+    host: Host
 
 
 @contextlib.contextmanager
@@ -105,6 +106,7 @@ def serve(*sources: ModelSource) -> Iterator[Addresses]:
     """Serve models over HTTP and gRPC on the loopback, in a thread with an event loop of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
     ports: list[int] = []
+    hosts: list[Host] = []
     started, stop = threading.Event(), threading.Event()
 
     async def run() -> None:
@@ -120,6 +122,7 @@ def serve(*sources: ModelSource) -> Iterator[Addresses]:
         service = InferenceService(host, Keys(), repository)
         grpc = GrpcServer(service, GatewaySettings(grpc_port=0, drain_s=1.0), settings.max_body_mb << 20)
         ports.append(await grpc.start())
+        hosts.append(host)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         started.set()
         await asyncio.to_thread(stop.wait)
@@ -131,7 +134,7 @@ def serve(*sources: ModelSource) -> Iterator[Addresses]:
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
     assert started.wait(60)
-    yield Addresses(f"127.0.0.1:{listener.getsockname()[1]}", f"127.0.0.1:{ports[0]}")
+    yield Addresses(f"127.0.0.1:{listener.getsockname()[1]}", f"127.0.0.1:{ports[0]}", hosts[0])
     stop.set()
     thread.join(30)
 

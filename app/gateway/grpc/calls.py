@@ -1,7 +1,10 @@
-"""What every call goes through: the caller's key and scope, and errors as gRPC statuses."""
+"""What every call goes through: the caller's key and scope, its deadline, and errors as gRPC statuses."""
 
+import asyncio
 import functools
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -11,12 +14,15 @@ from app.core.errors import AimassError, Unauthenticated
 from app.core.ids import new_id
 from app.core.principal import Scope
 from app.gateway.errors import retry_after
+from app.gateway.predict.exchange import whole_number
 from app.gateway.predict.ports import Authenticator
+from app.serving.host import ServedModel
 
 _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 Result = TypeVar("Result")
 _BEARER = "bearer "
+_TIMEOUT = "x-request-timeout-ms"
 
 CODES: dict[str, grpc.StatusCode] = {
     "invalid_input": grpc.StatusCode.INVALID_ARGUMENT,
@@ -38,43 +44,95 @@ CODES: dict[str, grpc.StatusCode] = {
 }
 
 
+class Call:
+    """One request, from when it was received; `served` and `phases` become known on the way."""
+
+    __slots__ = ("context", "metadata", "method", "phases", "served", "started")
+
+    def __init__(self, context: Context, method: str) -> None:
+        self.started = time.perf_counter()
+        self.context = context
+        self.method = method
+        self.metadata: dict[str, str | bytes] = dict(context.invocation_metadata() or ())
+        self.served: ServedModel | None = None
+        self.phases: tuple[float, ...] = ()  # of a prediction that was answered, in the order of PHASES, in seconds
+
+    def deadline(self) -> float:
+        """When the caller stops waiting, on `perf_counter`'s clock: gRPC's deadline or the metadata's, the earlier.
+
+        Malformed if the metadata's is not a whole number of milliseconds.
+        """
+        deadline = math.inf
+        if (given := self.metadata.get(_TIMEOUT)) is not None:
+            millis = whole_number(given.encode() if isinstance(given, str) else given, _TIMEOUT, "milliseconds")
+            deadline = self.started + millis / 1e3
+        left_s = self.context.time_remaining()
+        return deadline if left_s is None else min(deadline, time.perf_counter() + left_s)
+
+
 class Guarded(Protocol):
     """A servicer whose calls are guarded."""
 
     auth: Authenticator
 
+    def ended(self, call: Call, status: grpc.StatusCode, error: AimassError | None = None) -> None:
+        """Take note of how a call has ended; must not wait."""
 
-def call(
-    scope: Scope | None,
-) -> Callable[[Callable[[Any, Any, Context], Awaitable[Result]]], Callable[[Any, Any, Context], Awaitable[Result]]]:
+
+Method = Callable[[Any, Any, Call], Awaitable[Result]]
+
+
+def call(scope: Scope | None) -> Callable[[Method[Result]], Callable[[Any, Any, Context], Awaitable[Result]]]:
     """A unary call that needs this scope (None: open to all), with errors of the tree as statuses."""
 
-    def guard(
-        method: Callable[[Any, Any, Context], Awaitable[Result]],
-    ) -> Callable[[Any, Any, Context], Awaitable[Result]]:
+    def guard(method: Method[Result]) -> Callable[[Any, Any, Context], Awaitable[Result]]:
+        async def admitted(self: Guarded, request: Any, made: Call) -> Result:  # noqa: ANN401 - any message
+            if scope is not None:
+                await admit(self.auth, made, scope)
+            return await method(self, request, made)
+
         @functools.wraps(method)
         async def guarded(self: Guarded, request: Any, context: Context) -> Result:  # noqa: ANN401 - any message
+            made = Call(context, method.__name__)
             try:
-                if scope is not None:
-                    await admit(self.auth, context, scope)
-                return await method(self, request, context)
+                return await observed(self, made, admitted(self, request, made))
             except AimassError as error:
                 await refuse(context, error)
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:  # noqa: BLE001 - each becomes a status
-                await refuse(context, unexpected(error))
 
         return guarded
 
     return guard
 
 
-async def admit(auth: Authenticator, context: Context, scope: Scope) -> None:
+async def observed(servicer: Guarded, made: Call, answer: Awaitable[Result]) -> Result:
+    """The answer, or an error of the tree for whatever went wrong; the servicer is told how it ended."""
+    try:
+        result = await answer
+    except asyncio.CancelledError:
+        left_s = made.context.time_remaining()  # the client's library cancels at its deadline, too
+        late = left_s is not None and left_s <= 0
+        servicer.ended(made, grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
+        raise
+    except Exception as error:
+        told = error if isinstance(error, AimassError) else unexpected(error)
+        servicer.ended(made, status_of(told), told)
+        if told is error:
+            raise
+        raise told from error
+    servicer.ended(made, grpc.StatusCode.OK)
+    return result
+
+
+async def admit(auth: Authenticator, made: Call, scope: Scope) -> None:
     """Unauthenticated without a good key in the metadata, Forbidden if it lacks the scope."""
-    key = _key(context)
+    key = _key(made)
     principal = auth.cached(key) or await auth.verify(key)
     principal.require(scope)
+
+
+def status_of(error: AimassError) -> grpc.StatusCode:
+    """The status that an error is answered with."""
+    return CODES.get(error.code, grpc.StatusCode.INTERNAL)
 
 
 def unexpected(error: Exception) -> AimassError:
@@ -93,14 +151,13 @@ async def refuse(context: Context, error: AimassError) -> NoReturn:
             ("retry-after", retry_after(wait_s)),
             ("grpc-retry-pushback-ms", str(round(wait_s * 1e3))),
         ]
-    await context.abort(CODES.get(error.code, grpc.StatusCode.INTERNAL), error.detail, tuple(trailing))
+    await context.abort(status_of(error), error.detail, tuple(trailing))
 
 
-def _key(context: Context) -> bytes:
-    metadata = dict(context.invocation_metadata() or ())
-    key = metadata.get("x-api-key") or ""
+def _key(made: Call) -> bytes:
+    key = made.metadata.get("x-api-key") or ""
     if not key:
-        header = metadata.get("authorization") or ""
+        header = made.metadata.get("authorization") or ""
         key = header[len(_BEARER) :].strip() if header[: len(_BEARER)].lower() == _BEARER else ""
     if not key:
         raise Unauthenticated("send the API key as metadata `authorization: Bearer KEY` or `x-api-key: KEY`")
