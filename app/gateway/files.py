@@ -1,8 +1,7 @@
 """Files from the store: downloads with range requests, always as an attachment, and small JSON documents."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
 
@@ -10,13 +9,12 @@ import orjson
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from app.core.errors import NotFound, Unavailable
 from app.core.resources import StoredFile
 from app.gateway.errors import PROBLEM_TYPE, problem_body
+from app.services.keep_files import stored
 from app.services.platform import Platform
 
 _RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")
-_RETRY_S = 30.0  # somebody has to bring the store's files back first
 
 
 async def download(request: Request, platform: Platform, file: StoredFile, filename: str) -> Response:
@@ -41,20 +39,9 @@ async def download(request: Request, platform: Platform, file: StoredFile, filen
     if partial:
         headers["content-range"] = f"bytes {start}-{end - 1}/{file.bytes}"
     chunks = platform.store.read(file.sha256, start, end)
-    with _stored(file):
+    with stored(f"'{file.path}'"):
         first = await anext(chunks, b"")
     return StreamingResponse(_chain(first, chunks), 206 if partial else 200, headers, "application/octet-stream")
-
-
-@contextmanager
-def _stored(file: StoredFile) -> Iterator[None]:
-    """Unavailable rather than NotFound: the registry knows the file, so it is the store that is not as it should be."""
-    try:
-        yield
-    except NotFound as error:
-        raise Unavailable(
-            f"the store does not have '{file.path}' (AIMASS_STORE_URL): {error.detail}", retry_after_s=_RETRY_S
-        ) from None
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -65,7 +52,7 @@ async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[byte
 
 async def read_json(platform: Platform, file: StoredFile) -> dict[str, Any]:
     """A small stored file that one of our jobs has written. Unavailable when the store does not give it."""
-    with _stored(file):
+    with stored(f"'{file.path}'"):
         raw = b"".join([chunk async for chunk in platform.store.read(file.sha256)])
     parsed: dict[str, Any] = orjson.loads(raw)
     return parsed

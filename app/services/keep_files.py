@@ -1,15 +1,29 @@
 """Put local files into the store, and version files onto this machine."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from app.core.errors import NotFound, Unavailable
 from app.core.resources import StoredFile
 from app.registry.files import expect_blob
 from app.services.platform import Platform
 from app.store.ports import CHUNK_BYTES, Writer
 
 PARTIAL = ".part"  # files that a job is still writing
+_RETRY_S = 30.0  # somebody has to bring the store's files back first
+
+
+@contextmanager
+def stored(what: str) -> Iterator[None]:
+    """Unavailable rather than NotFound: the registry knows `what`, so it is the store that is not as it should be."""
+    try:
+        yield
+    except NotFound as error:
+        raise Unavailable(
+            f"the store does not have {what} (AIMASS_STORE_URL): {error.detail}", retry_after_s=_RETRY_S
+        ) from None
 
 
 async def commit(platform: Platform, writer: Writer, path: str) -> StoredFile:

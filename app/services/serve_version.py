@@ -8,7 +8,7 @@ from pathlib import Path
 from app.core.errors import Conflict, Corrupt
 from app.core.resources import ModelVersion, StoredFile, Variant
 from app.core.version_folder import GOLDEN, NAMES, SIGNATURE
-from app.services.keep_files import lay_out
+from app.services.keep_files import lay_out, stored
 from app.services.local_copies import FOLDER, mark_used
 from app.services.platform import Platform
 from app.services.sign_files import check_signed
@@ -30,19 +30,25 @@ def choose_variant(version: ModelVersion, name: str | None) -> Variant:
 
 
 async def serve_version(platform: Platform, version: ModelVersion, variant: Variant) -> tuple[Path, Path]:
-    """(folder, model file) on this machine; files that are not there, or not what they should be, are fetched."""
+    """(folder, model file) on this machine; files that are not there, or not what they should be, are fetched.
+
+    Unavailable if the store does not give one; Corrupt if one is not what was signed.
+    """
     folder = platform.scratch / FOLDER / version.digest
     graph = variant.path
     if graph is None:
         raise Corrupt(f"variant '{variant.name}' of '{version.model}@{version.version}' has no file")
     wanted = [f for f in version.files if f.path in NEEDED or f.path == graph or _is_external(f, Path(graph).parent)]
-    await check_signed(platform, version, wanted)
+    what = f"a file of '{version.model}@{version.version}'"
+    with stored(what):
+        await check_signed(platform, version, wanted)
     missing = [file for file in wanted if await asyncio.to_thread(_digest, folder / file.path) != file.sha256]
     if missing:
         # Fetched aside and renamed, so that a gateway beside this one never sees half a file.
         aside = platform.scratch / FOLDER / f".{version.digest}-{id(missing):x}"
         try:
-            await lay_out(platform, missing, aside)
+            with stored(what):
+                await lay_out(platform, missing, aside)
             await asyncio.to_thread(_move_in, aside, folder, missing)
         finally:
             await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)

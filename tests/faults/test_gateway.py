@@ -8,6 +8,7 @@ from collections import Counter
 
 import httpx
 
+from tests.acceptance.problems import check_problem
 from tests.support.jobs import quick
 from tests.support.platform import KEY, Platform, breast_cancer_csv
 from tests.support.servers import wait_until
@@ -141,6 +142,8 @@ def test_an_endpoint_that_cannot_be_loaded_is_named_and_hurts_no_other(platform:
     assert answer["status"] == "degraded"
     assert "broken" in answer["checks"]["endpoints"]
     assert platform.call("GET", "/api/v1/endpoints/broken")["state"] == "failed"
+    again = platform.client.put("/api/v1/endpoints/again", json={"model": "broken", "routes": [{"version": 1}]})
+    check_problem(again, 503, "unavailable", word="the store does not have a file of 'broken@1' (AIMASS_STORE_URL)")
 
 
 def _ready(platform: Platform) -> bool:
