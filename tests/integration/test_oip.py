@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tritonclient import http as triton
+from tritonclient.http import aio
 from tritonclient.utils import InferenceServerException
 
 from tests.support.oip import sample, serve, sum_source
@@ -108,6 +109,7 @@ def test_configuration_is_what_load_tools_need(client: Any):
 
 
 def test_a_model_is_unloaded_and_loaded(client: Any):
+    """Client traps 11 and 12: the index is asked for with an empty body, `config` is text."""
     numbers, words, _ = sample(1)
     assert client.get_model_repository_index(headers=key()) == [{"name": "sum", "version": "7", "state": "READY"}]
     client.unload_model("sum", headers=key())
@@ -133,6 +135,7 @@ def test_a_model_is_unloaded_and_loaded(client: Any):
 @pytest.mark.parametrize("binary_in", [(True, True), (False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("binary_out", [None, True, False])
 def test_infer_binary_json_and_mixed(client: Any, rows: int, binary_in: tuple[bool, bool], *, binary_out: bool | None):
+    """Client traps 3 and 6: tensors are binary by default, and answers are reshaped by what they say."""
     numbers, words, expected = sample(rows)
     outputs = None
     if binary_out is not None:
@@ -153,6 +156,7 @@ def test_infer_binary_json_and_mixed(client: Any, rows: int, binary_in: tuple[bo
 @pytest.mark.parametrize("response_compression", [None, "gzip", "deflate"])
 @pytest.mark.parametrize("binary", [True, False])
 def test_compression(client: Any, request_compression: str | None, response_compression: str | None, *, binary: bool):
+    """Client trap 8: JSON and tensors are compressed together."""
     numbers, words, expected = sample(500)
     result = client.infer(
         "sum",
@@ -161,6 +165,23 @@ def test_compression(client: Any, request_compression: str | None, response_comp
         request_compression_algorithm=request_compression,
         response_compression_algorithm=response_compression,
     )
+    np.testing.assert_allclose(result.as_numpy("value"), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+async def test_the_asynchronous_client(address: str, compression: str | None):
+    """Client traps 1 and 8: aiohttp sends a Content-Type of its own, and leaves decompression to the client."""
+    numbers, words, expected = sample(500)
+    async with aio.InferenceServerClient(address) as client:
+        result = await client.infer(
+            "sum",
+            inputs(numbers, words),
+            headers=key(),
+            request_compression_algorithm=compression,
+            response_compression_algorithm=compression,
+        )
+        with pytest.raises(InferenceServerException, match="'nope' is not found"):
+            await client.infer("nope", inputs(numbers, words), headers=key())
     np.testing.assert_allclose(result.as_numpy("value"), expected, rtol=1e-5)
 
 
@@ -181,6 +202,7 @@ def test_many_at_once_get_their_own_answers(client: Any):
 
 
 def test_errors_reach_the_client_as_text(client: Any):
+    """Client trap 5: the client shows what `error` says, and nothing of any other body."""
     numbers, words, _ = sample(2)
     cases = [
         ("nope", inputs(numbers, words), {}, "404", "Request for unknown model: 'nope' is not found"),
@@ -217,6 +239,7 @@ def test_errors_reach_the_client_as_text(client: Any):
 
 
 def test_reserved_parameters_that_are_honoured_or_harmless(client: Any):
+    """Client trap 9, as the client sends them."""
     numbers, words, expected = sample(2)
     result = client.infer(
         "sum", inputs(numbers, words), priority=1, timeout=5_000_000, parameters={"mine": "x"}, headers=key()
@@ -225,6 +248,7 @@ def test_reserved_parameters_that_are_honoured_or_harmless(client: Any):
 
 
 def test_a_connection_is_kept_through_good_and_bad_answers(address: str):
+    """Client trap 10: the client has one connection and tries nothing again."""
     connection = http.client.HTTPConnection(address, timeout=10)
     body = json.dumps({"instances": [{"a": 1, "b": 2, "c": 3, "word": "red"}]})
     for path, content, status in (

@@ -161,6 +161,7 @@ async def test_metadata_needs_read_and_health_nothing(call: Any):
 
 
 async def test_an_empty_host_is_alive_and_not_ready(asgi: Callable[[Any], Any], keys: Keys):
+    """Client trap 13: C++ clients that mean the second ask the first; docs/serving.md says so."""
     host = Host(ServingSettings())
     call = asgi(Dispatcher(inner, host, keys, HostRepository(host), ServingSettings()))
     assert (await call("GET", "/v2/health/live")).status == 200

@@ -173,6 +173,7 @@ def test_wrong_binary_sizes_are_refused():
 
 
 def test_a_header_length_of_the_whole_body_is_all_json():
+    """Client trap 2: C++ sends the header length for bodies without binary tensors too."""
     header = json.dumps({"inputs": [one([1, 2, 3])]}).encode()
     assert OipCodec("m", ONE).decode(header, len(header)).inputs[0].tolist() == [[1, 2, 3]]
     with pytest.raises(Malformed, match=r"should be in range \(0, "):
@@ -238,6 +239,7 @@ def test_fp16_has_no_json_form(filler: int):
     ],
 )
 def test_output_selection(parameters: Any, outputs: Any, chosen: list[tuple[int, bool, int]]):
+    """Client trap 3: a client that names no outputs asks for all of them as binary data."""
     more = {key: value for key, value in (("parameters", parameters), ("outputs", outputs)) if value is not None}
     signature = Signature("regression", ONE.inputs, ALL.outputs, ())
     assert decode(signature, one([1, 2, 3]), **more).outputs == chosen
@@ -259,12 +261,18 @@ def test_output_selection(parameters: Any, outputs: Any, chosen: list[tuple[int,
     ],
 )
 def test_reserved_parameters(more: dict[str, Any], error: type[AimassError]):
+    """Client trap 9: what has a meaning of its own and cannot be honoured is refused."""
     with pytest.raises(error):
         decode(ONE, one([1, 2, 3]), **more)
 
 
 def test_the_timeout_is_in_microseconds():
-    read = decode(ONE, one([1, 2, 3]), parameters={"timeout": 2_500_000, "priority": 1, "sequence_id": 0, "mine": True})
+    """Client trap 9: reserved parameters are read, and others pass."""
+    read = decode(
+        ONE,
+        one([1, 2, 3]),
+        parameters={"timeout": 2_500_000, "priority": 1, "sequence_id": 0, "headers": "x", "mine": True},
+    )
     assert read.timeout_s == 2.5
     assert decode(ONE, one([1, 2, 3]), parameters={"timeout": 0}).timeout_s is None
 

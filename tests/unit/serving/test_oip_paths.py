@@ -62,6 +62,7 @@ async def test_model_metadata(call: Any):
     ],
 )
 async def test_other_paths_of_the_protocol(call: Any, host: Host, verb: str, path: str, status: int, error: str | None):
+    """Client traps 5 and 7: every error has the key `error`, and a version may be any text."""
     host.expect(["churn", "bright", "soon"])
     reply = await call(verb, path)
     assert reply.status == status
@@ -111,6 +112,7 @@ async def test_hostile_shapes_are_400(call: Any, shape: Any):
 async def test_the_priority_of_a_request_reaches_the_queue(
     call: Any, host: Host, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], queued: int
 ):
+    """Client trap 9: 1 is the highest, 0 is the default."""
     served = host.lookup("churn")
     answer, seen = served.infer, []
 
