@@ -18,7 +18,7 @@ import numpy as np
 from app.core.errors import AimassError, DeadlineExceeded, Overloaded, PayloadTooLarge
 from app.serving.pace import Pace
 from app.serving.types import Answer, Batching, Plan, Run, Tensors
-from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, take
+from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, rows_before, take
 from app.telemetry.metrics import ModelMetrics
 
 _UNKNOWN_WAIT_S = 1.0  # what a caller is told to wait while nothing has run yet
@@ -62,6 +62,10 @@ class Batcher:
         if rows <= self._limits.max_batch:  # no coroutine around it: it would be 2 % of a small request
             return self._submit(inputs, rows, deadline, priority)
         return self._in_parts(inputs, rows, deadline, priority)
+
+    def check_room(self, deadline: float = math.inf, priority: int = DEFAULT_PRIORITY) -> None:
+        """Raise, and count, what `infer` of one row would now: who asks learns it before his rows are read."""
+        self._admit(1, deadline, priority)
 
     def replan(self, plan: Plan) -> None:
         """Run as the plan says from the next batch on."""
@@ -117,7 +121,7 @@ class Batcher:
             raise DeadlineExceeded("the request's time had run out before it was whole")
         ahead = waiting
         if waiting and self._waiting[-1].priority > priority:
-            ahead = sum(pending.rows for pending in self._waiting if pending.priority <= priority)
+            ahead = rows_before(self._waiting, priority)
         if not ahead and not self._busy:
             return  # who finds nothing to wait for is let in, by which an estimate that is wrong comes right again
         expected_s = self.pace.expect(ahead, rows, self._busy_s(now))

@@ -64,6 +64,12 @@ def read_request(header: bytes) -> tuple[InferRequest, dict[str, Array]]:
         raise Malformed(f"the inference request is malformed: {error}") from None
 
 
+def may_name_priority(body: bytes, json_bytes: int) -> bool:
+    """False if the first `json_bytes` of a request surely hold no `priority`; they are looked through, not read."""
+    # A name may be written with escapes.
+    return body.find(b'"priority"', 0, json_bytes) >= 0 or body.find(b"\\", 0, json_bytes) >= 0
+
+
 def _read_large(header: bytes) -> tuple[InferRequest, dict[str, Array]] | None:
     """None if the header is not the plain case: the other decoder then says why, or reads it."""
     parser = getattr(_local, "parser", None) or simdjson.Parser()

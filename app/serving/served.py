@@ -186,6 +186,14 @@ class ServedModel:
         infer = self._queue().infer if self._cache is None else self._cache.infer
         return infer(inputs, rows, deadline, priority or DEFAULT_PRIORITY)
 
+    def check_room(self, deadline: float = math.inf, priority: int = 0) -> None:
+        """Raise what `infer` would if it cannot take even one row now, to be asked before a request is read.
+
+        Nothing where answers are kept: the request may ask for one of those, which takes no place in the queue.
+        """
+        if self._cache is None:
+            self._queue().check_room(deadline, priority or DEFAULT_PRIORITY)
+
     async def prove(self) -> None:
         """Answer the golden rows as if a caller had sent them, past the cache; the errors of `check` and of `infer`."""
         with self._held():

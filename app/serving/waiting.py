@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from app.serving.types import Answer, Tensors
 
-# Of requests that name none: only those of priority 1 go before them.
+FIRST_PRIORITY = 1
+# Of requests that name none: only those of the first priority go before them.
 DEFAULT_PRIORITY = 2
 
 
@@ -34,6 +35,16 @@ def put(waiting: deque[Pending], pending: Pending) -> None:
         later.append(waiting.pop())
     waiting.append(pending)
     waiting.extend(reversed(later))
+
+
+def rows_before(waiting: deque[Pending], priority: int) -> int:
+    """How many rows wait that a request of this priority would not overtake."""
+    rows = 0
+    for pending in waiting:  # in the order of their priorities
+        if pending.priority > priority:
+            break
+        rows += pending.rows
+    return rows
 
 
 def take(waiting: deque[Pending], budget: int, now: float) -> tuple[list[Pending], list[Pending], int]:

@@ -112,6 +112,7 @@ def serve(*sources: ModelSource) -> Iterator[Addresses]:
     async def run() -> None:
         settings = ServingSettings()
         host = Host(settings)
+        hosts.append(host)
         for source in sources:
             await host.swap(await host.load(source))
         repository = HostRepository(host)

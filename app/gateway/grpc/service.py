@@ -20,6 +20,7 @@ from app.gateway.predict.running import within
 from app.serving.describe import SERVER, configuration, statistics
 from app.serving.host import Host, ServedModel
 from app.serving.tensors import INLINE_JSON_BYTES
+from app.serving.waiting import FIRST_PRIORITY
 from app.telemetry.spans import Exporter
 
 # Requests of one stream that may be under way: the reader waits for the oldest before it takes another.
@@ -176,6 +177,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     async def _run(
         served: ServedModel, request: pb.ModelInferRequest, made: Call, deadline: float
     ) -> pb.ModelInferResponse:
+        served.check_room(deadline, FIRST_PRIORITY if "priority" in request.parameters else 0)
         inline = bool(request.raw_input_contents) or request.ByteSize() <= INLINE_JSON_BYTES
         asked = read_infer(request, served.oip) if inline else await asyncio.to_thread(read_infer, request, served.oip)
         parsed = time.perf_counter()

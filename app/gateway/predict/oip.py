@@ -11,10 +11,12 @@ from app.core.principal import Scope
 from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed, whole_number
 from app.gateway.predict.ports import Repository
 from app.gateway.predict.repository import RepositoryApi
-from app.gateway.predict.running import record, run
+from app.gateway.predict.running import record, run, whole_body
 from app.serving.describe import SERVER, configuration, statistics
 from app.serving.host import Host, ServedModel
+from app.serving.oip_request import may_name_priority
 from app.serving.tensors import INLINE_JSON_BYTES
+from app.serving.waiting import FIRST_PRIORITY
 
 _BINARY = (b"content-type", b"application/octet-stream")
 _LENGTH = b"inference-header-content-length"
@@ -91,10 +93,12 @@ class OipApi:
     async def _infer(self, exchange: Exchange, served: ServedModel) -> None:
         with served:
             exchange.metrics = served.metrics
-            body = await exchange.body(self._max_body)
+            body = await whole_body(exchange, served, self._max_body, FIRST_PRIORITY)  # it may name that
             given = exchange.headers.get(_LENGTH)
             length = None if given is None else whole_number(given, "Inference-Header-Content-Length", "bytes")
             json_bytes = len(body) if length is None else length
+            if served.limits.p95_s is not None and not may_name_priority(body, json_bytes):
+                served.check_room(exchange.deadline())
             decode = served.oip.decode
             request = (
                 decode(body, length)

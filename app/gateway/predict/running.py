@@ -12,6 +12,15 @@ from app.serving.types import Answer, Tensors
 from app.telemetry.metrics import PHASES
 
 
+def whole_body(exchange: Exchange, served: ServedModel, max_body: int, priority: int = 0) -> Awaitable[bytes]:
+    """The request's body, unless the model cannot take even one row of this priority: then the errors of `run`.
+
+    A body that is not read costs next to nothing: the server drops it, and the connection goes on after it.
+    """
+    served.check_room(exchange.deadline(), priority)
+    return exchange.body(max_body)
+
+
 def run(
     exchange: Exchange,
     served: ServedModel,
@@ -59,7 +68,7 @@ async def answer_instances(
     """Answer a body of instances; `frame` puts the JSON of the predictions into what the protocol answers."""
     with served:
         exchange.metrics = served.metrics
-        body = await exchange.body(max_body)
+        body = await whole_body(exchange, served, max_body)
         decode = served.instances
         inputs, rows = decode(body) if len(body) <= decode.inline_bytes else await asyncio.to_thread(decode, body)
         parsed = time.perf_counter()

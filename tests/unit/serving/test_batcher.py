@@ -458,3 +458,53 @@ async def test_a_promise_is_kept_by_refusing_what_would_come_too_late():
     assert refused > 500
     assert len(took) / 6 > 0.85 * 16 / (0.026 * 1.1)
     assert metrics.rejected["slo"] == refused
+
+
+async def test_room_for_one_row_is_asked_for_by_the_rule_of_the_queue():
+    batcher, lanes, clock = build(Model(), Batching(4, 8), lanes=1)
+    running = asyncio.ensure_future(batcher.infer((rows(4),), 4))
+    await turns()
+    waiting = [asyncio.ensure_future(batcher.infer((rows(size),), size)) for size in (4, 3)]
+    await turns()
+    batcher.check_room()
+    with pytest.raises(DeadlineExceeded):
+        batcher.check_room(clock.now)
+    waiting.append(asyncio.ensure_future(batcher.infer((rows(1),), 1)))
+    await turns()
+    told: list[tuple[str, float | None]] = []
+    for ask in (batcher.check_room, lambda: batcher.infer((rows(1),), 1)):
+        with pytest.raises(Overloaded) as refused:
+            ask()
+        told.append((refused.value.detail, refused.value.retry_after_s))
+    assert told[0] == told[1]
+    assert batcher._metrics.rejected == {"deadline": 1, "queue_full": 2}
+    while lanes.jobs:
+        await lanes.run_one()
+    batcher.check_room()
+    await asyncio.gather(running, *waiting)
+
+
+@pytest.mark.parametrize("priority", [1, 2, 3])
+async def test_a_promise_has_room_for_those_who_go_first(priority: int):
+    model = Model()
+    executor, clock = ManualLanes(), Clock()
+    metrics = ServingMetrics(CollectorRegistry()).bind("e", "m", 1, "fp32")
+    plan = Plan(model, lanes=1, costs={1: 0.04, 2: 0.04, 4: 0.04})
+    batcher = Batcher(plan, Batching(4, 100, p95_s=0.2), metrics, executor, clock)
+    jobs = [asyncio.ensure_future(batcher.infer((rows(4),), 4)) for _ in range(2)]
+    await turns()
+    jobs.append(asyncio.ensure_future(batcher.infer((rows(4),), 4)))
+    jobs.append(asyncio.ensure_future(batcher.infer((rows(4),), 4, priority=1)))
+    await turns()
+    for ask in (
+        batcher.check_room,
+        lambda *how: jobs.append(asyncio.ensure_future(batcher.infer((rows(1),), 1, *how))),
+    ):
+        if priority == 1:  # the run under way, the one that goes first, and its own: 0.15 s with the margin
+            ask(clock.now + 100, priority)
+        else:
+            with pytest.raises(Overloaded, match=r"slo\.p95_ms"):
+                ask(clock.now + 100, priority)
+    while executor.jobs:
+        await executor.run_one()
+    await asyncio.gather(*jobs)

@@ -6,7 +6,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.serving.waiting import Pending, take
+from app.serving.waiting import Pending, put, rows_before, take
 
 LOOP = asyncio.new_event_loop()
 LOOP.close()  # futures need a loop's name, and nothing here runs on it
@@ -50,3 +50,17 @@ def test_everybody_is_served_once_in_order_and_with_their_own_kind(
         served += batch
     for shape in {p.shape for p in everybody}:
         assert [p for p in served if p.shape == shape] == [p for p in everybody if p.shape == shape]
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 4)), max_size=30), st.integers(1, 4))
+def test_rows_before_are_those_that_it_would_be_put_behind(requests: list[tuple[int, int]], priority: int):
+    waiting: deque[Pending] = deque()
+    for rows, own in requests:
+        request = pending(rows)
+        request.priority = own
+        put(waiting, request)
+    new = pending()
+    new.priority = priority
+    before = rows_before(waiting, priority)
+    put(waiting, new)
+    assert before == sum(p.rows for p in list(waiting)[: waiting.index(new)])
