@@ -1,8 +1,8 @@
 """The batcher: a batch is what arrived while the last one ran.
 
-It waits for nothing (unless an endpoint asks for `max_delay_ms`), counts cost in rows, and keeps callers apart: who is
-gone or late is dropped before the run, and when a run fails each request is run again by itself.
-Everything but the run itself happens on the event loop, so there is no lock.
+It waits for nothing but those it has just answered (unless an endpoint asks for `max_delay_ms`), counts cost in rows,
+and keeps callers apart: who is gone or late is dropped before the run, and when a run fails each request is run again
+by itself. Everything but the run itself happens on the event loop, so there is no lock.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from app.core.errors import AimassError, DeadlineExceeded, Overloaded, PayloadTooLarge
+from app.serving.gathering import Gathering
 from app.serving.pace import Pace
 from app.serving.types import Answer, Batching, Plan, Run, Tensors
 from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, rows_before, take
@@ -48,6 +49,7 @@ class Batcher:
         self._armed = False  # a pump is scheduled
         self._timer: asyncio.TimerHandle | None = None  # … for later
         self._ends: list[float] = []  # when the runs under way should be done
+        self._gathering = Gathering(plan.lanes)
         self.pace = Pace(plan.costs, limits.max_batch, plan.lanes, limits.p95_s)
 
     def infer(
@@ -70,6 +72,7 @@ class Batcher:
     def replan(self, plan: Plan) -> None:
         """Run as the plan says from the next batch on."""
         self._plan = plan
+        self._gathering.lanes = plan.lanes
 
     def abandon(self, error: AimassError) -> None:
         """Answer everybody who waits with the error, also for a run that does not end."""
@@ -101,8 +104,10 @@ class Batcher:
     def _submit(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> "asyncio.Future[Answer]":
         future: asyncio.Future[Answer] = self._loop.create_future()
         shape = tuple([tensor.shape[1:] for tensor in inputs]) if self._limits.shapes_vary else ()
-        put(self._waiting, Pending(inputs, rows, future, self._clock(), deadline, shape, priority))
+        now = self._clock()
+        put(self._waiting, Pending(inputs, rows, future, now, deadline, shape, priority))
         self._rows += rows
+        self._gathering.came(rows, now)
         self._metrics.queue_rows += rows
         if not self._armed or self._timer:
             self._arm()
@@ -176,16 +181,19 @@ class Batcher:
                 self._loop.call_soon(self._pump)
             return
         while self._waiting and self._busy < self._plan.lanes:
-            run, lanes, budget = self._plan.run, 1, self.pace.batch
+            if wait_s := self._gathering.wait_s(self._rows, self.pace.batch, self._clock()):
+                self._armed, self._timer = True, self._loop.call_later(wait_s, self._gathered)
+                return
+            run, lanes = self._plan.run, 1
             if self._plan.alone and not self._busy and len(self._waiting) == 1:
                 run, lanes = self._plan.alone, self._plan.lanes
-            else:  # share what waits among the free lanes, so that all cores work
-                budget = min(budget, math.ceil(self._rows / (self._plan.lanes - self._busy)))
-            if not (batch := self._next(budget)):
+            # All lanes have the same share, so that all cores work.
+            if not (batch := self._next(min(self.pace.batch, self._gathering.share(self._rows)))):
                 break
             self._busy += lanes
-            started = self._clock()
-            end = started + self.pace.cost(sum(pending.rows for pending in batch))
+            started, rows = self._clock(), sum(pending.rows for pending in batch)
+            self._gathering.started(rows)
+            end = started + self.pace.cost(rows)
             self._ends.append(end)
             job = self._loop.run_in_executor(self._executor, self._execute, run, batch)
             self._running[job] = batch
@@ -207,6 +215,12 @@ class Batcher:
         self._ends.remove(end)
         del self._running[job]
         self._finish(batch, started, job.result())
+        rows = sum(pending.rows for pending in batch)
+        self._gathering.ended(rows, self._clock(), self.pace.cost(rows))
+        self._pump()
+
+    def _gathered(self) -> None:
+        self._gathering.give_up()
         self._pump()
 
     def _finish(self, batch: list[Pending], started: float, results: "_Results") -> None:
