@@ -7,14 +7,14 @@ the size of its runs and the word whether one more request can still be answered
   sizes that keep this, the one with the most rows per second is the limit.
 - A request is let in if its expected time, times a margin, is within the promise. The margin is found by stochastic
   approximation (Robbins and Monro, 1951): twice in the time of the promise it moves by how much more or less than one
-  in 25 of those that were let in were late. It is never below 1: while nothing is late nothing is learned.
+  in 200 of those that were let in were late. It is never below 1: while nothing is late nothing is learned.
 """
 
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
 
-_LATE = 0.04  # share of the admitted; a little less than the promise allows
+_LATE = 0.005  # share of the admitted; one in twenty would do, and one in a hundred is what people measure
 _SMOOTHING = 0.1  # weight of the newest run
 _GAIN = 0.3  # of the margin, by which it moves when all are late
 _MARGINS = (1.0, 8.0)

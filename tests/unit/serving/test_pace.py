@@ -55,7 +55,7 @@ def test_the_expected_time_counts_runs_before_and_lanes():
     assert pace.expect(63, 1) == pytest.approx(0.042)
 
 
-def test_under_overload_the_margin_rests_where_one_in_25_is_late():
+def test_under_overload_the_margin_rests_where_one_in_200_is_late():
     """Requests take what is expected times noise, and as many are let in as the promise allows."""
     pace = Pace(LINEAR, 64, p95_s=0.1)
     late = []
@@ -64,14 +64,14 @@ def test_under_overload_the_margin_rests_where_one_in_25_is_late():
         pace.took(at / 1000, seconds)
         if at > 4_000:
             late.append(seconds > 0.1)
-    assert np.mean(late) == pytest.approx(0.04, abs=0.01)
+    assert np.mean(late) == pytest.approx(0.005, abs=0.002)
     assert pace.keeps(0.1 / pace.margin * 0.99)
     assert not pace.keeps(0.1 / pace.margin * 1.01)
 
 
 def test_the_margin_is_never_below_one():
     pace = Pace(LINEAR, 64, p95_s=0.1)
-    for at in range(1000):
+    for at in range(10_000):
         pace.took(at / 1000, 0.001)
     assert pace.margin == 1.0
     assert not pace.keeps(0.101)
