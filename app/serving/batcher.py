@@ -171,6 +171,8 @@ class Batcher:
         self._armed = True
 
     def _pump(self) -> None:
+        if self._timer:  # it may be another's, who waits no longer
+            self._timer.cancel()
         self._armed, self._timer = False, None
         if self._plan.inline:
             if batch := self._next(self.pace.batch):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -52,10 +52,18 @@ class Mapping(Spec):
         ),
     ] = None  # fmt: skip
 
+    form: Annotated[
+        Literal["probabilities", "logits"] | None,
+        Field(description="of a classifier's output; default: told by its values, and said in the report"),
+    ] = None
+
     @model_validator(mode="after")
     def _classes_are_told_apart(self) -> Self:
+        if self.task == "regression" and (self.classes is not None or self.form is not None):
+            raise ValueError("regression has no classes, and its output has no form; leave both out")
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
-            raise ValueError("classes: a label is there twice")
+            twice = next(label for label in self.classes if self.classes.count(label) > 1)
+            raise ValueError(f"classes: '{twice}' is there twice")
         return self
 
 

@@ -53,6 +53,7 @@ class TestImported:
         assert report["rows"] == {"judged": 569, "without_label": 0, "of_unknown_class": 0}
         assert (report["classes"], report["positive_class"]) == (foreign.classes, "malignant")
         assert (report["main_metric"], report["part"]) == ("roc_auc", "all")
+        assert (report["output"], report["form"]) == ("logits", "logit")
         found, logits = report["metrics"]["fp32"], foreign.logits()
         assert found["accuracy"] == pytest.approx(((logits > 0) == foreign.y).mean(), abs=0.002)
         assert found["roc_auc"] == pytest.approx(roc_auc_score(foreign.y, logits), abs=1e-4)
@@ -99,6 +100,7 @@ class TestImported:
             ({"mapping": MAPPING | {"target": "no such"}}, "mapping.target"),
             ({"mapping": MAPPING | {"output": "no such"}}, "mapping.output"),
             ({"mapping": MAPPING | {"classes": ["a", "a"]}}, "mapping"),
+            ({"mapping": MAPPING | {"task": "regression", "classes": ["a", "b"]}}, "mapping"),
             ({"mapping": MAPPING | {"task": "clustering"}}, "mapping.task"),
             ({"dataset": "none@1"}, "dataset"),
             ({"version": 9}, "version"),
@@ -119,10 +121,10 @@ class TestImported:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            ({"task": "regression"}, "'diagnosis' is not a column of numbers"),
+            ({"task": "regression", "classes": None}, "'diagnosis' is not a column of numbers"),
             ({"classes": None}, "in which order: 'benign', 'malignant'"),
             ({"classes": ["malignant", "benign", "other"]}, "3 classes"),
-            ({"classes": ["yes", "no"]}, "no label in 'diagnosis'"),
+            ({"classes": ["yes", "no"]}, "classes 'yes', 'no'; it holds 'benign', 'malignant'"),
         ],
     )
     def test_what_only_the_job_can_see_fails_it(
@@ -157,6 +159,7 @@ class TestTrained:
         report = ended(platform, kind="evaluate", model="own", version=1, dataset="fresh@1")
         assert report["part"] == "all"
         assert report["rows"] == {"judged": 200, "without_label": 1, "of_unknown_class": 1}
+        assert report["unknown_labels"] == {"other": 1}
         assert report["metrics"]["fp32"]["accuracy"] > 0.9
 
     @pytest.mark.usefixtures("trained")

@@ -227,11 +227,14 @@ def test_a_process_that_does_not_follow_is_told_of(platform: Platform) -> None:
 def test_a_process_that_cannot_load_is_told_of_with_its_reason(platform: Platform) -> None:
     route(platform, MODEL, MODEL, 1)
     frozen = next(process for process in gateways(platform) if process.cmdline()[-1] == "1")
+    stored, copies = _places(platform, 2)  # asked now: the answer might be the frozen process's to give
     platform.freeze(frozen)
     try:
         with own(platform, 0) as client:
             client.put(f"/api/v1/endpoints/{MODEL}", json={"model": MODEL, "routes": [{"version": 2}]})
-        _lose(platform, 2)
+        stored.unlink()
+        for copy in copies.rglob("*.onnx"):
+            copy.unlink()
     finally:
         frozen.resume()
     wait_until(lambda: _document(platform)["state"] == "failed", 60, "it has tried")
@@ -279,11 +282,11 @@ def _statuses(platform: Platform, path: str) -> list[int]:
     return found
 
 
-def _lose(platform: Platform, version: int) -> None:
-    """Remove a version's model from the store and from the gateways' copies."""
-    files = platform.call("GET", f"/api/v1/models/{MODEL}/versions/{version}/files")["items"]
+def _places(platform: Platform, version: int) -> tuple[Path, Path]:
+    """Where a version's model lies in the store, and the folder of the gateways' copies."""
+    found = platform.call("GET", f"/api/v1/models/{MODEL}/versions/{version}")
+    files = platform.call("GET", found["links"]["files"])["items"]
     digest = next(file["sha256"] for file in files if file["path"] == "model.onnx")
-    (platform.data_dir / "store" / digest[:2] / digest[2:4] / digest).unlink()
-    folder = platform.call("GET", f"/api/v1/models/{MODEL}/versions/{version}")["digest"]
-    for copy in Path(platform.data_dir / "serving" / folder).rglob("*.onnx"):
-        copy.unlink()
+    return platform.data_dir / "store" / digest[:2] / digest[2:4] / digest, platform.data_dir / "serving" / found[
+        "digest"
+    ]

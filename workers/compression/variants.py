@@ -17,6 +17,7 @@ from workers.evaluation.variant import Judge, Variant
 from workers.export.runtime import open_session
 from workers.learning import take
 
+_LEAST_ROWS = 10  # that decide
 _GAIN = 1.05  # smaller or faster by this factor, or it is not worth a file
 _Made = tuple[bytes, dict[str, Any]]
 
@@ -40,6 +41,9 @@ class Compressor:
         name, make = self._suiting(graph)
         if make is None:
             return []
+        if (rows := len(self._decider.y)) < _LEAST_ROWS:
+            reason = f"{rows} validation rows say nothing of others; at least {_LEAST_ROWS} are needed"
+            return [Variant(name, "rejected", {"method": "none"}, None, 0, reason=reason)]
         try:
             made = make()
             if made is not None:

@@ -1,6 +1,8 @@
 """A data set with labels as a model reads it: by its signature, or by a mapping where it was imported."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -23,6 +25,7 @@ from workers.data.values import as_text, exact_numbers, read_target
 from workers.learning import Array, Inputs
 
 _CHUNK = 1024
+_UNKNOWN = 20  # labels that are told of
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Labelled:
     classes: tuple[str, ...]
     given: list[str | None] | None
     left_out: dict[str, int]
+    unknown: dict[str, int]  # labels that the model does not know, the most frequent ones, with their rows
 
 
 def read_labelled(job: JobContext, signature: Signature, mapping: Mapping | None) -> Labelled:
@@ -60,15 +64,16 @@ def read_labelled(job: JobContext, signature: Signature, mapping: Mapping | None
     left_out = {"without_label": len(table) - len(kept)}
     if not len(kept):
         raise InvalidData.at("dataset", msg=f"every value of '{name}' is missing; there is no label to judge by")
-    target = read_target(kept[name], task, classes)
+    try:
+        target = read_target(kept[name], task, classes, to_learn=False)
+    except InvalidData as error:
+        raise InvalidData.at("mapping" if mapping else "dataset", "target", msg=error.errors[0].msg) from None
     if task == "classification" and not classes and target.classes != tuple(map(str, range(len(target.classes)))):
         msg = f"is required: say which labels the output's columns mean, in which order: {listed(list(target.classes))}"
         raise InvalidData.at("mapping", "classes", msg=msg)
     known = target.y >= 0 if task == "classification" else np.ones(len(kept), bool)
+    unknown = _count_unknown(job, kept[name], known, classes)
     left_out["of_unknown_class"] = int((~known).sum())
-    if not known.any():
-        shown = ", ".join(classes[:20])
-        raise InvalidData.at("dataset", msg=f"no label in '{name}' is one of the model's classes: {shown}")
     kept, y = kept.filter(pl.Series(known)), target.y[known]
     rows = kept["__position"].to_numpy()
     if kind == "image":
@@ -78,7 +83,21 @@ def read_labelled(job: JobContext, signature: Signature, mapping: Mapping | None
     else:
         inputs = {tensor.name: _columns(kept, tensor, mapping.inputs[tensor.name]) for tensor in signature.inputs}
     given = kept["split"].cast(pl.String).to_list() if kind == "image" and "split" in kept.columns else None
-    return Labelled(task, inputs, y, kept[ROW_ID].to_numpy(), target.classes, given, left_out)
+    return Labelled(task, inputs, y, kept[ROW_ID].to_numpy(), target.classes, given, left_out, unknown)
+
+
+def _count_unknown(job: JobContext, labels: pl.Series, known: Array, classes: Sequence[str]) -> dict[str, int]:
+    """The labels that are none of the model's classes; said aloud, since a mistake in `classes` looks like that."""
+    if known.all():
+        return {}
+    texts = as_text(labels).filter(pl.Series(~known))
+    counts = Counter(texts.to_list()).most_common(_UNKNOWN)
+    shown = listed([label for label, _ in counts], _UNKNOWN)
+    if not known.any():
+        msg = f"no label in '{labels.name}' is one of the model's classes {listed(list(classes))}; it holds {shown}"
+        raise InvalidData.at("mapping", "classes", msg=msg)
+    job.log(f"{len(texts)} rows are left out, whose labels are none of the model's classes: {shown}", level="warning")
+    return dict(counts)
 
 
 def _columns(frame: pl.DataFrame, tensor: Tensor, given: TensorMapping) -> Array:
@@ -101,15 +120,21 @@ def _numbers(column: pl.Series, tensor: Tensor) -> Array:
         shown = str(column.filter(lost)[0])[:100]
         raise InvalidData.at(*where, msg=f"'{column.name}' holds '{shown}', which is no number")
     if dtype.kind not in "iub":  # floats of some kind: NaN = missing
-        return values.cast(pl.Float64).fill_null(float("nan")).to_numpy().astype(dtype)
-    if values.null_count():
-        missing = f"'{column.name}' has {values.null_count()} missing values, which {tensor.datatype} cannot hold"
-        raise InvalidData.at(*where, msg=f"{missing}; fill them, or drop those rows")
-    numbers = values.to_numpy()
-    with np.errstate(invalid="ignore"):  # compared below
-        cast = numbers.astype(dtype)
-    if not np.array_equal(cast.astype(numbers.dtype), numbers):
-        raise InvalidData.at(*where, msg=f"'{column.name}' holds numbers that {tensor.datatype} cannot hold")
+        wide = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        with np.errstate(over="ignore"):
+            cast = wide.astype(dtype)
+        bad = np.isinf(cast.astype(np.float64)) & np.isfinite(wide)
+    else:
+        if values.null_count():
+            missing = f"'{column.name}' has {values.null_count()} missing values, which {tensor.datatype} cannot hold"
+            raise InvalidData.at(*where, msg=f"{missing}; fill them, or drop those rows")
+        wide = values.to_numpy()
+        with np.errstate(invalid="ignore"):  # compared below
+            cast = wide.astype(dtype)
+        bad = (cast.astype(wide.dtype) != wide) | ((wide < 0) & (dtype.kind == "u"))
+    if bad.any():
+        msg = f"'{column.name}' holds {wide[bad][0]}, which {tensor.datatype} cannot hold"
+        raise InvalidData.at(*where, msg=msg)
     return cast
 
 

@@ -78,15 +78,18 @@ class Target:
     classes: tuple[str, ...] = ()
 
 
-def read_target(column: pl.Series, task: Task, classes: tuple[str, ...] = ()) -> Target:
-    """Check and encode a target without missing values. With `classes` the order is given, and others become -1."""
+def read_target(column: pl.Series, task: Task, classes: tuple[str, ...] = (), *, to_learn: bool = True) -> Target:
+    """Check and encode a target without missing values. With `classes` the order is given, and others become -1.
+
+    `to_learn`: a target of one value is refused.
+    """
     name = column.name
     if task == "regression":
         if not column.dtype.is_numeric():
             message = f"'{name}' is not a column of numbers; use task classification or another target"
             raise InvalidData.at("target", msg=message)
         values = column.cast(pl.Float64).to_numpy()
-        if not classes and column.n_unique() < 2:  # noqa: PLR2004 - one value
+        if to_learn and not classes and column.n_unique() < 2:  # noqa: PLR2004 - one value
             raise InvalidData.at("target", msg=f"'{name}' has one value only, so there is nothing to learn")
         if np.abs(values).max() > np.finfo(np.float32).max:
             message = f"'{name}' has values beyond 3.4e38, which a prediction cannot hold; divide it by a constant"

@@ -58,7 +58,10 @@ def _own(job: JobContext, version: Version) -> tuple[Prepared, Judge, str]:
 def _given(job: JobContext, spec: CompressSpec, version: Version, model: bytes) -> tuple[Prepared, Judge, str]:
     """A data set for an imported version, divided as a training would."""
     rows = read_labelled(job, version.signature, spec.mapping)
-    split = split_rows(rows.y, rows.task, SplitSpec(), rows.given)
+    try:
+        split = split_rows(rows.y, rows.task, SplitSpec(), rows.given)
+    except InvalidData as error:
+        raise InvalidData.at("dataset", msg=error.errors[0].msg) from None
     prepared = Prepared(version.signature, rows.inputs, rows.y, rows.row_ids, split, Notes())
     everything, _ = labelled_judge(job, version, model, rows, spec.mapping)
     inputs, y = prepared.part("test")

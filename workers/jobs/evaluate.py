@@ -1,5 +1,6 @@
 """Evaluate: every accepted variant of a version, judged by a data set with labels."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ def run(job: JobContext) -> dict[str, Any]:
         "dataset": spec.dataset,
         "part": part,
         "rows": {"judged": len(rows.y), **rows.left_out},
+        "unknown_labels": rows.unknown,
+        "output": judge.answering.output,
+        "form": judge.answering.form,
         "task": rows.task,
         "classes": list(rows.classes),
         "positive_class": rows.classes[judge.positive] if binary else None,
@@ -54,6 +58,4 @@ def _test_rows(rows: Labelled, split: Path) -> Labelled:
     test = load_split(split, rows.row_ids).test
     if not len(test):
         raise InvalidData.at("dataset", msg="the version's test rows are no longer in this data set")
-    return Labelled(
-        rows.task, take(rows.inputs, test), rows.y[test], rows.row_ids[test], rows.classes, None, rows.left_out
-    )
+    return replace(rows, inputs=take(rows.inputs, test), y=rows.y[test], row_ids=rows.row_ids[test], given=None)

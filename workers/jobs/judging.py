@@ -69,19 +69,18 @@ def labelled_judge(
     Raises:
         InvalidData: no output fits the task, or the model's answers are not numbers.
     """
-    answering, positive = Answering(), 1
-    if mapping is not None:
+    if mapping is None:
+        answering, positive = Answering(), version.trained_judge[1]
+    else:
         answering = answering_output(version.signature, mapping.output, rows.task, len(rows.classes))
         positive = positive_class(rows.y) if len(rows.classes) == 2 else 1  # noqa: PLR2004 - binary
-    else:
-        positive = version.trained_judge[1]
     threads = job_threads(job)
     raw = predict(open_session(model, threads), rows.inputs, answering.batch, answering.output)
     if bad := int((~np.isfinite(raw.reshape(len(raw), -1).astype(np.float64))).any(axis=1).sum()):
         msg = f"the model's answers to {bad} of {len(raw)} rows are not finite; a missing value or a wrong column?"
         raise InvalidData.at("dataset", msg=msg)
     if mapping is not None:
-        answering = replace(answering, form=form_of(raw, rows.task))
+        answering = replace(answering, form=form_of(raw, rows.task, len(rows.classes), mapping.form))
         job.log(f"output '{answering.output}' is read as {answering.form}")
         if rows.classes:
             job.log(f"classes in its order: {listed(list(rows.classes))}")

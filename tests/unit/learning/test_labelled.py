@@ -35,7 +35,7 @@ class TestTables:
     FRAME = pl.DataFrame(
         {
             "id": [2**60 + 1, 2, 3], "half": [0.5, None, 2.0], "flag": [True, False, True],
-            "word": ["a", None, "7"], "digits": ["1", "2", "3"], "target": [1.0, 2.0, 4.0],
+            "word": ["a", None, "7"], "digits": ["1", "2", "3"], "minus": [1, -4, 2], "target": [1.0, 2.0, 4.0],
         }
     )  # fmt: skip
 
@@ -72,7 +72,9 @@ class TestTables:
         [
             ("FP32", "word", "'word' holds 'a', which is no number"),
             ("INT64", "half", "'half' has 1 missing values"),
-            ("INT32", "id", "numbers that INT32 cannot hold"),
+            ("INT32", "id", "holds 1152921504606846977, which INT32 cannot hold"),
+            ("UINT64", "minus", "'minus' holds -4, which UINT64 cannot hold"),
+            ("FP16", "id", "holds 1.15.*, which FP16 cannot hold"),
         ],
     )
     def test_what_a_tensor_cannot_hold_is_refused(
@@ -82,6 +84,11 @@ class TestTables:
             self.read(make_job, Tensor("x", datatype, (-1, 1)), [column])
         assert caught.value.errors[0].loc == ("mapping", "inputs", "x", "columns")
 
+    def test_a_target_of_one_value_judges_too(self, make_job: MakeJob) -> None:
+        frame = self.FRAME.with_columns(pl.lit(2.0).alias("target"))
+        rows = read_labelled(make_job(frame), signature(Tensor("x", "FP32", (-1, 1))), mapping({"x": ["half"]}))
+        assert rows.y.tolist() == [2, 2, 2]
+
     def test_columns_that_do_not_fill_a_row_are_refused(self, make_job: MakeJob) -> None:
         with pytest.raises(InvalidSpec, match=r"3 columns do not fill a row of shape \[2, 2\]"):
             self.read(make_job, Tensor("x", "FP32", (-1, 2, 2)), ["id", "half", "flag"])
@@ -90,12 +97,12 @@ class TestTables:
 class TestForms:
     LOGITS = np.array([[2.0, -1.0], [-3.0, 0.5]])
 
-    @pytest.mark.parametrize("link", ["answers", "logits"])
+    @pytest.mark.parametrize("link", ["probabilities", "logits"])
     def test_all_classes(self, link: str) -> None:
         odds = np.exp(self.LOGITS)
         wanted = odds / odds.sum(axis=1, keepdims=True)
-        raw = wanted if link == "answers" else self.LOGITS
-        form = form_of(raw, "classification")
+        raw = wanted if link == "probabilities" else self.LOGITS
+        form = form_of(raw, "classification", 2)
         assert form == link
         np.testing.assert_allclose(Answering("y", 32, form).read(raw), wanted)
 
@@ -105,12 +112,28 @@ class TestForms:
         logit = np.array([0.3, 800.0])  # whose exponential overflows
         second = 1 / (1 + np.exp(-np.minimum(logit, 100)))
         raw = (second if link == "probability" else logit).reshape(shape)
-        form = form_of(raw, "classification")
+        form = form_of(raw, "classification", 2)
         assert form == link
         np.testing.assert_allclose(Answering("y", 32, form).read(raw), np.stack([1 - second, second], axis=1))
 
+    def test_the_caller_may_say_what_they_are(self) -> None:
+        margins = np.array([[0.2, 0.8], [0.6, 0.4]])
+        assert form_of(margins, "classification", 2, "logits") == "logits"
+        assert form_of(margins[:, 0], "classification", 2, "logits") == "logit"
+        one_against_rest = np.array([[0.2, 0.9], [0.6, 0.6]])
+        assert form_of(one_against_rest, "classification", 2) == "logits"
+        read = Answering("y", 32, form_of(one_against_rest, "classification", 2, "probabilities")).read(
+            one_against_rest
+        )
+        np.testing.assert_allclose(read, [[2 / 11, 9 / 11], [0.5, 0.5]])
+
+    @pytest.mark.parametrize("classes", [2, 3, 6])
+    def test_as_many_numbers_as_classes(self, classes: int) -> None:
+        with pytest.raises(InvalidData, match=f"with 4 numbers, and not with {classes}"):
+            form_of(np.ones((5, 4)), "classification", classes)
+
     def test_a_value(self) -> None:
-        assert Answering("y", 32, form_of(np.ones((3, 1)), "regression")).read(np.ones((3, 1))).shape == (3,)
+        assert Answering("y", 32, form_of(np.ones((3, 1)), "regression", 0)).read(np.ones((3, 1))).shape == (3,)
 
     def test_the_first_float_output_that_fits_answers(self) -> None:
         outputs = [Tensor("label", "INT64", (-1,)), Tensor("hidden", "FP32", (-1, 8)), Tensor("p", "FP32", (-1, 3))]
@@ -206,6 +229,19 @@ def test_what_cannot_be_quantized_is_a_rejected_variant(make_job: MakeJob, cance
     (variant,) = compress.run(job)["variants"]
     assert variant["state"] == "rejected"
     assert variant["reason"].startswith("it cannot be made"), variant
+
+
+def test_too_few_rows_decide_nothing(make_job: MakeJob, digits: pl.DataFrame, convolution: Path) -> None:
+    job = make_job(digits[:60], data="image", kind="compress")
+    scaled = {"task": "classification", "inputs": {"x": {"mean": [MEAN], "std": [STD]}}}
+    job.spec = {
+        "kind": "compress", "model": "m", "version": 1, "dataset": "d@1", "mapping": scaled,
+        "budget": {"max_metric_drop": 0.0},
+    }  # fmt: skip
+    convolution.rename(job.input / "model")
+    (variant,) = compress.run(job)["variants"]
+    assert (variant["state"], variant["path"]) == ("rejected", None)
+    assert "6 validation rows say nothing" in variant["reason"]
 
 
 def test_a_model_of_several_rows_a_run_cannot_be_judged(make_job: MakeJob) -> None:
