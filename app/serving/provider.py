@@ -46,6 +46,7 @@ class Provider:
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = self.arena
         options.log_severity_level = 3  # errors only
-        # Spinning threads burn the cores that the event loop and the other lanes need.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # A run on all cores has no lane beside it, and ends sooner if its threads are awake; they stand behind the
+        # event loop as lanes do.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
         return options

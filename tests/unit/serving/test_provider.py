@@ -25,8 +25,10 @@ def test_session_options_are_passed_on():
     options = Provider.of(ServingSettings(arena=False)).session_options(3)
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert not options.enable_cpu_mem_arena
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    assert Provider.of(ServingSettings()).session_options(1).enable_cpu_mem_arena
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    lane = Provider.of(ServingSettings()).session_options(1)
+    assert lane.enable_cpu_mem_arena
+    assert lane.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 def test_cuda_is_told_its_device_and_to_choose_convolutions_by_heuristic(monkeypatch: pytest.MonkeyPatch):
