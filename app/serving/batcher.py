@@ -1,8 +1,8 @@
 """The batcher: a batch is what arrived while the last one ran.
 
 It waits for nothing but those it has just answered (unless an endpoint asks for `max_delay_ms`), counts cost in rows,
-and keeps callers apart: who is gone or late is dropped before the run, and when a run fails each request is run again
-by itself. Everything but the run itself happens on the event loop, so there is no lock.
+and keeps callers apart: who is gone or late is dropped before the run, and a run that fails is run again in halves
+until those that cause it are alone. Everything but the run itself happens on the event loop, so there is no lock.
 """
 
 import asyncio
@@ -199,7 +199,7 @@ class Batcher:
             self._ends.append(end)
             job = self._loop.run_in_executor(self._executor, self._execute, run, batch)
             self._running[job] = batch
-            job.add_done_callback(partial(self._done, batch, started, end, lanes))
+            job.add_done_callback(partial(self._done, batch, rows, started, end, lanes))
 
     def _next(self, budget: int) -> list[Pending]:
         batch, late, removed = take(self._waiting, budget, self._clock())
@@ -211,13 +211,18 @@ class Batcher:
         return batch
 
     def _done(
-        self, batch: list[Pending], started: float, end: float, lanes: int, job: "asyncio.Future[_Results]"
+        self,
+        batch: list[Pending],
+        rows: int,
+        started: float,
+        end: float,
+        lanes: int,
+        job: "asyncio.Future[_Results]",
     ) -> None:
         self._busy -= lanes
         self._ends.remove(end)
         del self._running[job]
         self._finish(batch, started, job.result())
-        rows = sum(pending.rows for pending in batch)
         self._gathering.ended(rows, self._clock(), self.pace.cost(rows))
         self._pump()
 
@@ -265,11 +270,18 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the caller whose rows cause it
             if len(batch) == 1:
                 return [error]
-            gone = [pending.future.done() for pending in batch]  # who was answered meanwhile needs no run
-            alone = [[error] if done else self._execute(run, [p]) for p, done in zip(batch, gone, strict=True)]
-            return [result for results in alone for result in results]
+            # Halves find one bad request of n in 2 log2(n) runs; but each run that hangs takes its whole limit.
+            size = 1 if isinstance(error, DeadlineExceeded) else (len(batch) + 1) // 2
+            parts = [batch[at : at + size] for at in range(0, len(batch), size)]
+            return [result for part in parts for result in self._again(run, part, error)]
         else:
             return answers
+
+    def _again(self, run: Run, batch: list[Pending], error: Exception) -> "_Results":
+        """Run a part of a batch that failed, unless all of it was answered meanwhile."""
+        if all(pending.future.done() for pending in batch):
+            return [error] * len(batch)
+        return self._execute(run, batch)
 
 
 _Results = list[Answer | Exception]

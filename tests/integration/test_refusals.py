@@ -5,21 +5,30 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
+import grpc
 import pytest
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 from app.serving.host import Batching
-from tests.support.oip import serve, sum_source
+from tests.support.oip import Addresses, serve, sum_source
 
 pytestmark = pytest.mark.enable_socket
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
     """Where `sum` answers; `full` has no room for anybody."""
     source = sum_source(tmp_path_factory.mktemp("sum"))
     with serve(source, replace(source, endpoint="full", batching=Batching(16, 16))) as addresses:
         addresses.host.lookup("full")._batcher._rows = 16
-        yield addresses.http
+        yield addresses
+
+
+@pytest.fixture
+def address(servers: Addresses) -> str:
+    """For HTTP."""
+    return servers.http
 
 
 def answers(raw: socket.socket, count: int) -> list[tuple[int, dict[str, str], bytes]]:
@@ -78,3 +87,15 @@ def test_a_refused_request_that_ends_the_connection_ends_it(address: str):
         raw.sendall(head + b"Expect: 100-continue\r\n\r\n")
         [(status, _, content)] = answers(raw, 1)
     assert (status, json.loads(content)["error"]) == (429, "16 rows wait already, of 16 allowed")
+
+
+@pytest.mark.parametrize(
+    ("model", "code"), [("sum", grpc.StatusCode.INVALID_ARGUMENT), ("full", grpc.StatusCode.RESOURCE_EXHAUSTED)]
+)
+def test_grpc_refuses_before_it_looks_at_the_tensors(servers: Addresses, model: str, code: grpc.StatusCode):
+    request = pb.ModelInferRequest(model_name=model, inputs=[{"name": "nonsense", "datatype": "FP32", "shape": [-1]}])
+    with grpc.insecure_channel(servers.grpc) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as failed:
+            stub.ModelInfer(request, metadata=[("x-api-key", "good")], timeout=10)
+    assert failed.value.code() is code

@@ -5,6 +5,7 @@ A request through FastAPI's routing and dependencies costs several times what th
 """
 
 import logging
+import re
 import time
 
 from app.core.errors import AimassError
@@ -21,6 +22,8 @@ from app.telemetry.spans import Exporter
 
 _log = logging.getLogger(__name__)
 _PREFIX, _SUFFIX = "/api/v1/endpoints/", "/predict"
+_NAME = re.compile(r"^((?:/api/v1/endpoints|/v[12](?:/repository)?/models)/)[^/:]+")
+_VERSION = re.compile(r"(/versions/)[^/]+")
 _GONE = 499  # what nginx calls it; only ever seen in the metrics
 
 
@@ -96,17 +99,21 @@ class Dispatcher:
             exchange.metrics.statuses[exchange.status] += 1
 
 
+def route_of(path: str) -> str:
+    """The path with `{name}` and `{version}` for what the caller named in it."""
+    return _VERSION.sub(r"\1{version}", _NAME.sub(r"\1{name}", path))
+
+
 def _export(exporter: Exporter, exchange: Exchange) -> None:
     """The request as a span: named by its route, so that all requests to all models are one name."""
-    trace, counted, route = exchange.trace, exchange.metrics, exchange.path
+    trace, counted, path = exchange.trace, exchange.metrics, exchange.path
     if trace is None:
         return
-    told = {"http.request.method": exchange.method, "url.path": route, "aimass.request_id": exchange.request_id}
+    told = {"http.request.method": exchange.method, "url.path": path, "aimass.request_id": exchange.request_id}
     if counted is not None:
         endpoint, version, variant = counted.labels
         told |= {"aimass.endpoint": endpoint, "aimass.model": counted.model, "aimass.version": version}
         told["aimass.variant"] = variant
-        route = route.replace(f"/{endpoint}", "/{name}", 1)
     phases = list(zip(PHASES, exchange.phases, strict=False))  # none of a request that failed
     seconds = time.perf_counter() - exchange.started
-    export(exporter, trace, f"{exchange.method} {route}", seconds, exchange.status, told, phases)
+    export(exporter, trace, f"{exchange.method} {route_of(path)}", seconds, exchange.status, told, phases)

@@ -1,90 +1,14 @@
-"""The batcher with a clock and lanes that the test moves by hand."""
+"""The batcher's runs, with a clock and lanes that the test moves by hand."""
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from typing import Any
 
-import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 
-from app.core.errors import DeadlineExceeded, InvalidTensor, Overloaded, PayloadTooLarge
-from app.serving.batcher import Batcher
-from app.serving.types import Answer, Batching, Plan, Tensors
-from app.serving.waiting import Pending, take
-from app.telemetry.metrics import ServingMetrics
-
-RNG = np.random.default_rng(7)
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class ManualLanes(Executor):
-    """Runs a job only when told to."""
-
-    def __init__(self) -> None:
-        self.jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        job: Future[Any] = Future()
-        self.jobs.append((job, lambda: fn(*args, **kwargs)))
-        return job
-
-    async def run_one(self) -> None:
-        job, work = self.jobs.popleft()
-        job.set_result(work())
-        await turns()
-
-
-async def turns(count: int = 5) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-class Model:
-    """Doubles its rows; remembers the size of each run; refuses rows that hold `poison`."""
-
-    def __init__(self, poison: float | None = None) -> None:
-        self.sizes: list[int] = []
-        self.poison = poison
-
-    def __call__(self, inputs: Tensors) -> Tensors:
-        self.sizes.append(len(inputs[0]))
-        if self.poison is not None and (inputs[0] == self.poison).any():
-            raise InvalidTensor("poison")
-        return (inputs[0] * 2, inputs[0].sum(axis=1))
-
-
-def build(
-    model: Model, limits: Batching, *, lanes: int = 0, alone: Model | None = None
-) -> tuple[Batcher, ManualLanes, Clock]:
-    executor, clock = ManualLanes(), Clock()
-    metrics = ServingMetrics(CollectorRegistry()).bind("e", "m", 1, "fp32")
-    plan = Plan(model, inline=True) if not lanes else Plan(model, lanes=lanes, alone=alone)
-    return Batcher(plan, limits, metrics, executor, clock), executor, clock
-
-
-def rows(count: int) -> np.ndarray:
-    return RNG.normal(size=(count, 4)).astype(np.float32)
-
-
-def check(answer: Answer, sent: np.ndarray) -> None:
-    np.testing.assert_array_equal(answer.outputs[0], sent * 2)
-    np.testing.assert_array_equal(answer.outputs[1], sent.sum(axis=1))
-
-
-def pending(count: int, *, deadline: float = float("inf"), gone: bool = False) -> Pending:
-    future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-    if gone:
-        future.cancel()
-    return Pending((rows(count),), count, future, 0.0, deadline)
+from app.core.errors import DeadlineExceeded, InvalidTensor
+from app.serving.types import Answer, Batching
+from app.serving.waiting import take
+from tests.support.batching import RNG, Model, build, check, pending, rows, turns
 
 
 class TestTake:
@@ -229,64 +153,18 @@ async def test_one_bad_request_fails_alone(lanes: int):
         check(results[at], sent[at])  # type: ignore[arg-type]
 
 
-async def test_a_late_request_is_refused_and_not_run():
-    model = Model()
-    batcher, lanes, clock = build(model, Batching(64, 1000), lanes=1)
-    first = asyncio.ensure_future(batcher.infer((rows(1),), 1))
-    await turns()
-    late = asyncio.ensure_future(batcher.infer((rows(1),), 1, deadline=clock.now + 5))
-    in_time = rows(1)
-    good = asyncio.ensure_future(batcher.infer((in_time,), 1, deadline=clock.now + 50))
-    await turns()
-    clock.now += 10
-    await lanes.run_one()
-    await lanes.run_one()
-    with pytest.raises(DeadlineExceeded):
-        await late
-    check(await good, in_time)
-    await first
-    assert model.sizes == [1, 1]
-
-
-async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():
-    model = Model()
-    batcher, lanes, clock = build(model, Batching(10, 20), lanes=1)
-    running = asyncio.ensure_future(batcher.infer((rows(10),), 10))
-    await turns()
-    clock.now += 2  # ten rows take two seconds: five rows a second
-    await lanes.run_one()
-    await running
-    blocker = asyncio.ensure_future(batcher.infer((rows(10),), 10))
-    await turns()
-    waiting = [asyncio.ensure_future(batcher.infer((rows(10),), 10)) for _ in range(2)]
-    await turns()
-    with pytest.raises(Overloaded) as refused:
-        await batcher.infer((rows(1),), 1)
-    assert refused.value.retry_after_s == pytest.approx(6.0)  # of the run under way, and of two with the rows that wait
-    while lanes.jobs:
-        await lanes.run_one()
-    await asyncio.gather(blocker, *waiting)
-    task = asyncio.ensure_future(batcher.infer((rows(1),), 1))
-    await turns()
-    await lanes.run_one()
-    await task
-
-
-async def test_gone_callers_free_their_places_in_the_queue():
-    batcher, lanes, _ = build(Model(), Batching(4, 8), lanes=1)
-    running = asyncio.ensure_future(batcher.infer((rows(1),), 1))
-    await turns()
-    gone = [asyncio.ensure_future(batcher.infer((rows(4),), 4)) for _ in range(2)]
-    await turns()
-    for task in gone:
-        task.cancel()
-    await lanes.run_one()
-    await running
-    after = rows(4)
-    task = asyncio.ensure_future(batcher.infer((after,), 4))
-    await turns()
-    await lanes.run_one()
-    check(await task, after)
+async def test_one_bad_request_is_found_by_halves_unless_it_hangs():
+    for error, sizes in (
+        (InvalidTensor("poison"), [8, 4, 4, 2, 1, 1, 2]),
+        (DeadlineExceeded("it hangs"), [8, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ):
+        model = Model(poison=666.0, error=error)
+        batcher, _, _ = build(model, Batching(64, 1000))
+        sent = [rows(1) for _ in range(8)]
+        sent[4][0, 0] = 666.0
+        results = await asyncio.gather(*(batcher.infer((x,), 1) for x in sent), return_exceptions=True)
+        assert [at for at, result in enumerate(results) if result is error] == [4]
+        assert model.sizes == sizes
 
 
 async def test_a_request_larger_than_a_batch_is_split_and_joined_in_order():
@@ -297,12 +175,6 @@ async def test_a_request_larger_than_a_batch_is_split_and_joined_in_order():
     check(answers[0], large)
     check(answers[1], small)
     assert max(model.sizes) <= 4
-
-
-async def test_a_request_that_can_never_fit_is_too_large():
-    batcher, _, _ = build(Model(), Batching(4, 10))
-    with pytest.raises(PayloadTooLarge, match="11 rows are more than the endpoint queues"):
-        await batcher.infer((rows(11),), 11)
 
 
 async def test_a_split_request_with_a_bad_part_fails_as_a_whole_and_leaves_nothing_behind():
@@ -382,129 +254,3 @@ async def test_priority_one_goes_first_and_the_rest_in_order_of_arrival():
     assert order == [3, 5, 2, 4, 1]
     for answer, rows_ in zip([await blocker, *[await job for job in waiting]], sent, strict=True):
         check(answer, rows_)
-
-
-async def test_a_deadline_that_has_passed_or_cannot_be_kept_is_refused_at_once():
-    model = Model()
-    batcher, lanes, clock = build(model, Batching(10, 100), lanes=1)
-    with pytest.raises(DeadlineExceeded, match="before it was whole"):
-        batcher.infer((rows(1),), 1, clock.now - 1)
-    running = asyncio.ensure_future(batcher.infer((rows(10),), 10))
-    await turns()
-    clock.now += 2
-    await lanes.run_one()
-    await running
-    blocker = asyncio.ensure_future(batcher.infer((rows(10),), 10))
-    await turns()
-    with pytest.raises(Overloaded, match="longer than the request's time") as refused:
-        batcher.infer((rows(10),), 10, clock.now + 3)  # two seconds of the run under way and two of its own
-    assert refused.value.retry_after_s == pytest.approx(4.0)
-    in_time = asyncio.ensure_future(batcher.infer((rows(10),), 10, clock.now + 5))
-    await turns()
-    for _ in range(2):
-        clock.now += 1
-        await lanes.run_one()
-    await blocker
-    await in_time
-    assert batcher._metrics.rejected == {"deadline": 2}
-
-
-async def test_who_finds_nothing_to_wait_for_is_let_in_whatever_is_expected():
-    model = Model()
-    batcher, lanes, clock = build(model, Batching(8, 100, p95_s=0.001), lanes=1)
-    for _ in range(3):
-        alone = asyncio.ensure_future(batcher.infer((rows(1),), 1))
-        await turns()
-        clock.now += 5
-        await lanes.run_one()
-        await alone
-
-
-async def test_a_promise_is_kept_by_refusing_what_would_come_too_late():
-    """Twice what the model can do, in virtual time: 95 of 100 admitted are in time, and the lane never idles."""
-    model = Model()
-    costs = {rows_: 0.010 + 0.001 * rows_ for rows_ in (1, 2, 4, 8, 16, 32, 64)}
-    executor, clock = ManualLanes(), Clock()
-    metrics = ServingMetrics(CollectorRegistry()).bind("e", "m", 1, "fp32")
-    plan = Plan(model, lanes=1, costs=costs)
-    batcher = Batcher(plan, Batching(64, 10_000, p95_s=0.1), metrics, executor, clock)
-    assert batcher.pace.batch == 32
-    took: list[float] = []
-    refused = 0
-    jobs = []
-
-    async def ask() -> None:
-        begun = clock.now
-        await batcher.infer((rows(1),), 1)
-        took.append(clock.now - begun)
-
-    run_ends, noise = None, np.random.default_rng(5)
-    for _ in range(9000):
-        clock.now += 1 / 1500  # 762 rows a second are possible at 32 rows a run
-        job = asyncio.create_task(ask())
-        jobs.append(job)
-        await turns()
-        if executor.jobs and run_ends is None:
-            size = len(executor.jobs[0][1]())  # peek: running twice changes nothing but the model's log
-            run_ends = clock.now + (0.010 + 0.001 * size) * noise.uniform(0.8, 1.4)
-        if run_ends is not None and clock.now >= run_ends:
-            await executor.run_one()
-            run_ends = None
-    for job in jobs:
-        job.cancel()
-    for outcome in await asyncio.gather(*jobs, return_exceptions=True):
-        refused += isinstance(outcome, Overloaded)
-    assert np.quantile(took[500:], 0.95) <= 0.1  # after what it needs to learn how uneven the runs are
-    assert refused > 500
-    assert len(took) / 6 > 0.85 * 16 / (0.026 * 1.1)
-    assert metrics.rejected["slo"] == refused
-
-
-async def test_room_for_one_row_is_asked_for_by_the_rule_of_the_queue():
-    batcher, lanes, clock = build(Model(), Batching(4, 8), lanes=1)
-    running = asyncio.ensure_future(batcher.infer((rows(4),), 4))
-    await turns()
-    waiting = [asyncio.ensure_future(batcher.infer((rows(size),), size)) for size in (4, 3)]
-    await turns()
-    batcher.check_room()
-    with pytest.raises(DeadlineExceeded):
-        batcher.check_room(clock.now)
-    waiting.append(asyncio.ensure_future(batcher.infer((rows(1),), 1)))
-    await turns()
-    told: list[tuple[str, float | None]] = []
-    for ask in (batcher.check_room, lambda: batcher.infer((rows(1),), 1)):
-        with pytest.raises(Overloaded) as refused:
-            ask()
-        told.append((refused.value.detail, refused.value.retry_after_s))
-    assert told[0] == told[1]
-    assert batcher._metrics.rejected == {"deadline": 1, "queue_full": 2}
-    while lanes.jobs:
-        await lanes.run_one()
-    batcher.check_room()
-    await asyncio.gather(running, *waiting)
-
-
-@pytest.mark.parametrize("priority", [1, 2, 3])
-async def test_a_promise_has_room_for_those_who_go_first(priority: int):
-    model = Model()
-    executor, clock = ManualLanes(), Clock()
-    metrics = ServingMetrics(CollectorRegistry()).bind("e", "m", 1, "fp32")
-    plan = Plan(model, lanes=1, costs={1: 0.04, 2: 0.04, 4: 0.04})
-    batcher = Batcher(plan, Batching(4, 100, p95_s=0.2), metrics, executor, clock)
-    jobs = [asyncio.ensure_future(batcher.infer((rows(4),), 4)) for _ in range(2)]
-    await turns()
-    jobs.append(asyncio.ensure_future(batcher.infer((rows(4),), 4)))
-    jobs.append(asyncio.ensure_future(batcher.infer((rows(4),), 4, priority=1)))
-    await turns()
-    for ask in (
-        batcher.check_room,
-        lambda *how: jobs.append(asyncio.ensure_future(batcher.infer((rows(1),), 1, *how))),
-    ):
-        if priority == 1:  # the run under way, the one that goes first, and its own: 0.15 s with the margin
-            ask(clock.now + 100, priority)
-        else:
-            with pytest.raises(Overloaded, match=r"slo\.p95_ms"):
-                ask(clock.now + 100, priority)
-    while executor.jobs:
-        await executor.run_one()
-    await asyncio.gather(*jobs)

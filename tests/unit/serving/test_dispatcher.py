@@ -15,7 +15,7 @@ from PIL import Image
 
 from app.core.errors import AimassError
 from app.gateway.errors import STATUS
-from app.gateway.predict.dispatcher import Dispatcher
+from app.gateway.predict.dispatcher import Dispatcher, route_of
 from app.serving.host import Host
 from app.settings import ServingSettings
 from tests.support.repository import HostRepository
@@ -303,3 +303,17 @@ def test_every_error_of_the_tree_has_a_status():
         return [error, *(leaf for child in error.__subclasses__() for leaf in leaves(child))]
 
     assert {error.code for error in leaves(AimassError)} <= set(STATUS)
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/api/v1/endpoints/predict/predict", "/api/v1/endpoints/{name}/predict"),
+        ("/v2/models/v2/versions/3/infer", "/v2/models/{name}/versions/{version}/infer"),
+        ("/v2/repository/models/models/load", "/v2/repository/models/{name}/load"),
+        ("/v1/models/v1:predict", "/v1/models/{name}:predict"),
+        ("/v2/health/ready", "/v2/health/ready"),
+    ],
+)
+def test_a_span_is_named_by_its_route(path: str, route: str):
+    assert route_of(path) == route

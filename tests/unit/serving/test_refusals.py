@@ -1,16 +1,11 @@
 """Who finds no room is told so before a byte of the body is looked at, in the words of the queue itself."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from tritonclient.grpc import service_pb2 as pb
 
-from app.core.errors import Overloaded
-from app.gateway.grpc.calls import Call
-from app.gateway.grpc.service import InferenceService
 from app.gateway.predict.dispatcher import Dispatcher
 from app.serving.host import Batching, Host, ModelSource, ServedModel
 from app.serving.oip_request import may_name_priority
@@ -141,31 +136,3 @@ def test_a_priority_in_the_tensors_is_none():
     header = infer()
     assert not may_name_priority(header + b'"priority"', len(header))
     assert may_name_priority(infer(parameters={"priority": 3}), 1 << 20)
-
-
-async def test_grpc_refuses_before_the_tensors_are_read(serve: Say, monkeypatch: pytest.MonkeyPatch):
-    served, _ = await serve(p95_s=1.0)
-    keep_waiting(served, 2, 2)
-    host = Host(ServingSettings(threads=1))
-    host._served["churn"] = served
-    service = InferenceService(host, Keys(), HostRepository(host))
-    seen: list[int] = []
-    monkeypatch.setattr("app.gateway.grpc.service.read_infer", lambda *_: seen.append(1) or math.nan)
-
-    class Context:
-        def time_remaining(self) -> None:
-            return None
-
-        def invocation_metadata(self) -> tuple[()]:
-            return ()
-
-    request = pb.ModelInferRequest(model_name="churn")
-    with pytest.raises(Overloaded, match=r"slo\.p95_ms"):
-        await service._infer(request, Call(Context(), "ModelInfer"))
-    assert seen == []
-    request.parameters["priority"].int64_param = 1
-    with pytest.raises(AttributeError):  # of what stands for the request
-        await service._infer(request, Call(Context(), "ModelInfer"))
-    assert seen == [1]
-    host._served.clear()
-    await host.close()
