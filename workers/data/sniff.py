@@ -5,14 +5,15 @@ from typing import Literal
 
 from workers.data.findings import unreadable
 
-Format = Literal["delimited", "jsonl", "parquet", "zip", "tar", "gzip", "idx", "picture"]
+Format = Literal["delimited", "jsonl", "parquet", "arrow", "excel", "zip", "tar", "gzip", "idx", "picture"]
 HEAD_BYTES = 64 << 10
 TAKEN = (
-    "CSV/TSV, JSON Lines or Parquet tables (also gzipped or alone in a zip), "
+    "CSV/TSV, JSON Lines, Parquet, Arrow or Excel (xlsx) tables (also gzipped or alone in a zip), "
     "and zip or tar archives of pictures in class folders"
 )
 
 _READABLE: tuple[tuple[int, bytes, Format], ...] = (
+    (0, b"ARROW1\x00\x00", "arrow"),
     (0, b"PK\x03\x04", "zip"),
     (0, b"PK\x05\x06", "zip"),
     (0, b"\x1f\x8b", "gzip"),
@@ -38,10 +39,9 @@ _REFUSED: tuple[tuple[int, bytes, str], ...] = (
     (0, b"OggS", "an Ogg sound"),
     (0, b"fLaC", "a FLAC sound"),
     (0, b"%PDF-", "a PDF document"),
-    (0, b"\xd0\xcf\x11\xe0", "an old Excel or Word file; export the sheet as CSV"),
+    (0, b"\xd0\xcf\x11\xe0", "an old Excel or Word file; save it as xlsx or CSV"),
     (0, b"\x89HDF", "an HDF5 file"),
     (0, b"SQLite format 3", "an SQLite database"),
-    (0, b"ARROW1", "an Arrow IPC file; write it as Parquet"),
     (0, b"Obj\x01", "an Avro file; write it as Parquet"),
     (4, b"1AY&SY", "a bzip2 file; use gzip or no compression"),
     (0, b"\xfd7zXZ", "an xz file; use gzip or no compression"),
@@ -80,6 +80,8 @@ def _sniff_container(head: bytes) -> Format | None:
     """Formats whose first bytes might begin a text as well, and need a second sign."""
     if head.startswith(b"PAR1\x15") or (head.startswith(b"PAR1") and _looks_binary(head)):
         return "parquet"
+    if head.startswith(b"\xff\xff\xff\xff") and head[6:8] == bytes(2):  # a stream: a mark, the length of the schema
+        return "arrow"
     if head.startswith(b"BM") and head[6:10] == bytes(4):
         return "picture"
     if head.startswith(b"RIFF"):

@@ -12,7 +12,8 @@ from app.settings import LimitSettings
 from app.specs.data import DATA_FILE, PROFILE_FILE, IngestResult
 from app.specs.jobs import IngestSpec
 from workers.context import JobContext, Stopped
-from workers.data import pictures
+from workers.data import excel, pictures
+from workers.data.arrow import read_arrow
 from workers.data.delimited import read_delimited
 from workers.data.findings import Findings, Tick, limits_from, listed, shorten, unreadable
 from workers.data.jsonl import read_jsonl
@@ -23,11 +24,19 @@ from workers.data.sniff import Format, refused, sniff
 from workers.data.table import TableWriter, write_inferred
 from workers.data.unpack import Budget, Member, gunzip, members
 
-_TABLES = (".csv", ".tsv", ".tab", ".psv", ".parquet", ".jsonl", ".ndjson")
+_READERS = {
+    "delimited": read_delimited,
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+    "excel": excel.read_excel,
+}
+_TYPED = {"parquet", "arrow"}  # their columns have types; those of the others are inferred
+_TABLES = (".csv", ".tsv", ".tab", ".psv", ".parquet", ".arrow", ".feather", ".jsonl", ".ndjson")
 _MAYBE_TABLES = (".txt", ".data", ".dat")
 _TELLTALES = {
     "data.pkl": "a PyTorch checkpoint with a pickle in it, which is never opened",
-    "[Content_Types].xml": "an Excel or other Office file; export the sheet as CSV",
+    "[Content_Types].xml": "an Office file that is no Excel workbook (xlsx)",
     "META-INF/MANIFEST.MF": "a Java program",
 }
 
@@ -89,6 +98,8 @@ class _Ingest:
 
     def _archive(self, path: Path, kind: Literal["zip", "tar"], budget: Budget) -> IngestResult:
         with members(path, kind, budget, self.findings) as found:
+            if any(member.name == excel.MEMBER for member in found):
+                return self._workbook(path, found)
             _refuse_telltale(found)
             idx = any(pictures.IDX.match(m.name.rsplit("/", 1)[-1]) for m in found)
             seen = any(m.name.lower().endswith(pictures.EXTENSIONS) for m in found)
@@ -109,8 +120,14 @@ class _Ingest:
             path, fmt = self._gunzip(path, member.name, budget)
         return self._table(path, fmt)
 
+    def _workbook(self, path: Path, found: list[Member]) -> IngestResult:
+        for member in found:  # what the archive says of their sizes may be a lie; the reader would believe it
+            member.copy(self.scratch / "member")
+        (self.scratch / "member").unlink()
+        return self._table(path, "excel")
+
     def _table(self, path: Path, fmt: Format) -> IngestResult:
-        if fmt not in {"delimited", "jsonl", "parquet"}:
+        if fmt not in _READERS:
             if fmt == "idx":
                 raise unreadable("it is one idx file; upload a zip with the images-idx3 and the labels-idx1 file")
             raise refused(f"a {fmt} file where a table was expected")
@@ -120,13 +137,12 @@ class _Ingest:
             )
         self.findings.details["format"] = fmt
         read = self._tick(0.05, 0.6)
-        if fmt == "parquet":
+        batches = _READERS[fmt](path, self.findings, self.limits, read)
+        if fmt in _TYPED:
             with TableWriter(self.target) as writer:
-                for frame in read_parquet(path, self.findings, self.limits, read):
+                for frame in batches:
                     writer.write(frame)
         else:
-            reader = read_delimited if fmt == "delimited" else read_jsonl
-            batches = reader(path, self.findings, self.limits, read)
             writer = write_inferred(batches, self.target, self.scratch / "parts", self.findings, self._tick(0.6, 0.8))
         entries = profile_table(self.target, self.findings, self._tick(0.8, 1.0))
         duplicates = writer.duplicate_rows()

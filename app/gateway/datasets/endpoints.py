@@ -51,7 +51,7 @@ _FORM: dict[str, Any] = {
                         "file": {
                             "type": "string",
                             "format": "binary",
-                            "description": "CSV, Parquet, JSON Lines, zip, tar, idx; gzip too",
+                            "description": "CSV, Parquet, Arrow, Excel (xlsx), JSON Lines, zip, tar, idx; gzip too",
                         },
                     },
                 }
