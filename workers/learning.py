@@ -62,6 +62,7 @@ class LearningData:
     training: TrainingSpec = field(default_factory=TrainingSpec)
     threads: int = 1
     device: str = "cpu"
+    metric: str = ""  # the main one
 
     @property
     def task(self) -> Task:

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from app.core.errors import InvalidSpec, Misconfigured
 from app.core.signature import Task
@@ -24,9 +24,10 @@ class FamilyParams(Spec):
 
 
 class LinearParams(FamilyParams):
-    """Logistic regression or ridge on scaled numbers and one-hot categories."""
+    """Logistic regression or ridge on scaled numbers and one-hot categories; with `l1_ratio` the elastic net."""
 
-    regularization: Annotated[float, Field(gt=0, le=1e6, description="L2 strength; larger is simpler")] = 1.0
+    regularization: Annotated[float, Field(gt=0, le=1e6, description="penalty's strength; larger is simpler")] = 1.0
+    l1_ratio: Annotated[float, Field(ge=0, le=1, description="0: L2 alone; 1: L1 alone, which drops columns")] = 0.0
     max_iter: Annotated[int, Field(ge=10, le=100_000, description="solver iterations")] = 1000
 
 
@@ -43,6 +44,18 @@ class GbdtParams(FamilyParams):
     reg_lambda: Annotated[float, Field(ge=0, le=1e6, description="L2 on leaf values")] = 1.0
 
 
+class XgboostParams(FamilyParams):
+    """Gradient-boosted trees (XGBoost)."""
+
+    n_estimators: Annotated[int, Field(ge=1, le=10_000, description="most trees; early stopping keeps fewer")] = 1000
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.05
+    max_depth: Annotated[int, Field(ge=1, le=32)] = 6
+    min_child_weight: Annotated[float, Field(ge=0, le=1e6, description="curvature of the loss a leaf needs")] = 1.0
+    subsample: Annotated[float, Field(gt=0, le=1, description="rows sampled for a tree")] = 0.9
+    colsample: Annotated[float, Field(gt=0, le=1, description="columns sampled for a tree")] = 0.8
+    reg_lambda: Annotated[float, Field(ge=0, le=1e6, description="L2 on leaf values")] = 1.0
+
+
 class RandomForestParams(FamilyParams):
     """Random forest (scikit-learn)."""
 
@@ -50,6 +63,44 @@ class RandomForestParams(FamilyParams):
     max_depth: Annotated[int | None, Field(ge=1, le=64, description="null: no limit")] = 16
     min_samples_leaf: Annotated[int, Field(ge=1, le=100_000, description="rows a leaf needs")] = 2
     max_features: Annotated[float, Field(gt=0, le=1, description="share of columns tried at a split")] = 0.5
+
+
+class ExtraTreesParams(FamilyParams):
+    """Extremely randomised trees (scikit-learn): a forest whose thresholds are drawn at random, on all rows."""
+
+    n_estimators: Annotated[int, Field(ge=1, le=2000, description="trees")] = 200
+    max_depth: Annotated[int | None, Field(ge=1, le=64, description="null: no limit")] = 16
+    min_samples_leaf: Annotated[int, Field(ge=1, le=100_000, description="rows a leaf needs")] = 2
+    max_features: Annotated[float, Field(gt=0, le=1, description="share of columns tried at a split")] = 0.7
+
+
+class NaiveBayesParams(FamilyParams):
+    """Naive Bayes: a normal distribution of each number and a table of each category, by class."""
+
+    var_smoothing: Annotated[float, Field(gt=0, le=1, description="share of the largest variance added to all")] = 1e-3
+    alpha: Annotated[float, Field(gt=0, le=1e3, description="rows' worth added to each category")] = 1.0
+
+
+class AutoParams(FamilyParams):
+    """The best ensemble of several families within a time budget."""
+
+    time_limit_s: Annotated[
+        float, Field(ge=5, le=604_800, description="of training; export and judging come on top")
+    ] = 300.0
+    folds: Annotated[int, Field(ge=2, le=20, description="each model is trained so often, without another part")] = 5
+    members: Annotated[int, Field(ge=1, le=16, description="most models in the ensemble")] = 4
+    families: Annotated[
+        list[str] | None, Field(min_length=1, max_length=100, description="try these alone; null: all that fit")
+    ] = None
+
+    @field_validator("families")
+    @classmethod
+    def _known(cls, names: list[str] | None) -> list[str] | None:
+        usable = [name for name, found in families().items() if found.data == AUTO.data and found is not AUTO]
+        for name in names or []:
+            if name not in usable:
+                raise ValueError(f"'{name}' is none of: {', '.join(usable)}")
+        return names
 
 
 class MlpParams(FamilyParams):
@@ -60,6 +111,19 @@ class MlpParams(FamilyParams):
     ] = [128, 64]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     activation: Literal["relu", "gelu", "silu"] = "relu"
+    bins: Annotated[
+        int,
+        Field(ge=0, le=128, description="quantile bins in which a number is also told, piecewise linearly; 0: none"),
+    ] = 0
+
+
+class FtTransformerParams(FamilyParams):
+    """Feature-tokenizer transformer (torch): every column is a token."""
+
+    width: Annotated[int, Field(ge=8, le=1024, multiple_of=8, description="numbers that stand for a column")] = 64
+    blocks: Annotated[int, Field(ge=1, le=12)] = 2
+    heads: Annotated[Literal[1, 2, 4, 8], Field(description="of attention; width is divided among them")] = 4
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
 class CnnParams(FamilyParams):
@@ -116,7 +180,35 @@ RANDOM_FOREST = Family(
     "workers.families.random_forest:RandomForest",
     "random forest (scikit-learn)",
 )
+XGBOOST = Family(
+    "xgboost", _BOTH, "tabular", XgboostParams, "workers.families.xgboost:Xgboost", "gradient-boosted trees (XGBoost)"
+)
+EXTRA_TREES = Family(
+    "extra_trees",
+    _BOTH,
+    "tabular",
+    ExtraTreesParams,
+    "workers.families.random_forest:ExtraTrees",
+    "extremely randomised trees (scikit-learn)",
+)
+NAIVE_BAYES = Family(
+    "naive_bayes",
+    ("classification",),
+    "tabular",
+    NaiveBayesParams,
+    "workers.families.naive_bayes:NaiveBayes",
+    "naive Bayes (scikit-learn)",
+)
+AUTO = Family("auto", _BOTH, "tabular", AutoParams, "workers.automl.auto:Auto", "the best ensemble in a given time")
 MLP = Family("mlp", _BOTH, "tabular", MlpParams, "workers.families.mlp:Mlp", "multi-layer perceptron (torch)")
+FT_TRANSFORMER = Family(
+    "ft_transformer",
+    _BOTH,
+    "tabular",
+    FtTransformerParams,
+    "workers.families.ft_transformer:FtTransformer",
+    "transformer over columns (torch)",
+)
 CNN = Family(
     "cnn", ("classification",), "image", CnnParams, "workers.families.cnn:Cnn", "convolutional network (torch)"
 )

@@ -36,7 +36,7 @@ class Graph:
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
         """Add a constant tensor and return its name."""
         name = f"c{len(self._constants)}"
-        self._constants.append(numpy_helper.from_array(np.ascontiguousarray(np.asarray(value, dtype)), name))
+        self._constants.append(numpy_helper.from_array(np.asarray(value, dtype, order="C"), name))
         return name
 
     def add(self, op: str, *inputs: str, domain: str = "", output: Any = None, **attributes: Any) -> str:  # noqa: ANN401 - any ONNX attribute
@@ -44,6 +44,22 @@ class Graph:
         name = output or f"v{len(self._nodes)}"
         self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain, **attributes))
         return name
+
+    def include(self, model: onnx.ModelProto, prefix: str) -> str:
+        """Add the nodes of a model that a `Graph` made, over inputs of the same names; returns its output's name."""
+        shared = {value.name for value in model.graph.input} | {""}
+
+        def renamed(name: str) -> str:
+            return name if name in shared else f"{prefix}.{name}"
+
+        for tensor in model.graph.initializer:
+            tensor.name = renamed(tensor.name)
+            self._constants.append(tensor)
+        for node in model.graph.node:
+            node.input[:] = [renamed(name) for name in node.input]
+            node.output[:] = [renamed(name) for name in node.output]
+            self._nodes.append(node)
+        return renamed(model.graph.output[0].name)
 
     def model(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> onnx.ModelProto:
         """The checked model. Variable axes are named, the first one `batch`."""

@@ -11,7 +11,7 @@ import onnx
 import scipy.sparse as sp  # type: ignore[import-untyped]  # no stubs
 from scipy.special import expit, softmax  # type: ignore[import-untyped]  # no stubs
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
 from workers.context import JobContext
 from workers.export.graph import Graph, binary_probabilities, value_output
@@ -36,11 +36,7 @@ class Linear:
         """
         encoder = DenseEncoder.fit(data)
         x = _design(encoder, data.train.inputs)
-        strength, iterations = self.params["regularization"], self.params["max_iter"]
-        if data.task == "regression":
-            estimator = Ridge(alpha=strength)
-        else:
-            estimator = LogisticRegression(C=1 / strength, max_iter=iterations)
+        estimator = self._estimator(data, len(data.train))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             estimator.fit(x, data.train.y)
@@ -51,6 +47,19 @@ class Linear:
             weights, bias = _all_classes(weights, bias, estimator.classes_, data.n_classes)
         solved = int(np.max(estimator.n_iter_)) if estimator.n_iter_ is not None else 1
         return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), solved)
+
+    def _estimator(self, data: LearningData, rows: int) -> Any:  # noqa: ANN401 - one of scikit-learn's
+        p = self.params
+        l1_ratio, seed = p["l1_ratio"], data.training.seed
+        if data.task == "regression" and l1_ratio:  # which divides the squared error by twice the rows, Ridge does not
+            alpha = p["regularization"] / rows
+            return ElasticNet(alpha, l1_ratio=l1_ratio, max_iter=p["max_iter"], random_state=seed)
+        if data.task == "regression":
+            return Ridge(alpha=p["regularization"])
+        solver = "saga" if l1_ratio else "lbfgs"
+        return LogisticRegression(
+            C=1 / p["regularization"], l1_ratio=l1_ratio, solver=solver, max_iter=p["max_iter"], random_state=seed
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,22 +12,57 @@ from torch import Tensor, nn
 from workers.context import JobContext
 from workers.export.graph import Graph, value_output
 from workers.families.encoding import DenseEncoder
-from workers.learning import Array, Inputs, LearningData, Part
-from workers.training.loop import Tensors, train
+from workers.families.network import loss_of, numbers, outputs_of, settle_unseen, tensors_of
+from workers.learning import Array, Inputs, LearningData
+from workers.training.loop import train
 
 _EMBEDDING = 8
+_NARROW = 1e-4  # of standardised numbers: a bin between two edges this close is none
 _ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+class Bins(nn.Module):
+    """Numbers [N, n] to [N, n * bins]: how far each is through each bin, 0 below and 1 above it.
+
+    Gorishniy and others, On embeddings for numerical features in tabular deep learning (2022).
+    """
+
+    low: Tensor  # [n, bins]
+    inverse_width: Tensor  # [n, bins]; 0 for a bin without width
+
+    def __init__(self, numbers_seen: Array, bins: int) -> None:
+        super().__init__()
+        edges = np.quantile(numbers_seen.astype(np.float64), np.linspace(0, 1, bins + 1), axis=0).T  # [n, bins + 1]
+        width = np.diff(edges, axis=1)
+        inverse = np.divide(1, width, out=np.zeros_like(width), where=width > _NARROW)
+        self.register_buffer("low", torch.from_numpy(edges[:, :-1].astype(np.float32)))
+        self.register_buffer("inverse_width", torch.from_numpy(inverse.astype(np.float32)))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Shares of bins, 0..1."""
+        return ((values[:, :, None] - self.low) * self.inverse_width).clamp(0, 1).flatten(1)
+
+    def to_nodes(self, graph: Graph, values: str) -> str:
+        """The same as nodes."""
+        column = graph.add("Unsqueeze", values, graph.constant([2], np.int64))
+        above = graph.add("Sub", column, graph.constant(numbers(self.low), np.float32))
+        shares = graph.add("Mul", above, graph.constant(numbers(self.inverse_width), np.float32))
+        bounds = [graph.constant(bound, np.float32) for bound in (0.0, 1.0)]
+        return graph.add(
+            "Reshape", graph.add("Clip", shares, *bounds), graph.constant([-1, self.low.numel()], np.int64)
+        )
 
 
 class Network(nn.Module):
     """Dense [N, width] and table rows [N, columns] to logits or a value [N, outputs]."""
 
-    def __init__(self, encoder: DenseEncoder, outputs: int, params: Mapping[str, Any]) -> None:
+    def __init__(self, encoder: DenseEncoder, outputs: int, params: Mapping[str, Any], seen: Array) -> None:
         super().__init__()
+        self.bins = Bins(seen[:, : len(encoder.mean)], params["bins"]) if params["bins"] and len(encoder.mean) else None
         self.table = nn.Embedding(max(1, encoder.table_rows), _EMBEDDING)
         nn.init.normal_(self.table.weight, std=0.1)
         self.layers = nn.Sequential()
-        width = encoder.width + _EMBEDDING * encoder.columns
+        width = encoder.width + _EMBEDDING * encoder.columns + (self.bins.low.numel() if self.bins else 0)
         for units in params["hidden"]:
             activation = _ACTIVATIONS[params["activation"]]()
             self.layers.extend([nn.Linear(width, units), activation, nn.Dropout(params["dropout"])])
@@ -37,7 +72,10 @@ class Network(nn.Module):
     def forward(self, dense: Tensor, rows: Tensor) -> Tensor:
         """Logits or a value."""
         embedded = self.table(rows).flatten(1)  # [N, columns * _EMBEDDING]
-        answer: Tensor = self.layers(torch.cat([dense, embedded], dim=1))
+        parts = [dense, embedded]
+        if self.bins is not None:
+            parts.append(self.bins(dense[:, : len(self.bins.low)]))
+        answer: Tensor = self.layers(torch.cat(parts, dim=1))
         return answer
 
 
@@ -53,33 +91,11 @@ class Mlp:
         """Train with early stopping on the validation loss; resumes from the job's checkpoint."""
         torch.manual_seed(data.training.seed)
         encoder = DenseEncoder.fit(data)
-        network = Network(encoder, 1 if data.task == "regression" else data.n_classes, self.params)
-        loss: nn.Module = _ColumnLoss() if data.task == "regression" else nn.CrossEntropyLoss()
-        learn, watch = _tensors(encoder, data.train), _tensors(encoder, data.validation)
-        facts = train(network, loss, learn, watch, data.training, job, data.threads, data.device)
-        _settle_unseen(network, encoder, learn.inputs[1])
+        learn, watch = tensors_of(encoder, data.train), tensors_of(encoder, data.validation)
+        network = Network(encoder, outputs_of(data), self.params, learn.inputs[0].numpy())
+        facts = train(network, loss_of(data), learn, watch, data.training, job, data.threads, data.device)
+        settle_unseen(network.table, encoder, learn.inputs[1])
         return FittedMlp(data, encoder, network, {**facts, "weights": sum(p.numel() for p in network.parameters())})
-
-
-class _ColumnLoss(nn.Module):
-    """Mean squared error of answers [N, 1] and targets [N]."""
-
-    def forward(self, answers: Tensor, y: Tensor) -> Tensor:
-        """The loss, a scalar."""
-        return nn.functional.mse_loss(answers[:, 0], y)
-
-
-def _tensors(encoder: DenseEncoder, part: Part) -> Tensors:
-    dense, rows = encoder.transform(part.inputs)
-    y = torch.from_numpy(part.y)
-    return Tensors((torch.from_numpy(dense), torch.from_numpy(rows)), y.float() if y.is_floating_point() else y)
-
-
-def _settle_unseen(network: Network, encoder: DenseEncoder, rows: Tensor) -> None:
-    """An unseen category gets its column's mean embedding, for training never met it."""
-    with torch.no_grad():
-        for column, row in enumerate(encoder.unseen_rows().tolist()):
-            network.table.weight[row] = network.table(rows[:, column]).mean(dim=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +122,15 @@ class FittedMlp:
         dense, rows = self.encoder.to_nodes(graph)
         parts = [dense] if dense is not None else []
         if rows is not None:
-            table = graph.constant(self.network.table.weight.detach().numpy(), np.float32)
+            table = graph.constant(numbers(self.network.table.weight), np.float32)
             picked = graph.add("Gather", table, rows, axis=0)
             shape = graph.constant([-1, self.encoder.columns * _EMBEDDING], np.int64)
             parts.append(graph.add("Reshape", picked, shape))
+        if self.network.bins is not None and dense is not None:
+            count = len(self.network.bins.low)
+            ends = [graph.constant([end], np.int64) for end in (0, count, 1)]
+            values = dense if count == self.encoder.width else graph.add("Slice", dense, *ends)
+            parts.append(self.network.bins.to_nodes(graph, values))
         value = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
         for layer in self.network.layers:
             value = _node(graph, layer, value)
@@ -128,8 +149,8 @@ class FittedMlp:
 def _node(graph: Graph, layer: nn.Module, value: str) -> str:
     match layer:
         case nn.Linear():
-            weight = graph.constant(layer.weight.detach().numpy().T, np.float32)
-            return graph.add("Gemm", value, weight, graph.constant(layer.bias.detach().numpy(), np.float32))
+            weight = graph.constant(numbers(layer.weight).T, np.float32)
+            return graph.add("Gemm", value, weight, graph.constant(numbers(layer.bias), np.float32))
         case nn.ReLU():
             return graph.add("Relu", value)
         case nn.SiLU():

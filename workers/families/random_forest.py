@@ -1,4 +1,4 @@
-"""Random forest (scikit-learn) on numbers with imputed gaps and target-ordered categories."""
+"""Random forest and extra trees (scikit-learn) on numbers with imputed gaps and target-ordered categories."""
 
 import time
 from collections.abc import Mapping
@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.ensemble import (
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    RandomForestClassifier,
+    RandomForestRegressor,
+)
 
 from workers.context import JobContext, Stopped
 from workers.export.graph import Graph, binary_probabilities, value_output
@@ -24,6 +29,7 @@ class RandomForest:
     """The family."""
 
     devices = ("cpu",)
+    estimators: tuple[type[Any], type[Any]] = RandomForestClassifier, RandomForestRegressor
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
@@ -31,8 +37,7 @@ class RandomForest:
     def fit(self, data: LearningData, job: JobContext) -> "FittedForest":
         """Grow the trees; validation rows are not used. Resumes from the job's checkpoint to the very same forest."""
         encoder, x = TreeEncoder.learn(data, keep_missing=False)
-        make = RandomForestRegressor if data.task == "regression" else RandomForestClassifier
-        estimator = make(
+        estimator = self.estimators[data.task == "regression"](
             n_estimators=1, max_depth=self.params["max_depth"], min_samples_leaf=self.params["min_samples_leaf"],
             max_features=self.params["max_features"], n_jobs=data.threads, random_state=data.training.seed,
             warm_start=True,
@@ -41,6 +46,12 @@ class RandomForest:
         growth.run(data.threads, data.training.checkpoint_every_s)
         estimator.set_params(n_jobs=1)
         return FittedForest(data, encoder, estimator)
+
+
+class ExtraTrees(RandomForest):
+    """The same of trees whose thresholds are drawn at random."""
+
+    estimators = ExtraTreesClassifier, ExtraTreesRegressor
 
 
 @dataclass(slots=True)

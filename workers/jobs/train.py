@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ def run(job: JobContext) -> dict[str, Any]:
     learner = load_family(family(spec.family), spec.params)
     device = choose_device(spec.resources.device, learner.devices)
     data = prepared.learning(spec, threads, device)
+    data = replace(data, metric=next(iter(spec.metrics), default_metric(spec.task, data.n_classes)))
     job.log(f"learning from {prepared.split.sizes()} rows, {len(prepared.signature.columns)} columns")
     job.progress(0.1, "training")
     fitted = learner.fit(data, job)

@@ -97,8 +97,9 @@ def test_a_forest_of_other_rows_is_not_continued(make_job: MakeJob, mixed: pl.Da
     assert made[0] == made[1]
 
 
-def test_boosting_resumes_at_its_round(make_job: MakeJob, mixed: pl.DataFrame):
-    spec = {**SPEC, "family": "gbdt", "params": {"n_estimators": 20}, "training": {"early_stopping": None}}
+@pytest.mark.parametrize("family", ["gbdt", "xgboost"])
+def test_boosting_resumes_at_its_round(make_job: MakeJob, mixed: pl.DataFrame, family: str):
+    spec = {**SPEC, "family": family, "params": {"n_estimators": 20}, "training": {"early_stopping": None}}
     checkpoint = _stopped(make_job, mixed, "stopped", "boosting round 10 of", **spec)
     again = make_job(mixed, name="again", **spec)
     shutil.copytree(checkpoint, again.checkpoint)
@@ -110,9 +111,10 @@ def test_boosting_resumes_at_its_round(make_job: MakeJob, mixed: pl.DataFrame):
     assert max(rounds) == 20
 
 
-def test_boosting_remembers_its_best_round(make_job: MakeJob, mixed: pl.DataFrame):
+@pytest.mark.parametrize("family", ["gbdt", "xgboost"])
+def test_boosting_remembers_its_best_round(make_job: MakeJob, mixed: pl.DataFrame, family: str):
     """With steps this large the loss only rises after the first rounds."""
-    spec = {**SPEC, "family": "gbdt", "params": {"learning_rate": 1.0}, "training": {"early_stopping": {"patience": 3}}}
+    spec = {**SPEC, "family": family, "params": {"learning_rate": 1.0}, "training": {"early_stopping": {"patience": 3}}}
     whole = make_job(mixed, name="whole", **spec)
     train.run(whole)
     checkpoint = _stopped(make_job, mixed, "stopped", "boosting round 10 of", **spec)
@@ -135,7 +137,7 @@ def test_live_events_tell_of_the_training(make_job: MakeJob, mixed: pl.DataFrame
 
 
 def test_a_job_prints_nothing(make_job: MakeJob, mixed: pl.DataFrame, capfd: pytest.CaptureFixture[str]):
-    for family in ("mlp", "gbdt"):
+    for family in ("mlp", "gbdt", "xgboost"):
         train.run(make_job(mixed, name=family, family=family, training={"epochs": 1}, compress={}, **SPEC))
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import polars as pl
 import pytest
+from onnx import numpy_helper
 
 from app.core.errors import InvalidData, InvalidSpec, ParityFailed
 from app.core.signature import Signature
@@ -15,7 +17,14 @@ from workers.jobs import train
 
 MakeJob = Callable[..., Any]
 FAST = {"epochs": 15, "batch_size": 32, "optimizer": {"lr": 0.01}}
-FAMILIES = ["linear", "gbdt", "random_forest", "mlp"]
+REGRESSION = ["linear", "gbdt", "xgboost", "random_forest", "extra_trees", "mlp", "ft_transformer"]
+FAMILIES = [*REGRESSION, "naive_bayes"]
+PARAMS = {"ft_transformer": {"width": 16, "blocks": 1, "heads": 2}, "extra_trees": {"n_estimators": 50}}
+
+
+def _of(family: str) -> dict[str, Any]:
+    """A family in a size for tests."""
+    return {"family": family, "params": PARAMS.get(family, {})}
 
 
 def _tensor(raw: dict[str, Any]) -> np.ndarray:
@@ -35,7 +44,7 @@ def _replays(output: Path) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_binary(make_job: MakeJob, cancer: pl.DataFrame, family: str):
-    job = make_job(cancer, family=family, training=FAST)
+    job = make_job(cancer, **_of(family), training=FAST)
     result = train.run(job)
     assert result["main_metric"] == "roc_auc"
     assert result["metrics"]["roc_auc"] > 0.97
@@ -61,16 +70,16 @@ def test_binary(make_job: MakeJob, cancer: pl.DataFrame, family: str):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_three_classes(make_job: MakeJob, wine: pl.DataFrame, family: str):
-    job = make_job(wine, family=family, training=FAST)
+    job = make_job(wine, **_of(family), training=FAST)
     result = train.run(job)
     assert result["main_metric"] == "accuracy"
     assert result["metrics"]["accuracy"] >= 0.9
     assert _replays(job.output)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", REGRESSION)
 def test_regression(make_job: MakeJob, diabetes: pl.DataFrame, family: str):
-    job = make_job(diabetes, family=family, task="regression", training={**FAST, "epochs": 40})
+    job = make_job(diabetes, **_of(family), task="regression", training={**FAST, "epochs": 40})
     result = train.run(job)
     assert result["main_metric"] == "rmse"
     assert result["metrics"]["r2"] > 0.3
@@ -78,13 +87,15 @@ def test_regression(make_job: MakeJob, diabetes: pl.DataFrame, family: str):
     assert result["signature"]["outputs"][0] == {"name": "value", "datatype": "FP32", "shape": (-1,)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize(
+    ("family", "task"),
+    [*((name, "classification") for name in FAMILIES), *((name, "regression") for name in REGRESSION)],
+)
 def test_gaps_and_categories(make_job: MakeJob, mixed: pl.DataFrame, family: str, task: str):
     target = "target" if task == "classification" else "amount"
     other = "amount" if task == "classification" else "target"
     spec = {"features": {"drop": [other], "steps": [{"step": "clip", "column": "age", "low": 20, "high": 70}]}}
-    job = make_job(mixed, family=family, task=task, target=target, training=FAST, **spec)
+    job = make_job(mixed, **_of(family), task=task, target=target, training=FAST, **spec)
     result = train.run(job)
     assert result["metrics"]["roc_auc" if task == "classification" else "r2"] > 0.75
     assert _replays(job.output)
@@ -108,9 +119,29 @@ def test_gaps_and_categories(make_job: MakeJob, mixed: pl.DataFrame, family: str
     assert np.isfinite(answer).all()
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_the_elastic_net_drops_columns_that_say_nothing(make_job: MakeJob, mixed: pl.DataFrame, task: str):
+    rng = np.random.default_rng(5)
+    noisy = mixed.with_columns(pl.Series("noise", rng.normal(size=len(mixed))))
+    weights = {}
+    for ratio in (0.0, 1.0):
+        params = {"l1_ratio": ratio, "regularization": 30.0 if task == "classification" else 100.0}
+        other = {"classification": "amount", "regression": "target"}[task]
+        spec = {"target": "target" if task == "classification" else "amount", "features": {"drop": [other]}}
+        job = make_job(noisy, name=f"ratio-{ratio}", family="linear", task=task, params=params, **spec)
+        result = train.run(job)
+        columns = {c["name"]: c for c in result["signature"]["columns"]}
+        model = onnx.load(job.output / "model.onnx")
+        matrix = next(n.input[1] for n in model.graph.node if n.op_type == "MatMul")
+        (weight,) = (numpy_helper.to_array(t) for t in model.graph.initializer if t.name == matrix)
+        weights[ratio] = np.abs(weight[columns["noise"]["index"]]).max()
+    assert weights[0.0] > 0
+    assert weights[1.0] == 0
+
+
 def test_same_seed_same_model(make_job: MakeJob, mixed: pl.DataFrame):
     spec = {"training": {"epochs": 3, "batch_size": 64}, "features": {"drop": ["amount"]}}
-    for family in ("gbdt", "mlp"):
+    for family in ("gbdt", "xgboost", "mlp"):
         made = []
         for name in ("first", "second"):
             job = make_job(mixed, name=f"{family}-{name}", family=family, **spec)
@@ -215,7 +246,7 @@ def test_a_class_that_training_rows_lack(make_job: MakeJob, mixed: pl.DataFrame,
     labels = ["rare", *mixed["target"].to_list()[1:]]
     frame = mixed.with_columns(pl.Series("target", labels))
     split = {"method": "random", "seed": 2}
-    job = make_job(frame, family=family, features={"drop": ["amount"]}, split=split, training=FAST)
+    job = make_job(frame, **_of(family), features={"drop": ["amount"]}, split=split, training=FAST)
     result = train.run(job)
     parts = pl.read_parquet(job.output / "split.parquet")
     assert parts.filter(pl.col("__row_id") == 0)["part"].item() == "test"
@@ -225,7 +256,7 @@ def test_a_class_that_training_rows_lack(make_job: MakeJob, mixed: pl.DataFrame,
     assert "classes without a train row, so they are never predicted: 'rare'" in card["warnings"]
 
 
-@pytest.mark.parametrize("family", ["gbdt", "random_forest"])
+@pytest.mark.parametrize("family", ["gbdt", "xgboost", "random_forest", "extra_trees"])
 def test_a_column_of_rare_categories_does_no_harm(make_job: MakeJob, mixed: pl.DataFrame, family: str):
     """Trees must not learn the training rows' own targets from them."""
     rng = np.random.default_rng(3)

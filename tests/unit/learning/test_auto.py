@@ -1,0 +1,137 @@
+"""The family `auto`: one graph of many models, chosen by rows that each had not seen."""
+
+import json
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+
+from app.core.errors import InvalidSpec
+from app.specs.families import AUTO
+from workers.automl import auto
+from workers.automl.members import Pool
+from workers.context import Stopped
+from workers.families.linear import Linear
+from workers.jobs import train
+from workers.learning import LearningData, Part
+
+MakeJob = Callable[..., Any]
+FEW = {"folds": 2, "families": ["linear", "naive_bayes", "extra_trees"]}
+SPEC: dict[str, Any] = {"family": "auto", "params": FEW, "features": {"drop": ["amount"]}}
+
+
+def _fit(job: Any) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads((job.output / "card.json").read_text())
+    return card["fit"]
+
+
+def test_the_ensemble_is_one_graph_and_says_why(make_job: MakeJob, mixed: pl.DataFrame):
+    job = make_job(mixed, **SPEC)
+    result = train.run(job)
+    assert result["metrics"]["roc_auc"] > 0.79
+    fit = _fit(job)
+    assert {line["name"] for line in fit["tried"]} == {"linear", "naive_bayes", "extra_trees"}
+    assert all(line["models"] == 2 and 0.6 < line["roc_auc"] < 0.95 for line in fit["tried"])
+    assert fit["chosen"] in fit["combinations"]
+    assert fit["given_up"] == {}
+    assert "rows it was not fitted on" in fit["why"]
+    used = [line for line in fit["tried"] if line["weight"]]
+    model = onnx.load(job.output / "model.onnx")
+    assert [value.name for value in model.graph.input] == ["numeric", "categorical"]
+    assert [value.name for value in model.graph.output] == ["probabilities"]
+    trees = sum(node.op_type == "TreeEnsembleRegressor" for node in model.graph.node)
+    assert trees == 2 * sum(line["family"] == "extra_trees" for line in used)
+
+
+def test_values_and_several_classes(make_job: MakeJob, diabetes: pl.DataFrame, wine: pl.DataFrame):
+    params = {"folds": 2, "families": ["linear", "gbdt"]}
+    job = make_job(diabetes, name="values", family="auto", task="regression", params=params)
+    assert train.run(job)["metrics"]["r2"] > 0.3
+    job = make_job(wine, name="classes", family="auto", params={"folds": 3, "families": ["linear", "naive_bayes"]})
+    assert train.run(job)["metrics"]["accuracy"] > 0.9
+
+
+def test_it_goes_on_after_the_last_model_that_was_finished(
+    make_job: MakeJob, mixed: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+):
+    whole = make_job(mixed, name="whole", **SPEC)
+    train.run(whole)
+    stopped = make_job(mixed, name="stopped", **SPEC)
+    trained = []
+    fit = Linear.fit
+
+    def stopping(self: Linear, data: LearningData, job: Any) -> Any:
+        trained.append(job.name)
+        if len(trained) == 2:
+            stopped.stop.set()
+            raise Stopped
+        return fit(self, data, job)
+
+    monkeypatch.setattr(Linear, "fit", stopping)
+    with pytest.raises(Stopped):
+        train.run(stopped)
+    assert trained == ["linear-0", "linear-1"]
+    again = make_job(mixed, name="again", **SPEC)
+    shutil.copytree(stopped.checkpoint, again.checkpoint)
+    train.run(again)
+    assert trained[2:] == ["linear-1"]
+    assert (again.output / "model.onnx").read_bytes() == (whole.output / "model.onnx").read_bytes()
+
+
+def test_the_time_limit_is_kept_and_told(make_job: MakeJob, mixed: pl.DataFrame, monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+    monkeypatch.setattr(auto.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("workers.automl.members.time.monotonic", lambda: now[0])
+    fit = Linear.fit
+
+    def slow(self: Linear, data: LearningData, job: Any) -> Any:
+        now[0] += 4
+        return fit(self, data, job)
+
+    monkeypatch.setattr(Linear, "fit", slow)
+    params = {**FEW, "families": ["linear", "naive_bayes"], "time_limit_s": 10}
+    job = make_job(mixed, name="short", **{**SPEC, "params": params})
+    train.run(job)
+    assert _fit(job)["folds"] == 1  # two folds of the first would have taken more than a quarter of the time
+    assert [line["models"] for line in _fit(job)["tried"]] == [1, 1]
+    now[0] = 0.0
+    monkeypatch.setattr(auto._Search, "spent_s", 11.0)
+    with pytest.raises(InvalidSpec, match="no model was finished in time; raise it") as caught:
+        train.run(make_job(mixed, name="none", **{**SPEC, "params": params}))
+    assert caught.value.errors[0].loc == ("params", "time_limit_s")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [(["nope"], "'nope' is none of: extra_trees"), (["auto"], "'auto' is none of")]
+)
+def test_families_that_cannot_be_tried_are_named(names: list[str], words: str):
+    with pytest.raises(InvalidSpec) as caught:
+        AUTO.validate({"families": names})
+    assert caught.value.errors[0].loc == ("params", "families")
+    assert words in caught.value.errors[0].msg
+
+
+def test_no_family_does_the_task(make_job: MakeJob, diabetes: pl.DataFrame):
+    job = make_job(diabetes, family="auto", task="regression", params={"families": ["naive_bayes"]})
+    with pytest.raises(InvalidSpec, match="none of these families does regression"):
+        train.run(job)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_folds_are_of_one_size_and_alike_in_their_targets(count: int):
+    y = np.asarray([0] * 97 + [1] * 41 + [2] * 3)
+    inputs = {"numeric": np.arange(141, dtype=np.float32)[:, None]}
+    data = LearningData(
+        None, Part({"numeric": inputs["numeric"][:100]}, y[:100]), Part({"numeric": inputs["numeric"][100:]}, y[100:])
+    )  # type: ignore[arg-type]  # folds need no signature
+    pool = Pool.of(data, count)
+    sizes = np.bincount(pool.folds, minlength=count)
+    assert sizes.max() - sizes.min() <= 1
+    for k in range(3):
+        of_class = np.bincount(pool.folds[pool.y == k], minlength=count)
+        assert of_class.max() - of_class.min() <= 2
+    assert np.array_equal(pool.folds, Pool.of(data, count).folds)

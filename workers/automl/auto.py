@@ -1,0 +1,202 @@
+"""The family `auto`: candidates are tried in turn within the time, then the best combination of them is kept."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from app.core.errors import AimassError, InvalidSpec
+from workers.automl.choose import Choice, choose
+from workers.automl.combine import Combination
+from workers.automl.members import Member, Pool
+from workers.automl.portfolio import Candidate, portfolio
+from workers.automl.trial import ROOM
+from workers.context import JobContext, Stopped
+from workers.export.graph import Graph
+from workers.export.runtime import open_session, predict
+from workers.learning import Array, Inputs, LearningData
+from workers.training.files import write_atomically
+
+_STATE = "state.json"
+_SHARE = 0.5  # of the time that is left may go to one candidate, so that a slow one does not take it all
+_FIRST_SHARE = 0.25  # of the time for the first candidate; if all its folds need more, one fold has to do for all
+
+
+class Auto:
+    """The family."""
+
+    devices = ("cpu", "cuda")
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params = params
+
+    def fit(self, data: LearningData, job: JobContext) -> "FittedAuto":
+        """Try, choose, combine. An attempt that was ended goes on after the last model that it finished.
+
+        Validation rows are learnt from too: every row is left out by one model of each candidate, which judges by it.
+        """
+        pool = Pool.of(data, self.params["folds"])
+        search = _Search(pool, self.params, job, _State.load(job))
+        search.run()
+        if not search.members:
+            why = "; ".join(f"{name}: {reason}" for name, reason in search.state.abandoned.items())
+            raise InvalidSpec.at("params", "time_limit_s", msg=f"no model was finished in time; raise it ({why})")
+        job.progress(0.78, "choosing the best combination")
+        folds = len(search.members[0].answers)
+        scored = pool.folds < folds
+        y = data.standard.restore(pool.y) if data.task == "regression" else pool.y
+        answers = [member.out_of_fold(pool) for member in search.members]
+        choice = choose(answers, y[scored], data.metric, data.task, self.params["members"], data.training.seed)
+        return FittedAuto.of(data, search, choice)
+
+
+@dataclass(slots=True)
+class _State:
+    """What an earlier attempt had found out."""
+
+    path: Path
+    spent_s: float = 0.0
+    folds: int = 0  # of each candidate; 0 before the first one was timed
+    abandoned: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, job: JobContext) -> "_State":
+        path = job.checkpoint / ROOM / _STATE
+        known = json.loads(path.read_text()) if path.exists() else {}
+        return cls(path, **known)
+
+    def save(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        values = {"spent_s": self.spent_s, "folds": self.folds, "abandoned": self.abandoned}
+        write_atomically(self.path, json.dumps(values).encode())
+
+
+class _Search:
+    """Trains candidates until the time is up."""
+
+    def __init__(self, pool: Pool, params: Mapping[str, Any], job: JobContext, state: _State) -> None:
+        self.pool, self.job, self.state = pool, job, state
+        self.candidates = portfolio(pool.data, params["families"])
+        self.limit_s, self.most_folds = float(params["time_limit_s"]), int(params["folds"])
+        self.begun = time.monotonic() - state.spent_s
+        self.members: list[Member] = []
+
+    def run(self) -> None:
+        """All candidates, or those for which there is time. Stopped when the job is asked to stop."""
+        for candidate in self.candidates:
+            if candidate.name in self.state.abandoned:
+                continue
+            try:
+                self.members.append(self._try(candidate))
+            except Stopped:
+                self._remember()
+                raise
+            except _NoTime as error:
+                self.state.abandoned[candidate.name] = str(error)
+            except AimassError as error:  # this one cannot; others may
+                self.state.abandoned[candidate.name] = str(error)
+                self.job.log(f"{candidate.name} was given up: {error}", level="warning")
+            self._remember()
+
+    def _try(self, candidate: Candidate) -> Member:
+        member, fold = Member(candidate), 0
+        while fold < (self.state.folds or 1):
+            left = self.limit_s - self.spent_s
+            if fold and left < member.seconds / fold * (self.state.folds - fold):
+                raise _NoTime(f"{self.state.folds} folds of {member.seconds / fold:.1f} s each were too long")
+            if left <= 0:
+                raise _NoTime("the time was up")
+            share_s = left * _SHARE / ((self.state.folds or 1) - fold)
+            step = f"training {candidate.name}, fold {fold + 1} of {self.state.folds or self.most_folds}"
+            self.job.progress(0.1 + 0.68 * self.spent_s / self.limit_s, step, left)
+            try:
+                member.learn(self.pool, fold, self.job, time.monotonic() + share_s)
+            except Stopped:
+                if self.job.should_stop():
+                    raise
+                raise _NoTime(f"a fold took longer than its share, {share_s:.1f} s") from None
+            fold += 1
+            if not self.state.folds:
+                fits = member.seconds * self.most_folds <= _FIRST_SHARE * self.limit_s
+                self.state.folds = self.most_folds if fits else 1
+            self._remember()
+        return member
+
+    @property
+    def spent_s(self) -> float:
+        """Of all attempts."""
+        return time.monotonic() - self.begun
+
+    def _remember(self) -> None:
+        self.state.spent_s = self.spent_s
+        self.state.save()
+
+
+class _NoTime(Exception):
+    """A candidate was not finished because of the time limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedAuto:
+    """The chosen combination over the graphs of its members."""
+
+    data: LearningData
+    used: tuple[Member, ...]
+    combination: Combination
+    report: dict[str, Any]
+
+    @classmethod
+    def of(cls, data: LearningData, search: _Search, choice: Choice) -> "FittedAuto":
+        """Keep what the choice needs, and say what was tried."""
+        weights = choice.combination.weights
+        tried: list[dict[str, Any]] = [
+            {
+                "name": member.candidate.name, "family": member.candidate.family,
+                "params": dict(member.candidate.params), data.metric: value, "weight": round(weight, 4),
+                "models": len(member.graphs), "seconds": round(member.seconds, 2),
+            }
+            for member, value, weight in zip(search.members, choice.members, weights, strict=True)
+        ]  # fmt: skip
+        report = {
+            "tried": sorted(tried, key=lambda line: -line["weight"]),
+            "given_up": search.state.abandoned,
+            "folds": search.state.folds,
+            "combinations": choice.scores,
+            "chosen": choice.name,
+            "why": choice.why,
+            "temperature": getattr(choice.combination, "temperature", None),
+            "seconds": round(search.spent_s, 2),
+        }
+        used = tuple(member for member, weight in zip(search.members, weights, strict=True) if weight)
+        return cls(data, used, choice.combination, report)
+
+    def predict(self, inputs: Inputs) -> Array:
+        """Probabilities [N, K] or values [N], combined in double precision from the answers of each model."""
+        answers = iter([self._member(member, inputs) for member in self.used])
+        nothing = np.zeros(0)
+        return self.combination.apply([next(answers) if weight else nothing for weight in self.combination.weights])
+
+    def _member(self, member: Member, inputs: Inputs) -> Array:
+        answers = [predict(open_session(graph, self.data.threads), inputs) for graph in member.graphs]
+        return np.asarray(np.mean(np.stack(answers), axis=0, dtype=np.float64))
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """All models in one graph over the same inputs."""
+        graph, signature = Graph(), self.data.signature
+        means = [_mean(graph, member.graphs, f"m{m}") for m, member in enumerate(self.used)]
+        self.combination.to_nodes(graph, means, signature.outputs[0].name)
+        return graph.model(signature.inputs, signature.outputs)
+
+    def facts(self) -> dict[str, Any]:
+        """What was tried, with its score on rows it had not seen, and why the winner won."""
+        return self.report
+
+
+def _mean(graph: Graph, models: Sequence[bytes], prefix: str) -> str:
+    names = [graph.include(onnx.load_from_string(raw), f"{prefix}f{fold}") for fold, raw in enumerate(models)]
+    return names[0] if len(names) == 1 else graph.add("Mean", *names)

@@ -1,0 +1,104 @@
+"""One candidate trained on every fold: models that leave each row out once, and their answers to those rows."""
+
+import dataclasses
+import io
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from app.specs.families import family
+from workers.automl.portfolio import Candidate, training_of
+from workers.automl.trial import ROOM, Trial
+from workers.context import JobContext
+from workers.export.parity import check_parity
+from workers.export.runtime import open_session, predict
+from workers.families.base import load_family
+from workers.learning import Array, Inputs, LearningData, Part, take
+from workers.training.files import write_atomically
+
+_PROVEN_ROWS = 200  # of each model by itself; the whole ensemble goes through the gate of every family
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Training and validation rows together, divided into folds."""
+
+    data: LearningData
+    inputs: Inputs
+    y: Array
+    folds: npt.NDArray[np.int64]  # of each row
+
+    @classmethod
+    def of(cls, data: LearningData, count: int) -> "Pool":
+        """Folds of equal size, alike in their targets."""
+        inputs = {
+            name: np.concatenate([tensor, data.validation.inputs[name]]) for name, tensor in data.train.inputs.items()
+        }
+        y = np.concatenate([data.train.y, data.validation.y])
+        rng = np.random.default_rng(data.training.seed)
+        order = np.lexsort((rng.random(len(y)), y))
+        blocks = rng.permuted(np.tile(np.arange(count), (len(y) // count + 1, 1)), axis=1)
+        folds = np.empty(len(y), np.int64)
+        folds[order] = blocks.ravel()[: len(y)]
+        return cls(data, inputs, y, folds)
+
+    def without(self, fold: int, candidate: Candidate) -> LearningData:
+        """What a candidate learns from: all other folds, watched by this one."""
+        rest, held = (self._part(np.flatnonzero(rows)) for rows in (self.folds != fold, self.folds == fold))
+        training = training_of(candidate, len(rest), self.data.training)
+        return dataclasses.replace(self.data, train=rest, validation=held, training=training)
+
+    def _part(self, rows: npt.NDArray[np.int64]) -> Part:
+        return Part(take(self.inputs, rows), self.y[rows])
+
+
+@dataclass(slots=True)
+class Member:
+    """A candidate's models, one a fold, as serialised graphs, and their answers to the rows that each left out."""
+
+    candidate: Candidate
+    graphs: list[bytes] = field(default_factory=list)
+    answers: list[Array] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def learn(self, pool: Pool, fold: int, job: JobContext, deadline: float) -> None:
+        """Train without a fold and answer it; or read from the checkpoint what an earlier attempt did.
+
+        Raises:
+            Stopped: the job is to stop, or the time is up.
+            ParityFailed: the export does not answer as the trained model.
+        """
+        trial = Trial.of(job, f"{self.candidate.name}-{fold}", deadline)
+        saved = job.checkpoint / ROOM / f"{trial.name}.npz"
+        if not saved.exists():
+            started, data = time.monotonic(), pool.without(fold, self.candidate)
+            chosen = family(self.candidate.family)
+            learner = load_family(chosen, chosen.validate(dict(self.candidate.params)).model_dump(mode="json"))
+            fitted = learner.fit(data, trial)
+            graph = fitted.to_onnx().SerializeToString()
+            sample = take(data.validation.inputs, slice(0, _PROVEN_ROWS))
+            check_parity(graph, fitted.predict, sample, data.task, data.threads, data.standard.scale)
+            answers = predict(open_session(graph, data.threads), data.validation.inputs)
+            _save(saved, graph, answers, time.monotonic() - started)
+            shutil.rmtree(trial.checkpoint, ignore_errors=True)
+            job.checkpointed()
+        with np.load(saved, allow_pickle=False) as file:
+            self.graphs.append(file["graph"].tobytes())
+            self.answers.append(file["answers"])
+            self.seconds += float(file["seconds"])
+
+    def out_of_fold(self, pool: Pool) -> Array:
+        """Answers to the rows of the folds that were left out, in the order of the pool."""
+        rows = [np.flatnonzero(pool.folds == fold) for fold in range(len(self.answers))]
+        return np.concatenate(self.answers)[np.argsort(np.concatenate(rows))]
+
+
+def _save(path: Path, graph: bytes, answers: Array, seconds: float) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, graph=np.frombuffer(graph, np.uint8), answers=answers, seconds=seconds)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
