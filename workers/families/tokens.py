@@ -4,6 +4,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -57,8 +58,8 @@ class Tokens:
             rows[folded[token]] += count
         ranked = sorted((token for token in rows if rows[token] >= min_rows), key=lambda token: (-rows[token], token))
         known = {token: number for number, token in enumerate(ranked[:limit], start=1)}
-        other = _spellings(known) if kind == "words" else _alphabet()
-        forms = folded | {token: same for token in other if (same := fold(token)) in known}
+        forms = folded | (_spellings(known) if kind == "words" else _variants())
+        forms |= {token: token for token in known}
         return cls(kind, {token: known[same] for token, same in sorted(forms.items()) if same in known})
 
     @property
@@ -143,13 +144,17 @@ def _words(texts: Array, most: int) -> Iterator[set[str]]:
             yield set(row) - {""}
 
 
-def _spellings(words: Iterable[str]) -> Iterator[str]:
+def _spellings(words: Iterable[str]) -> dict[str, str]:
     """Other ways to write folded words: in capitals, with a capital, with accents as characters of their own."""
+    found = {}
     for word in words:
         for form in (word, word.upper(), word.capitalize()):
-            yield form
-            yield unicodedata.normalize("NFD", form)
+            found |= {written: word for written in (form, unicodedata.normalize("NFD", form)) if fold(written) == word}
+    return found
 
 
-def _alphabet() -> Iterator[str]:
-    return (chr(code) for code in range(_PLANES) if code not in _SURROGATES)
+@cache
+def _variants() -> dict[str, str]:
+    """Every character that is folded into another, and that."""
+    characters = (chr(code) for code in range(_PLANES) if code not in _SURROGATES)
+    return {character: same for character in characters if (same := fold(character)) != character}
