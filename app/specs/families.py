@@ -84,7 +84,7 @@ class TextLinearParams(FamilyParams):
     max_features: Annotated[
         int, Field(ge=100, le=2_000_000, description="most n-grams of words, and as many of characters")
     ] = 200_000
-    max_characters: Annotated[int, Field(ge=16, le=100_000, description="read of a text; the rest is not")] = 4000
+    max_characters: Annotated[int, Field(ge=16, le=1000, description="read of a text; the rest is not")] = 1000
     regularization: Annotated[
         float | None, Field(gt=0, le=1e6, description="L2 strength; null: chosen by cross-validation")
     ] = None

@@ -8,6 +8,7 @@ import pytest
 
 from tests.acceptance.conftest import JSON, Trained
 from tests.acceptance.problems import check_problem
+from tests.support.servers import wait_until
 
 PREDICT = "/api/v1/endpoints/opinions/predict"
 GOOD = ["lovely clean room", "Great food!", "房间很干净", "服务非常好", "we will come again", "下次还来"]
@@ -33,7 +34,9 @@ def opinions(trained: Trained) -> Iterator[dict[str, Any]]:
     platform.upload("opinions", opinions_csv())
     spec = {"kind": "train", "model": "opinions", "dataset": "opinions@1", "task": "classification", "target": "label"}
     job = platform.submit(**spec, family="text_linear", deploy={"endpoint": "opinions"}, compress={})
-    yield platform.wait(job["id"], "succeeded")
+    ended = platform.wait(job["id"], "succeeded")
+    wait_until(lambda: platform.client.get("/v2/models/opinions/ready").is_success, 60, "the endpoint is loaded")
+    yield ended
     platform.call("DELETE", "/api/v1/endpoints/opinions", 204)
 
 

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from workers.export.graph import Graph
 from workers.families.ngrams import Ngrams, Sizes
-from workers.families.tokens import Kind, Tokens, flat_rows, piece_nodes, run_nodes
+from workers.families.tokens import Kind, Tokens, cut_nodes, flat_rows, run_nodes
 from workers.learning import Array
 
 _LEAST = 1e-6  # a weight of a text without known n-grams, which is divided by
@@ -38,7 +38,7 @@ class Channel:
         tokens = Tokens.learn(kind, texts, most, params["min_rows"], limit)
         if not tokens.count:
             return cls(tokens, Ngrams(0, sizes, (), np.zeros(1, np.int64)), np.zeros(1), most)
-        numbers = run_nodes(lambda graph: tokens.to_nodes(graph, piece_nodes(graph, most), 1), texts, "INT64", 2)
+        numbers = run_nodes(lambda graph: tokens.to_nodes(graph, cut_nodes(graph, most), 1), texts, "INT64", 2)
         flat, row = flat_rows(numbers)
         ngrams = Ngrams.learn(flat, row, tokens.count, sizes, params["min_rows"], limit - tokens.count)
         idf = np.zeros(len(ngrams.rows))
@@ -52,7 +52,7 @@ class Channel:
 
     def transform(self, texts: Array) -> sp.csr_matrix:
         """Str objects [N, t] to FP64 [N, columns]."""
-        numbers = run_nodes(lambda graph: self._numbers(graph, piece_nodes(graph, self.most)), texts, "INT64", 2)
+        numbers = run_nodes(lambda graph: self._numbers(graph, cut_nodes(graph, self.most)), texts, "INT64", 2)
         return sp.csr_matrix(sp.vstack([self._rows(batch) for batch in numbers]))
 
     def _rows(self, numbers: Array) -> sp.csr_matrix:
@@ -63,14 +63,14 @@ class Channel:
         value = times * self.idf[column] / np.sqrt(np.maximum(weight, _LEAST))[row]
         return sp.csr_matrix((value, (row, column)), shape=(len(numbers), columns))
 
-    def _numbers(self, graph: Graph, pieces: str) -> str:
-        return self.ngrams.to_nodes(graph, self.tokens.to_nodes(graph, pieces, self.ngrams.sizes.longest))
+    def _numbers(self, graph: Graph, texts: str) -> str:
+        return self.ngrams.to_nodes(graph, self.tokens.to_nodes(graph, texts, self.ngrams.sizes.longest))
 
-    def to_nodes(self, graph: Graph, pieces: str, weights: Array) -> str:
-        """From the pieces of texts to `transform(texts) @ weights`, FP32 [N, K], for weights [columns, K]."""
+    def to_nodes(self, graph: Graph, texts: str, weights: Array) -> str:
+        """From texts [N, t] to `transform(texts) @ weights`, FP32 [N, K], for weights [columns, K]."""
         table = np.concatenate([self.idf[:, None] * weights, self.idf[:, None] ** 2], axis=1)
         last = table.shape[1] - 1
-        total = _sums(graph, table, self._numbers(graph, pieces))
+        total = _sums(graph, table, self._numbers(graph, texts))
         score = graph.add("Slice", total, *(graph.constant([value], np.int64) for value in (0, last, 1)))
         weight = graph.add("Slice", total, *(graph.constant([value], np.int64) for value in (last, last + 1, 1)))
         floor = graph.add("Max", weight, graph.constant([_LEAST], np.float32))
@@ -84,10 +84,10 @@ def transform(channels: Sequence[Channel], texts: Array) -> sp.csr_matrix:
 
 def product_nodes(graph: Graph, channels: Sequence[Channel], weights: Array) -> str:
     """`transform(channels, text) @ weights` as nodes over the input `text`: FP32 [N, K]."""
-    pieces = piece_nodes(graph, channels[0].most)
+    texts = cut_nodes(graph, channels[0].most)
     ends = np.cumsum([len(channel.idf) for channel in channels])[:-1]
     parts = [
-        channel.to_nodes(graph, pieces, part) for channel, part in zip(channels, np.split(weights, ends), strict=True)
+        channel.to_nodes(graph, texts, part) for channel, part in zip(channels, np.split(weights, ends), strict=True)
     ]
     return parts[0] if len(parts) == 1 else graph.add("Add", *parts)
 

@@ -22,7 +22,6 @@ _LETTERS = rf"[^{_UNSPACED}\pP\pS\pZ\pC]+"
 _WORD = rf"{_LETTERS}(?:['’]{_LETTERS})*|[{_UNSPACED}\pP\pS]"  # noqa: RUF001 - both apostrophes are meant
 _SURROGATES = range(0xD800, 0xE000)  # half characters, which UTF-8 does not have
 _PLANES = 0x30000  # those with assigned letters and ideographs
-_PIECE = 1000  # characters: RE2 counts no further
 _BATCH = 256
 
 
@@ -67,33 +66,30 @@ class Tokens:
         """Different tokens; the numbers go from 1 to it."""
         return max(self.numbers.values(), default=0)
 
-    def to_nodes(self, graph: Graph, pieces: str, gap: int) -> str:
-        """From the pieces of texts to numbers [N, …], `gap` zeros after each piece's."""
+    def to_nodes(self, graph: Graph, texts: str, gap: int) -> str:
+        """From texts [N, t] to numbers [N, …], `gap` zeros after each text's."""
         number = graph.add(
-            "LabelEncoder", token_nodes(graph, self.kind, pieces), domain=ML, keys_strings=list(self.numbers),
+            "LabelEncoder", token_nodes(graph, self.kind, texts), domain=ML, keys_strings=list(self.numbers),
             values_int64s=list(self.numbers.values()), default_int64=0,
         )  # fmt: skip
         padded = graph.add("Pad", number, graph.constant([0, 0, 0, 0, 0, gap], np.int64))
         return _rows(graph, padded)
 
 
-def piece_nodes(graph: Graph, most: int) -> str:
-    """From the input `text` [N, t] to [N, …] pieces of up to 1,000 characters, of each text's first `most`.
+def cut_nodes(graph: Graph, most: int) -> str:
+    """From the input `text` [N, t] to texts of the first `most` characters, of which RE2 counts 1,000 at most.
 
     A blank before and after a text makes its first and last word like any other, and leaves no text empty. A batch is
     as wide as its longest text, so one of a million characters must not get as far as the tokens.
     """
-    count = -(-most // _PIECE)
     blank = graph.constant([" "], object)
     text = graph.add("StringConcat", graph.add("StringConcat", blank, "text"), blank)
-    pieces = _tokenizer(graph, text, tokenexp=f"(?s).{{1,{most // count}}}")
-    first = graph.add("Slice", pieces, *(graph.constant([value], np.int64) for value in (0, count, 2)))
-    return _rows(graph, first)
+    return _rows(graph, _tokenizer(graph, text, tokenexp=f"^(?s:.{{1,{most}}})"))
 
 
-def token_nodes(graph: Graph, kind: Kind, pieces: str) -> str:
-    """From pieces [N, p] to tokens [N, p, …], the empty text where a piece has fewer than another."""
-    return _tokenizer(graph, pieces, **({"separators": [""]} if kind == "characters" else {"tokenexp": _WORD}))
+def token_nodes(graph: Graph, kind: Kind, texts: str) -> str:
+    """From texts [N, t] to tokens [N, t, …], the empty text where one has fewer than another."""
+    return _tokenizer(graph, texts, **({"separators": [""]} if kind == "characters" else {"tokenexp": _WORD}))
 
 
 def run_nodes(build: Callable[[Graph], str], texts: Array, datatype: Datatype, rank: int) -> Iterator[Array]:
@@ -139,7 +135,7 @@ def _characters(texts: Array, most: int) -> Iterator[set[str]]:
 
 
 def _words(texts: Array, most: int) -> Iterator[set[str]]:
-    for batch in run_nodes(lambda graph: token_nodes(graph, "words", piece_nodes(graph, most)), texts, "BYTES", 3):
+    for batch in run_nodes(lambda graph: token_nodes(graph, "words", cut_nodes(graph, most)), texts, "BYTES", 3):
         for row in batch.reshape(len(batch), -1).tolist():
             yield set(row) - {""}
 

@@ -22,7 +22,7 @@ from workers.export.runtime import open_session, predict
 from workers.families.ngrams import Sizes
 from workers.families.text_linear import TextLinear
 from workers.families.tfidf import Channel, product_nodes, transform
-from workers.families.tokens import Kind, Tokens, fold, piece_nodes, run_nodes, token_nodes
+from workers.families.tokens import Kind, Tokens, cut_nodes, fold, run_nodes, token_nodes
 from workers.jobs import compress, evaluate, train
 
 MakeJob = Callable[..., Any]
@@ -54,7 +54,7 @@ def column(*texts: str) -> np.ndarray:
 @cache
 def tokenizer(kind: Kind, most: int) -> Any:
     graph = Graph()
-    graph.add("Identity", token_nodes(graph, kind, piece_nodes(graph, most)), output="out")
+    graph.add("Identity", token_nodes(graph, kind, cut_nodes(graph, most)), output="out")
     model = graph.model([Tensor("text", "BYTES", (-1, 1))], [Tensor("out", "BYTES", (-1, -1, -1))])
     return open_session(model.SerializeToString(), 1)
 
@@ -66,7 +66,7 @@ def tokens(kind: Kind, most: int, *texts: str) -> list[list[str]]:
 
 
 def numbers_of(known: Tokens, texts: np.ndarray) -> np.ndarray:
-    (found,) = run_nodes(lambda graph: known.to_nodes(graph, piece_nodes(graph, 1000), 1), texts, "INT64", 2)
+    (found,) = run_nodes(lambda graph: known.to_nodes(graph, cut_nodes(graph, 1000), 1), texts, "INT64", 2)
     return found
 
 
@@ -149,7 +149,7 @@ class TestTokens:
         assert set(Tokens.learn("words", texts, 10, 2, 10).numbers) >= {"two", "three", "TWO", "Three"}
         assert {fold(token) for token in Tokens.learn("words", texts, 10, 2, 1).numbers} == {"two"}
 
-    @pytest.mark.parametrize(("most", "length"), [(3, 2), (1000, 999), (2500, 2498), (10_000, 2999)])
+    @pytest.mark.parametrize(("most", "length"), [(3, 2), (500, 499), (1000, 999)])
     def test_what_follows_the_last_character_to_be_read_is_not(self, most: int, length: int):
         read = "".join(tokens("characters", most, "中" + "ab" * 1499)[0])
         assert len(read.strip()) == length
@@ -246,7 +246,7 @@ class TestFamily:
         assert [v["name"] for v in result["variants"]] == ["fp32"]
         card = json.loads((job.output / "card.json").read_text())
         assert card["parity"]["label_flips"] == 0
-        assert card["fit"]["characters_read_of_a_text"] == 4000
+        assert card["fit"]["characters_read_of_a_text"] == 1000
         assert set(card["fit"]["ngrams"]) == {"words", "characters"}
         sketch = json.loads((job.output / "sketch.json").read_text())
         assert sketch["inputs"]["text"]["missing"] > 0
