@@ -65,7 +65,7 @@ bench-peers: $(STAMP) ## prediction speed beside other model servers, each insta
 	$(BIN)/python -m bench.peers
 
 quality: $(STAMP) ## scores on ../shared/data against the references
-	$(BIN)/python bench/quality.py
+	$(BIN)/python -m bench.quality
 
 migrate: $(STAMP) ## bring the registry's schema up to date
 	$(BIN)/aimass migrate

@@ -5,7 +5,7 @@ from typing import Any
 from app.core.signature import Column, Signature, Tensor
 
 Json = dict[str, Any]
-_COLUMNS = {"number": "number", "integer": "integer", "boolean": "boolean", "category": "string"}
+_COLUMNS = {"number": "number", "integer": "integer", "boolean": "boolean", "category": "string", "text": "string"}
 _TENSORS = {"BOOL": "boolean", "BYTES": "string"} | dict.fromkeys(("FP16", "BF16", "FP32", "FP64"), "number")
 _PICTURE: list[Json] = [
     {"type": "string", "contentEncoding": "base64", "description": "an encoded picture, in base64"},

@@ -8,6 +8,7 @@ Tabular models take at most two tensors, rows first, whatever the number of colu
     numeric      FP32   [-1, n_numeric]       numbers, integers and booleans (0/1); NaN = missing
     categorical  BYTES  [-1, n_categorical]   UTF-8 text; the empty string = missing
 
+Text models take `text` BYTES [-1, n_texts], UTF-8; the empty string = missing; tokens are made inside the graph.
 Image models take `image` UINT8 [-1, channels, height, width], raw 0-255; scaling is inside the graph.
 Classifiers give `probabilities` FP32 [-1, n_classes] in the order of `classes`; regressors give `value` FP32 [-1].
 
@@ -36,7 +37,7 @@ Datatype = Literal[
     "FP64",
     "BYTES",
 ]
-ColumnType = Literal["number", "integer", "boolean", "category", "image"]
+ColumnType = Literal["number", "integer", "boolean", "category", "text", "image"]
 SIGNATURE_VERSION = 1
 
 

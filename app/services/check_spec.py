@@ -7,7 +7,7 @@ from app.registry.datasets import DatasetReader
 from app.registry.models import ModelReader
 from app.registry.session import ReadSession, WriteSession
 from app.services.deploy_version import check_deploy
-from app.specs.families import family
+from app.specs.families import Family, family
 from app.specs.jobs import CompressSpec, EvaluateSpec, SubmittedSpec, TrainSpec, parse_dataset
 from app.specs.mapping import check_judging
 
@@ -97,10 +97,11 @@ def _check_given(spec: CompressSpec | EvaluateSpec, *, trained: bool) -> None:
 
 
 def _check_columns(data: DatasetVersion, spec: TrainSpec) -> None:
-    expected = family(spec.family).data
-    if data.kind != expected:
-        msg = f"family '{spec.family}' learns from {expected} data, but '{spec.dataset}' is {data.kind}"
+    expected = family(spec.family)
+    if data.kind != expected.dataset:
+        msg = f"family '{spec.family}' learns from {expected.data} data, but '{spec.dataset}' is {data.kind}"
         raise InvalidSpec.at("family", msg=msg)
+    _check_kinds(data, spec, expected)
     known = [column["name"] for column in data.columns]
     errors = [
         FieldError(loc, f"there is no column '{name}'", "unknown_column")
@@ -119,6 +120,20 @@ def _check_columns(data: DatasetVersion, spec: TrainSpec) -> None:
         raise InvalidSpec.at("target", msg=f"'{spec.target}' has one class only; choose a target with two or more")
     if spec.task == "regression" and target["type"] not in {"integer", "number"}:
         raise InvalidSpec.at("target", msg=f"'{spec.target}' is {target['type']}; regression needs numbers")
+
+
+def _check_kinds(data: DatasetVersion, spec: TrainSpec, expected: Family) -> None:
+    """A family of texts needs one, and a family of tables something else; `features.types` may make either of it."""
+    unused = {spec.target, *spec.features.drop}
+    kinds = {column["type"] for column in data.columns if column["name"] not in unused}
+    if spec.features.types or not kinds:
+        return
+    if expected.data == "text" and not kinds & {"text", "category"}:
+        msg = f"'{spec.dataset}' has no column of text; name one as text in features.types, or use a family of tables"
+        raise InvalidSpec.at("family", msg=msg)
+    if expected.data == "tabular" and kinds == {"text"}:
+        msg = f"only text is left to learn from, which '{spec.family}' does not read; use text_linear"
+        raise InvalidSpec.at("family", msg=msg)
 
 
 def _check_storable(spec: TrainSpec) -> None:

@@ -15,6 +15,7 @@ from app.serving.images import decode_image
 from app.serving.tensors import DTYPES, FLOAT32_MAX
 from app.serving.types import Array, Tensors
 
+TEXTS = frozenset({"category", "text"})  # column types of tensors of text; missing is the empty text
 _MAX_ERRORS = 100
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 40  # characters of a bad value that a message repeats
@@ -112,9 +113,9 @@ def _value(value: Any, column: Column) -> tuple[float | str, tuple[str, str] | N
     shown = repr(value)[:_SHOWN]
     if value is None:
         if column.nullable:
-            return ("" if column.type == "category" else math.nan), None
+            return ("" if column.type in TEXTS else math.nan), None
         return 0.0, ("null is not accepted: the column had no missing values in training", "null")
-    if column.type == "category":
+    if column.type in TEXTS:
         return _text(value)
     if column.type == "boolean":
         return (

@@ -14,7 +14,7 @@ import simdjson
 
 from app.core.errors import AimassError, Corrupt
 from app.core.signature import Column, Signature
-from app.serving.careful import CarefulImages, CarefulTable, from_base64
+from app.serving.careful import TEXTS, CarefulImages, CarefulTable, from_base64
 from app.serving.images import decode_image
 from app.serving.nested import NestedDecoder
 from app.serving.tensors import DTYPES, FLOAT32_MAX, INLINE_JSON_BYTES
@@ -22,7 +22,7 @@ from app.serving.types import Array, Tensors
 
 _NUMBER = Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
 _INTEGER = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_KINDS: dict[str, Any] = {"number": _NUMBER, "integer": _INTEGER, "boolean": bool, "category": str}
+_KINDS: dict[str, Any] = {"number": _NUMBER, "integer": _INTEGER, "boolean": bool, "category": str, "text": str}
 
 
 class InstanceDecoder(Protocol):
@@ -69,7 +69,7 @@ class _Table:
         if len(ordered) != len(signature.columns):
             raise Corrupt("signature.json: a column belongs to no input tensor")
         self._decode = _struct_decoder(ordered).decode
-        self._texts = [at for at, column in enumerate(ordered) if column.type == "category" and column.nullable]
+        self._texts = [at for at, column in enumerate(ordered) if column.type in TEXTS and column.nullable]
 
     def __call__(self, body: bytes) -> tuple[Tensors, int]:
         try:

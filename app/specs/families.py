@@ -4,19 +4,20 @@ The gateway reads descriptors to validate and to document; the job child imports
 family by registering a `Family` under the entry point group `aimass.families`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from app.core.errors import InvalidSpec, Misconfigured
 from app.core.signature import Task
 from app.specs.base import Spec, field_error
 
 ENTRY_POINT_GROUP = "aimass.families"
-DataKind = Literal["tabular", "image"]
+DataKind = Literal["tabular", "text", "image"]  # text: columns of text in a table
 
 
 class FamilyParams(Spec):
@@ -138,6 +139,27 @@ class CnnParams(FamilyParams):
     ] = None
 
 
+class TextLinearParams(FamilyParams):
+    """Logistic regression or ridge on TF-IDF of words and of characters, in any language."""
+
+    words: Annotated[int, Field(ge=0, le=4, description="longest n-gram of words; 0: none")] = 2
+    characters: Annotated[int, Field(ge=0, le=8, description="longest n-gram of characters, from 2; 0: none")] = 5
+    min_rows: Annotated[int, Field(ge=1, le=100_000, description="training rows that an n-gram occurs in")] = 2
+    max_features: Annotated[
+        int, Field(ge=100, le=2_000_000, description="most n-grams of words, and as many of characters")
+    ] = 200_000
+    max_characters: Annotated[int, Field(ge=16, le=1000, description="read of a text; the rest is not")] = 1000
+    regularization: Annotated[
+        float | None, Field(gt=0, le=1e6, description="L2 strength; null: chosen by cross-validation")
+    ] = None
+
+    @model_validator(mode="after")
+    def _reads_something(self) -> Self:
+        if not self.words and self.characters < 2:  # noqa: PLR2004 - the shortest n-gram of characters
+            raise ValueError("without words, characters must be at least 2")
+        return self
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """A family's descriptor.
@@ -152,6 +174,23 @@ class Family:
     params: type[FamilyParams]
     implementation: str
     summary: str
+
+    @property
+    def dataset(self) -> Literal["tabular", "image"]:
+        """The kind of data set that it learns from."""
+        return "image" if self.data == "image" else "tabular"
+
+    def check_features(self, types: Mapping[str, str], *, steps: int) -> None:
+        """InvalidSpec for column types, and steps on numbers, that the family has no use for."""
+        for name, kind in types.items():
+            if self.data == "text" and kind != "text":
+                msg = f"'{self.name}' reads text alone; make it text, or name it in features.drop"
+                raise InvalidSpec.at("features", "types", name, msg=msg)
+            if self.data == "tabular" and kind == "text":
+                msg = f"'{self.name}' reads no text; use the family text_linear, or make it a category"
+                raise InvalidSpec.at("features", "types", name, msg=msg)
+        if self.data == "text" and steps:
+            raise InvalidSpec.at("features", "steps", 0, msg=f"'{self.name}' reads text, which cannot be clipped")
 
     def schema(self) -> dict[str, Any]:
         """JSON schema of `params`."""
@@ -211,6 +250,14 @@ FT_TRANSFORMER = Family(
 )
 CNN = Family(
     "cnn", ("classification",), "image", CnnParams, "workers.families.cnn:Cnn", "convolutional network (torch)"
+)
+TEXT_LINEAR = Family(
+    "text_linear",
+    _BOTH,
+    "text",
+    TextLinearParams,
+    "workers.families.text_linear:TextLinear",
+    "logistic regression, ridge on TF-IDF of words and characters",
 )
 
 

@@ -62,7 +62,7 @@ class Clip(Spec):
 
 
 CleanStep = Annotated[DropDuplicates | DropMissing, Field(discriminator="step")]
-FeatureType = Literal["number", "category", "boolean"]
+FeatureType = Literal["number", "category", "boolean", "text"]
 
 
 class FeatureSpec(Spec):
@@ -196,6 +196,7 @@ class TrainSpec(JobSpec):
         for name in self.metrics:
             if (name in CLASSIFICATION_METRICS) != (self.task == "classification"):
                 raise InvalidSpec.at("metrics", msg=f"'{name}' is not a metric of {self.task}")
+        chosen.check_features(self.features.types, steps=len(self.features.steps))
         return self.model_copy(update={"params": chosen.validate(self.params).model_dump(mode="json")})
 
 

@@ -26,6 +26,7 @@ from workers.data.tables import (
     rows_of_columns,
     table_inputs,
 )
+from workers.data.texts import choose_texts
 from workers.data.values import Target, coarse_step, read_target
 from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
@@ -69,12 +70,12 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     """Read, check, clean, encode the target and split."""
     folder = job.input / "dataset"
     profile = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
-    wanted = family(spec.family).data
-    if profile["kind"] != wanted:
-        message = f"'{spec.family}' learns from {wanted} data; {spec.dataset} is {profile['kind']}"
+    wanted = family(spec.family)
+    if profile["kind"] != wanted.dataset:
+        message = f"'{spec.family}' learns from {wanted.data} data; {spec.dataset} is {profile['kind']}"
         raise InvalidSpec.at("family", msg=message)
     notes = Notes()
-    if wanted == "image":
+    if wanted.data == "image":
         return _prepare_images(job, spec, folder, notes)
     frame = pl.read_parquet(folder / DATA_FILE)
     check_columns(frame, spec)
@@ -84,7 +85,8 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     step = coarse_step(frame[spec.target]) if spec.task == "regression" else None
     if step:
         notes.warnings.append(f"predictions of '{spec.target}' are told apart by {step:g} only; subtract a constant")
-    columns, inputs = choose_columns(frame, types, spec, notes)
+    choose = choose_texts if wanted.data == "text" else choose_columns
+    columns, inputs = choose(frame, types, spec, notes)
     signature = _signature(spec, columns, inputs, target)
     split = split_rows(target.y, spec.task, spec.split)
     notes.warnings += split.lacks(target.classes, target.y)

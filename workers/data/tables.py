@@ -73,7 +73,9 @@ def choose_columns(
         columns.append(Column(name, kind, tensor, width[tensor], values.null_count() > 0))
         width[tensor] += 1
     if not columns:
-        raise InvalidData.at("features", msg="no column is left to learn from; set features.types for those to use")
+        hint = "; the family text_linear reads text" if "text" in types.values() else ""
+        msg = f"no column is left to learn from; set features.types for those to use{hint}"
+        raise InvalidData.at("features", msg=msg)
     _check_clips({c.name: c.type for c in columns}, spec.features)
     inputs = (
         Tensor("numeric", "FP32", (-1, width["numeric"])),
@@ -148,11 +150,11 @@ def clip_bounds(columns: Sequence[Column], features: FeatureSpec) -> tuple[Array
 
 
 def table_inputs(frame: pl.DataFrame, signature: Signature) -> dict[str, Array]:
-    """The signature's tensors: `numeric` FP32 [N, n], NaN = missing; `categorical` str objects [N, m], "" = missing."""
+    """The signature's tensors: `numeric` FP32 [N, n], NaN = missing; the others str objects [N, m], "" = missing."""
     inputs: dict[str, Array] = {}
     for tensor in signature.inputs:
         columns = [_read(frame[c.name], c.type) for c in signature.columns if c.tensor == tensor.name]
-        if tensor.name == "categorical":
+        if tensor.datatype == "BYTES":
             inputs[tensor.name] = np.stack([np.asarray(c.fill_null("").to_list(), object) for c in columns], axis=1)
         else:
             inputs[tensor.name] = np.stack([c.to_numpy().astype(np.float32) for c in columns], axis=1)
@@ -160,8 +162,8 @@ def table_inputs(frame: pl.DataFrame, signature: Signature) -> dict[str, Array]:
 
 
 def _read(column: pl.Series, kind: ColumnType) -> pl.Series:
-    """A column as text (categories) or Float32, with nulls for what is missing."""
-    return as_text(column) if kind == "category" else as_numbers(column, kind)
+    """A column as text (categories, texts) or Float32, with nulls for what is missing."""
+    return as_text(column) if kind in {"category", "text"} else as_numbers(column, kind)
 
 
 def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFrame:

@@ -16,13 +16,17 @@ def make_sketch(signature: Signature, inputs: Inputs, answers: Array) -> dict[st
     """One entry a column and one an output.
 
     Numbers: `edges` (quantiles, ascending) and `counts` of the bins between, `missing`. Categories: `counts` of the
-    most frequent values, `other`, `missing`. Pictures: the mean brightness per channel, 0-255.
+    most frequent values, `other`, `missing`. Texts: how many characters they have, as numbers. Pictures: the mean
+    brightness per channel, 0-255.
     """
     columns: dict[str, Any] = {}
     for column in signature.columns:
         if column.type == "image":
             brightness = inputs["image"].mean(axis=(2, 3))
             columns |= {f"{column.name}.{c}": _numbers(brightness[:, c]) for c in range(brightness.shape[1])}
+        elif column.type == "text":
+            lengths = np.array([len(text) or np.nan for text in inputs["text"][:, column.index]])
+            columns[column.name] = _numbers(lengths)
         elif column.tensor == "categorical":
             columns[column.name] = _categories(inputs["categorical"][:, column.index])
         else:

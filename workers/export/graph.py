@@ -14,6 +14,7 @@ OPSET = 21
 ML_OPSET = 3
 IR_VERSION = 10
 ML = "ai.onnx.ml"
+ORT = "com.microsoft"  # operators of ONNX Runtime itself
 _ELEMENT_TYPES: dict[Datatype, int] = {
     "BOOL": TensorProto.BOOL,
     "UINT8": TensorProto.UINT8,
@@ -67,6 +68,8 @@ class Graph:
             self._nodes, "model", [_value_info(t) for t in inputs], [_value_info(t) for t in outputs], self._constants
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)]
+        if any(node.domain == ORT for node in self._nodes):
+            opsets.append(helper.make_opsetid(ORT, 1))
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="aimass")
         onnx.checker.check_model(model)
         return model

@@ -13,6 +13,7 @@ from app.core.signature import Column
 from app.core.version_folder import GOLDEN
 from app.gateway.predict.openapi import predict_operation
 from app.gateway.predict.openapi_schemas import Json, object_of
+from app.serving.careful import TEXTS
 from app.serving.golden import read_golden
 from app.serving.host import ServedModel
 from app.serving.images import encode_image
@@ -89,7 +90,7 @@ def _example(served: ServedModel) -> Any:  # noqa: ANN401 - any JSON
 
 
 def _value(column: Column, element: Any) -> Any:  # noqa: ANN401 - a numpy scalar or text
-    if column.type == "category":
+    if column.type in TEXTS:
         return None if column.nullable and not element else element
     if math.isnan(element):
         return None
