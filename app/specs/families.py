@@ -140,7 +140,7 @@ class CnnParams(FamilyParams):
 
 
 class TextLinearParams(FamilyParams):
-    """Logistic regression or ridge on TF-IDF of words and of characters, in any language."""
+    """Support vector machine and naive Bayes, or ridge, on TF-IDF of words and of characters, in any language."""
 
     words: Annotated[int, Field(ge=0, le=4, description="longest n-gram of words; 0: none")] = 2
     characters: Annotated[int, Field(ge=0, le=8, description="longest n-gram of characters, from 2; 0: none")] = 5
@@ -257,7 +257,7 @@ TEXT_LINEAR = Family(
     "text",
     TextLinearParams,
     "workers.families.text_linear:TextLinear",
-    "logistic regression, ridge on TF-IDF of words and characters",
+    "support vector machine and naive Bayes, ridge on TF-IDF of words and characters",
 )
 
 

@@ -142,7 +142,7 @@ def _words(texts: Array, most: int) -> Iterator[set[str]]:
 
 def _spellings(words: Iterable[str]) -> dict[str, str]:
     """Other ways to write folded words: in capitals, with a capital, with accents as characters of their own."""
-    found = {}
+    found: dict[str, str] = {}
     for word in words:
         for form in (word, word.upper(), word.capitalize()):
             found |= {written: word for written in (form, unicodedata.normalize("NFD", form)) if fold(written) == word}
