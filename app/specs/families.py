@@ -79,7 +79,8 @@ class Family:
     """A family's descriptor.
 
     `implementation` is `module:attribute`, imported by the job child alone; it satisfies
-    `workers.families.base.Family`.
+    `workers.families.base.Family`. With `loop` it learns by `workers.training.loop`, and so takes `label_smoothing` and
+    `ema`; families of pictures take `augment`.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Family:
     params: type[FamilyParams]
     implementation: str
     summary: str
+    loop: bool = False
 
     def schema(self) -> dict[str, Any]:
         """JSON schema of `params`."""
@@ -116,9 +118,17 @@ RANDOM_FOREST = Family(
     "workers.families.random_forest:RandomForest",
     "random forest (scikit-learn)",
 )
-MLP = Family("mlp", _BOTH, "tabular", MlpParams, "workers.families.mlp:Mlp", "multi-layer perceptron (torch)")
+MLP = Family(
+    "mlp", _BOTH, "tabular", MlpParams, "workers.families.mlp:Mlp", "multi-layer perceptron (torch)", loop=True
+)
 CNN = Family(
-    "cnn", ("classification",), "image", CnnParams, "workers.families.cnn:Cnn", "convolutional network (torch)"
+    "cnn",
+    ("classification",),
+    "image",
+    CnnParams,
+    "workers.families.cnn:Cnn",
+    "convolutional network (torch)",
+    loop=True,
 )
 
 

@@ -13,7 +13,8 @@ from workers.context import JobContext
 from workers.export.graph import Graph, value_output
 from workers.families.encoding import DenseEncoder
 from workers.learning import Array, Inputs, LearningData, Part
-from workers.training.loop import Tensors, train
+from workers.training.batches import Tensors
+from workers.training.loop import train
 
 _EMBEDDING = 8
 _ACTIVATIONS: Mapping[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
