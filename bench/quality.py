@@ -21,6 +21,10 @@ from workers.jobs import ingest, train
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 NETWORK = {"epochs": 20, "batch_size": 256, "optimizer": {"lr": 0.002}}
+CLOTHES = {
+    "epochs": 12, "batch_size": 128, "precision": "bf16", "optimizer": {"lr": 0.004, "weight_decay": 0.05},
+    "label_smoothing": 0.1, "ema": 0.999, "augment": {"flip": True, "crop": 2},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ CASES = (
     Case(
         "fashion-cnn", FASHION, "label", "cnn", "accuracy", 0.915, "0.903-0.921 for 3 convolutions",
         {"training": {"epochs": 8, "batch_size": 128, "optimizer": {"lr": 0.004}}},
+    ),
+    Case(
+        "fashion-resnet", FASHION, "label", "resnet", "accuracy", 0.935, "0.925 2 convolutions, 0.949 ResNet-18",
+        {"params": {"widths": [48, 96, 192]}, "training": CLOTHES},
     ),
     Case(
         "bees-cnn", BEES, "label", "cnn", "accuracy", None, "0.60-0.75 without pre-trained weights",
