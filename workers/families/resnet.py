@@ -27,13 +27,15 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, features: int, stride: int) -> None:
         super().__init__()
-        self.residual = nn.Sequential(_unit(channels, features, 3, stride), nn.ReLU(), _unit(features, features, 3))
+        last = nn.BatchNorm2d(features)
+        nn.init.zeros_(last.weight)
+        second = nn.Conv2d(features, features, 3, padding=1, bias=False)
+        self.residual = nn.Sequential(_unit(channels, features, 3, stride), nn.ReLU(), second, last)
         self.shortcut = nn.Sequential()
         if stride > 1:
             self.shortcut.append(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False))
         if channels != features:
             self.shortcut.append(_unit(channels, features, 1))
-        nn.init.zeros_(self.residual[-1][1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """From [N, channels, H, W] to [N, features, ceil(H / stride), ceil(W / stride)]."""

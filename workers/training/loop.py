@@ -46,7 +46,7 @@ class _Learner(LightningModule):
     @property
     def judged(self) -> nn.Module:
         """What validation rows judge and what is kept: the average of the weights, or the weights."""
-        return self.network if self.average is None else cast("nn.Module", self.average.module)
+        return self.network if self.average is None else self.average.module
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         inputs, y = batch

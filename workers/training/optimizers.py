@@ -35,7 +35,7 @@ class Lion(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # noqa: ANN401 - the loss
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401 - the loss
         """One step; gives what `closure` gave."""
         loss = None
         if closure is not None:
