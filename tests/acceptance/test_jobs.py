@@ -308,7 +308,8 @@ class TestLists:
 
     def test_families(self, trained: Trained) -> None:
         found = trained.platform.call("GET", "/api/v1/families")
-        assert [family["name"] for family in found["items"]] == ["cnn", "gbdt", "linear", "mlp", "random_forest"]
+        names = ["cnn", "convnext", "gbdt", "linear", "mlp", "mobilenet", "random_forest", "resnet", "vit"]
+        assert [family["name"] for family in found["items"]] == names
         assert found["next_cursor"] is None
         [gbdt] = [family for family in found["items"] if family["name"] == "gbdt"]
         assert gbdt["tasks"] == ["classification", "regression"]

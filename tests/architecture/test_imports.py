@@ -30,6 +30,7 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "rich": ("app/cli",),
     "torch": ("workers/families", "workers/training", "workers/export", "workers/host.py"),
     "lightning": ("workers/training", "workers/families"),
+    "transformers": ("workers/families",),
     "sklearn": ("workers/families", "workers/data", "workers/evaluation"),
     "lightgbm": ("workers/families",),
     "polars": ("workers/data", "workers/jobs"),
