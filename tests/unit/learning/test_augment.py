@@ -136,7 +136,11 @@ def test_only_training_rows_are_changed(
         return right(self, inputs, y, rng)
 
     monkeypatch.setattr(Augment, "__call__", counted)
-    spec = {"training": {"epochs": 2, "augment": {"crop": 1, "cutmix": 1}}, "params": {"channels": [4]}}
+    spec = {
+        "training": {"epochs": 2, "augment": {"crop": 1, "cutmix": 1}},
+        "params": {"channels": [4]},
+        "limits": {"threads": 1},
+    }
     job = make_job(digits.head(200), data="image", family="cnn", target="label", **spec)
     train.run(job)
     card = json.loads((job.output / "card.json").read_text())

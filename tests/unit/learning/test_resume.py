@@ -59,8 +59,8 @@ def test_a_network_of_pictures_resumes_with_its_changes_and_its_average(make_job
         "scheduler": {"name": "cosine", "warm_up": 0.3},
     }  # fmt: skip
     params = {"widths": [8, 8], "dropout": 0.1}
-    _same_when_resumed(make_job, digits.head(400), data="image", family="resnet", target="label", params=params,
-                       training=training)  # fmt: skip
+    _same_when_resumed(make_job, digits.head(300), data="image", family="resnet", target="label", params=params,
+                       training=training, limits={"threads": 1})  # fmt: skip
 
 
 def test_lion_and_a_plateau_resume(make_job: MakeJob, mixed: pl.DataFrame):
@@ -68,7 +68,7 @@ def test_lion_and_a_plateau_resume(make_job: MakeJob, mixed: pl.DataFrame):
         "epochs": 5, "batch_size": 64, "checkpoint_every_s": 0, "ema": 0.99, "accumulate": 2,
         "optimizer": {"name": "lion", "lr": 0.01}, "scheduler": {"name": "plateau", "patience": 0, "factor": 0.5},
     }  # fmt: skip
-    _same_when_resumed(make_job, mixed, family="mlp", training=training, **SPEC)
+    _same_when_resumed(make_job, mixed, family="mlp", training=training, limits={"threads": 1}, **SPEC)
 
 
 def _same_when_resumed(make_job: MakeJob, frame: pl.DataFrame, **spec: Any) -> None:
