@@ -23,6 +23,10 @@ from workers.jobs import evaluate, ingest, train
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 EVALUATE = {"kind": "evaluate", "model": "m", "version": 1, "dataset": "test@1"}
 NETWORK = {"epochs": 20, "batch_size": 256, "optimizer": {"lr": 0.002}}
+CLOTHES = {
+    "epochs": 12, "batch_size": 128, "precision": "bf16", "optimizer": {"lr": 0.004, "weight_decay": 0.05},
+    "label_smoothing": 0.1, "ema": 0.999, "augment": {"flip": True, "crop": 2},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ CASES = (
     Case("sst2", "text", "label", "text_linear", "accuracy", 0.835, "0.831 linear SVM; 0.794 Socher et al. 2013"),
     Case("thucnews", "text", "label", "text_linear", "accuracy", 0.88, "0.870 characters, logistic regression"),
     Case("hotels", "text", "label", "text_linear", "accuracy", 0.90, "0.890 characters, logistic regression; 5 folds"),
+    Case(
+        "fashion-resnet", FASHION, "label", "resnet", "accuracy", 0.935, "0.925 2 convolutions, 0.949 ResNet-18",
+        {"params": {"widths": [48, 96, 192]}, "training": CLOTHES},
+    ),
     Case(
         "bees-cnn", BEES, "label", "cnn", "accuracy", None, "0.60-0.75 without pre-trained weights",
         {"training": {"epochs": 40, "batch_size": 16, "optimizer": {"lr": 0.002}}},

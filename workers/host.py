@@ -11,7 +11,10 @@ from typing import Any
 from app.core.errors import InvalidSpec
 from workers.context import JobContext
 
-_LIBRARIES = ("aimass", "lightgbm", "lightning", "numpy", "onnx", "onnxruntime", "polars", "scikit-learn", "torch")
+_LIBRARIES = (
+    "aimass", "lightgbm", "lightning", "numpy", "onnx", "onnxruntime", "polars", "scikit-learn", "torch",
+    "transformers",
+)  # fmt: skip
 
 
 _ISA = ("avx512_vnni", "avx_vnni", "avx512_bf16", "avx512f", "avx2", "asimddp", "asimd")  # what kernels are chosen by

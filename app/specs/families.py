@@ -165,7 +165,8 @@ class Family:
     """A family's descriptor.
 
     `implementation` is `module:attribute`, imported by the job child alone; it satisfies
-    `workers.families.base.Family`.
+    `workers.families.base.Family`. With `loop` it learns by `workers.training.loop`, and so takes `label_smoothing` and
+    `ema`; families of pictures take `augment`.
     """
 
     name: str
@@ -174,6 +175,7 @@ class Family:
     params: type[FamilyParams]
     implementation: str
     summary: str
+    loop: bool = False
 
     @property
     def dataset(self) -> Literal["tabular", "image"]:
@@ -239,7 +241,9 @@ NAIVE_BAYES = Family(
     "naive Bayes (scikit-learn)",
 )
 AUTO = Family("auto", _BOTH, "tabular", AutoParams, "workers.automl.auto:Auto", "the best ensemble in a given time")
-MLP = Family("mlp", _BOTH, "tabular", MlpParams, "workers.families.mlp:Mlp", "multi-layer perceptron (torch)")
+MLP = Family(
+    "mlp", _BOTH, "tabular", MlpParams, "workers.families.mlp:Mlp", "multi-layer perceptron (torch)", loop=True
+)
 FT_TRANSFORMER = Family(
     "ft_transformer",
     _BOTH,
@@ -247,9 +251,16 @@ FT_TRANSFORMER = Family(
     FtTransformerParams,
     "workers.families.ft_transformer:FtTransformer",
     "transformer over columns (torch)",
+    loop=True,
 )
 CNN = Family(
-    "cnn", ("classification",), "image", CnnParams, "workers.families.cnn:Cnn", "convolutional network (torch)"
+    "cnn",
+    ("classification",),
+    "image",
+    CnnParams,
+    "workers.families.cnn:Cnn",
+    "convolutional network (torch)",
+    loop=True,
 )
 TEXT_LINEAR = Family(
     "text_linear",

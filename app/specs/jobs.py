@@ -3,13 +3,14 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from app.core.errors import InvalidSpec
 from app.core.signature import Task
+from app.specs.augment import AugmentSpec
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.endpoints import EndpointName
-from app.specs.families import family
+from app.specs.families import Family, family
 from app.specs.mapping import Mapping
 
 Priority = Literal[0, 1, 2]
@@ -93,7 +94,9 @@ class SplitSpec(Spec):
 class OptimizerSpec(Spec):
     """Optimizer of torch families."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    name: Annotated[
+        Literal["adamw", "adam", "sgd", "lion"], Field(description="lion: takes a third to a tenth of adamw's rate")
+    ] = "adamw"
     lr: Annotated[float, Field(gt=0, le=10, description="peak learning rate")] = 0.001
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1, description="sgd only")] = 0.9
@@ -102,7 +105,22 @@ class OptimizerSpec(Spec):
 class SchedulerSpec(Spec):
     """Learning-rate schedule of torch families."""
 
-    name: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    name: Literal["one_cycle", "cosine", "constant", "plateau"] = "one_cycle"
+    warm_up: Annotated[
+        float | None,
+        Field(ge=0, le=0.9, description="share of steps in which the rate rises; null: 0.3 of one_cycle, else none"),
+    ] = None
+    factor: Annotated[float, Field(gt=0, lt=1, description="plateau: what the rate is multiplied by")] = 0.3
+    patience: Annotated[
+        int, Field(ge=0, le=10_000, description="plateau: epochs without a better validation loss before that")
+    ] = 2
+
+    @field_validator("warm_up")
+    @classmethod
+    def _plateau_starts_at_its_peak(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value and info.data.get("name") == "plateau":
+            raise ValueError("plateau lowers the rate by epochs and has no warm-up; leave it out")
+        return value
 
 
 class EarlyStoppingSpec(Spec):
@@ -123,6 +141,14 @@ class TrainingSpec(Spec):
     gradient_clip: Annotated[float | None, Field(gt=0, le=1e6, description="norm; null: off")] = 1.0
     accumulate: Annotated[int, Field(ge=1, le=1024, description="batches per optimizer step")] = 1
     precision: Literal["32", "bf16"] = "32"
+    label_smoothing: Annotated[
+        float, Field(ge=0, lt=1, description="share of a label that is spread over all classes")
+    ] = 0.0
+    ema: Annotated[
+        float | None,
+        Field(ge=0.5, lt=1, description="keep a moving average of the weights of this decay, such as 0.999; null: off"),
+    ] = None
+    augment: Annotated[AugmentSpec | None, Field(description="families of pictures only")] = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     checkpoint_every_s: Annotated[float, Field(ge=0, le=86_400, description="0: after every epoch")] = 30.0
 
@@ -197,7 +223,19 @@ class TrainSpec(JobSpec):
             if (name in CLASSIFICATION_METRICS) != (self.task == "classification"):
                 raise InvalidSpec.at("metrics", msg=f"'{name}' is not a metric of {self.task}")
         chosen.check_features(self.features.types, steps=len(self.features.steps))
+        self._check_loop(chosen)
         return self.model_copy(update={"params": chosen.validate(self.params).model_dump(mode="json")})
+
+    def _check_loop(self, chosen: Family) -> None:
+        """InvalidSpec names an option of the training loop that family or task cannot follow."""
+        if self.training.augment is not None and chosen.data != "image":
+            msg = f"'{chosen.name}' learns from {chosen.data} data; augment is for families of pictures"
+            raise InvalidSpec.at("training", "augment", msg=msg)
+        for name in ("label_smoothing", "ema"):
+            if getattr(self.training, name) and not chosen.loop:
+                raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")
+        if self.training.label_smoothing and self.task == "regression":
+            raise InvalidSpec.at("training", "label_smoothing", msg="values have no labels to smooth; leave it out")
 
 
 class CompressSpec(JobSpec):

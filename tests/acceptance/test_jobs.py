@@ -308,7 +308,10 @@ class TestLists:
 
     def test_families(self, trained: Trained) -> None:
         found = trained.platform.call("GET", "/api/v1/families")
-        names = ["cnn", "gbdt", "linear", "mlp", "random_forest", "text_linear"]
+        names = [
+            "auto", "cnn", "convnext", "extra_trees", "ft_transformer", "gbdt", "linear", "mlp", "mobilenet",
+            "naive_bayes", "random_forest", "resnet", "text_linear", "vit", "xgboost",
+        ]  # fmt: skip
         assert [family["name"] for family in found["items"]] == names
         assert found["next_cursor"] is None
         [gbdt] = [family for family in found["items"] if family["name"] == "gbdt"]

@@ -32,6 +32,7 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "lightning": ("workers/training", "workers/families"),
     "sklearn": ("workers/families", "workers/automl", "workers/data", "workers/evaluation"),
     "lightgbm": ("workers/families",),
+    "transformers": ("workers/families",),
     "xgboost": ("workers/families",),
     "fastexcel": ("workers/data",),
     "polars": ("workers/data", "workers/jobs"),

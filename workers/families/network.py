@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from workers.families.encoding import DenseEncoder
 from workers.learning import Array, LearningData, Part
-from workers.training.loop import Tensors
+from workers.training.batches import Tensors
 
 
 class ColumnLoss(nn.Module):

@@ -1,12 +1,12 @@
-"""The training loop of torch families, on Lightning: batches, schedule, early stopping, checkpoints, live metrics."""
+"""The training loop of torch families, on Lightning: schedule, early stopping, checkpoints, live metrics, mishaps."""
 
 import copy
+import gc
 import logging
+import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -15,97 +15,79 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from app.core.errors import InvalidSpec
+from app.core.errors import InvalidSpec, MemoryExceeded
 from app.specs.jobs import TrainingSpec
 from workers.context import JobContext, Stopped
+from workers.training.batches import Batch, Batches, Change, Tensors
+from workers.training.optimizers import Plateau, make_optimizer, make_schedule
 
 _CHECKPOINT = "torch.ckpt"
 _EVALUATION_BATCH = 1024
 _LOSS_EVERY = 20  # optimizer steps between points of the live loss curve
 
 
-@dataclass(frozen=True, slots=True)
-class Tensors:
-    """Rows in memory: model arguments and the target, first axis = rows."""
-
-    inputs: tuple[Tensor, ...]
-    y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.y)
-
-
-class Batches:
-    """Whole batches by index, much cheaper than collating rows. The order depends on seed and epoch alone."""
-
-    def __init__(self, data: Tensors, size: int, seed: int | None = None) -> None:
-        self.data, self.size, self.seed = data, size, seed
-        self.epoch: Callable[[], int] = lambda: 0
-
-    def __len__(self) -> int:
-        return len(self._sizes())
-
-    def __iter__(self) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
-        count = len(self.data)
-        order = torch.arange(count)
-        if self.seed is not None:
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch()))
-        for rows in torch.split(order, self._sizes()):
-            yield tuple(x[rows] for x in self.data.inputs), self.data.y[rows]
-
-    def _sizes(self) -> list[int]:
-        """Rows of each batch. A last row that is left over in training joins the batch before it."""
-        whole, rest = divmod(len(self.data), self.size)
-        sizes = [self.size] * whole + [rest] * bool(rest)
-        if self.seed is not None and rest == 1 and whole:
-            sizes[-2:] = [self.size + 1]  # batch norm cannot learn from one row
-        return sizes
+class _Diverged(Exception):
+    """A loss is not finite."""
 
 
 class _Learner(LightningModule):
-    """A network with its loss, optimizer and schedule."""
+    """A network with its loss, optimizer, schedule and, if wanted, the moving average of its weights."""
 
     def __init__(self, network: nn.Module, loss: nn.Module, spec: TrainingSpec, job: JobContext) -> None:
         super().__init__()
         self.network, self.loss, self.spec, self.job = network, loss, spec, job
+        self.learning_loss = nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing) if spec.label_smoothing else loss
+        self.average: AveragedModel | None = None
+        if spec.ema is not None:
+            self.average = _moving_average(network, spec.ema)
 
-    def training_step(self, batch: tuple[tuple[Tensor, ...], Tensor], index: int) -> Tensor:
+    @property
+    def judged(self) -> nn.Module:
+        """What validation rows judge and what is kept: the average of the weights, or the weights."""
+        return self.network if self.average is None else self.average.module
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
         inputs, y = batch
-        loss: Tensor = self.loss(self.network(*inputs), y)
+        loss: Tensor = self.learning_loss(self.network(*inputs).float(), y)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _Diverged
         if index % _LOSS_EVERY == 0:
-            self.job.metric("train_loss", self.global_step, float(loss.detach()))
+            self.job.metric("train_loss", self.global_step, value)
         return loss
 
-    def validation_step(self, batch: tuple[tuple[Tensor, ...], Tensor], _index: int) -> None:
+    def optimizer_step(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - the hook's signature
+        super().optimizer_step(*args, **more)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
         inputs, y = batch
-        answers = self.network(*inputs)
+        answers = self.judged(*inputs).float()
         self.log("validation_loss", self.loss(answers, y), batch_size=len(y))
         if not y.is_floating_point():
             self.log("validation_accuracy", (answers.argmax(dim=1) == y).float().mean(), batch_size=len(y))
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of many forms that Lightning takes
-        spec, optimizer = self.spec, _optimizer(self.network, self.spec)
+        spec, optimizer = self.spec, make_optimizer(self.network, self.spec)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule: torch.optim.lr_scheduler.LRScheduler
-        if spec.scheduler.name == "one_cycle":
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, spec.optimizer.lr, total_steps=steps + 1)
-        elif spec.scheduler.name == "cosine":
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        else:
-            schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        schedule = make_schedule(optimizer, spec.scheduler, spec.optimizer.lr, steps)
+        if schedule is None:
+            return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _optimizer(network: nn.Module, spec: TrainingSpec) -> torch.optim.Optimizer:
-    """Weight decay acts on matrices and filters, not on biases and norms."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    plain = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": spec.optimizer.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    lr = spec.optimizer.lr
-    if spec.optimizer.name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=spec.optimizer.momentum)
-    return (torch.optim.Adam if spec.optimizer.name == "adam" else torch.optim.AdamW)(groups, lr=lr)
+def _moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """Weights and batch-norm statistics, averaged after each step; the first steps, which know little, weigh less."""
+
+    def blend(average: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
+        if not average.is_floating_point():
+            return now
+        return torch.lerp(average, now, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
+
+    return AveragedModel(network, avg_fn=blend, use_buffers=True).requires_grad_(requires_grad=False)
 
 
 class _BestWeights(Callback):
@@ -116,11 +98,12 @@ class _BestWeights(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loss = float(trainer.callback_metrics["validation_loss"])
+        if not math.isfinite(loss):
+            raise _Diverged
         if loss < self.loss:
             self.loss, self.epoch = loss, trainer.current_epoch
-            self.weights = {
-                k: v.detach().cpu().clone() for k, v in cast("_Learner", pl_module).network.state_dict().items()
-            }
+            judged = cast("_Learner", pl_module).judged.state_dict()
+            self.weights = {k: v.detach().cpu().clone() for k, v in judged.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"loss": self.loss, "epoch": self.epoch, "weights": self.weights}
@@ -186,9 +169,12 @@ def _save(trainer: Trainer, path: Path) -> None:
 
 def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
     network: nn.Module, loss: nn.Module, data: Tensors, validation: Tensors, spec: TrainingSpec, job: JobContext,
-    threads: int, device: str,
+    threads: int, device: str, change: Change | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train `network` in place and leave it on the CPU, in evaluation mode, with its best weights.
+
+    When the device's memory is too small, batches are halved, as many more make up a step, and the run goes on from
+    its last whole epoch.
 
     Args:
         network: maps the tensors of `data.inputs` to logits [N, K] or values [N, 1].
@@ -199,46 +185,89 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
         job: gets progress, metrics and checkpoints, and says when to stop.
         threads: of torch.
         device: cpu or cuda.
+        change: varies training batches; the loss must take the targets that it gives.
 
     Returns:
-        Facts for the model card: epochs run, the best one and its validation loss.
+        Facts for the model card: epochs run, the best one and its validation loss; the epoch that diverged, if one did;
+        the size of batches, if it had to be halved.
 
     Raises:
         Stopped: the job was asked to stop; its checkpoint holds the last whole epoch.
-        InvalidSpec: the loss was not finite after any epoch.
+        InvalidSpec: the loss was not finite before any epoch was good.
+        MemoryExceeded: a single row does not fit the device's memory.
     """
     torch.set_num_threads(threads)
-    best, watch = _BestWeights(), _Watch(job, spec)
-    callbacks: list[Callback] = [best]
-    if spec.early_stopping is not None:
-        stopping = spec.early_stopping
-        callbacks.append(EarlyStopping("validation_loss", patience=stopping.patience, min_delta=stopping.min_delta))
-    callbacks.append(watch)
-    with _quiet():
-        trainer = Trainer(
-            max_epochs=spec.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, callbacks=callbacks,
-            precision="bf16-mixed" if spec.precision == "bf16" else "32-true",
-            gradient_clip_val=spec.gradient_clip,
-            accumulate_grad_batches=spec.accumulate, logger=False, enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=job.folder,
-        )  # fmt: skip
-        batches = Batches(data, spec.batch_size, spec.seed)
-        batches.epoch = lambda: trainer.current_epoch
-        resume = job.checkpoint / _CHECKPOINT
-        learner = _Learner(network, loss, spec, job)
+    first, rng = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    evaluation, now = max(spec.batch_size, _EVALUATION_BATCH), spec
+    while True:
+        learner = _Learner(network, loss, now, job)
+        rows = Batches(data, now.batch_size, now.seed, change), Batches(validation, evaluation)
         try:
-            trainer.fit(
-                learner, batches, Batches(validation, max(spec.batch_size, _EVALUATION_BATCH)),
-                ckpt_path=resume if resume.exists() else None, weights_only=True,
-            )  # fmt: skip
+            facts = _fit(learner, *rows, device)
+            break
+        except torch.OutOfMemoryError:
+            pass  # here the frames of the failed run, which hold its memory, are gone
+        now, evaluation = _halve(now, device, job), max(1, evaluation // 2)
+        network.cpu().load_state_dict(first)
+        torch.set_rng_state(rng)
+    if now is not spec:
+        facts |= {"batch_size": now.batch_size, "accumulate": now.accumulate}
+    return facts
+
+
+def _halve(spec: TrainingSpec, device: str, job: JobContext) -> TrainingSpec:
+    """Half the batch, and as many more of them a step; frees what the failed run held."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    if spec.batch_size == 1:
+        raise MemoryExceeded("the device's memory is too small for one row; take a smaller network or picture")
+    size = spec.batch_size // 2
+    steps = -(-spec.batch_size * spec.accumulate // size)
+    job.log(f"out of memory; going on with batches of {size} rows, {steps} a step", level="warning")
+    return spec.model_copy(update={"batch_size": size, "accumulate": steps})
+
+
+def _fit(learner: _Learner, rows: Batches, validation: Batches, device: str) -> dict[str, Any]:
+    """One run, from the job's checkpoint if there is one; the facts of `train`."""
+    spec, job = learner.spec, learner.job
+    best, watch = _BestWeights(), _Watch(job, spec)
+    resume, facts = job.checkpoint / _CHECKPOINT, {}  # type: Path, dict[str, Any]
+    with _quiet():
+        trainer = _trainer(spec, job, [best, *_rules(spec), watch], device)
+        rows.epoch = lambda: trainer.current_epoch
+        try:
+            trainer.fit(learner, rows, validation, ckpt_path=resume if resume.exists() else None, weights_only=True)
         except SIGTERMException:  # Lightning looks for the signal too, and may see it before `watch` does
             watch.stop()
+        except _Diverged:
+            facts["diverged_in_epoch"] = trainer.current_epoch + 1
     if not best.weights:
         raise InvalidSpec.at("training", "optimizer", "lr", msg="the validation loss was never finite; lower the rate")
-    network.load_state_dict(copy.deepcopy(best.weights))
-    network.cpu().eval()
-    return {"epochs": trainer.current_epoch, "best_epoch": best.epoch + 1, "validation_loss": best.loss}
+    if facts:
+        job.log(f"the loss was not finite in epoch {facts['diverged_in_epoch']}; an earlier one is kept", "warning")
+    learner.network.load_state_dict(copy.deepcopy(best.weights))
+    learner.network.cpu().eval()
+    return {"epochs": trainer.current_epoch, "best_epoch": best.epoch + 1, "validation_loss": best.loss, **facts}
+
+
+def _rules(spec: TrainingSpec) -> list[Callback]:
+    """What watches the validation loss."""
+    rules: list[Callback] = [Plateau(spec.scheduler)] if spec.scheduler.name == "plateau" else []
+    if (stopping := spec.early_stopping) is not None:
+        rules.append(EarlyStopping("validation_loss", patience=stopping.patience, min_delta=stopping.min_delta))
+    return rules
+
+
+def _trainer(spec: TrainingSpec, job: JobContext, callbacks: list[Callback], device: str) -> Trainer:
+    return Trainer(
+        max_epochs=spec.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, callbacks=callbacks,
+        precision="bf16-mixed" if spec.precision == "bf16" else "32-true",
+        gradient_clip_val=spec.gradient_clip,
+        accumulate_grad_batches=spec.accumulate, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=job.folder,
+    )  # fmt: skip
 
 
 class _quiet(warnings.catch_warnings):  # noqa: N801 - used as a function

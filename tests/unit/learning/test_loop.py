@@ -1,7 +1,8 @@
-"""Batches of the training loop."""
+"""The training loop: batches, schedules, averages, mishaps."""
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -9,10 +10,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import LightningModule
+from torch import nn
 
-from app.core.errors import InvalidSpec
+from app.core.errors import InvalidSpec, MemoryExceeded
+from app.specs.jobs import SchedulerSpec, TrainingSpec
 from workers.jobs import train
-from workers.training.loop import Batches, Tensors
+from workers.training.batches import Batches, Tensors
+from workers.training.loop import _moving_average
+from workers.training.loop import train as train_network
+from workers.training.optimizers import Lion, Plateau, make_schedule
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.sampled_from([None, 7]))
@@ -40,3 +47,153 @@ def test_a_loss_that_was_never_finite_names_the_learning_rate(make_job: Callable
     with pytest.raises(InvalidSpec, match="never finite") as caught:
         train.run(job)
     assert caught.value.errors[0].loc == ("training", "optimizer", "lr")
+
+
+class Small(nn.Module):
+    """Two numbers to two classes; `mishap` sees each batch of a training."""
+
+    def __init__(self, mishap: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        self.mishap = mishap
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.layers(self.mishap(x) if self.training else x)
+        return answer
+
+
+def fit(job: Any, network: nn.Module, **spec: Any) -> dict[str, Any]:
+    torch.manual_seed(1)
+    x = torch.randn(64, 2)
+    rows = Tensors((x,), (x[:, 0] > 0).long())
+    training = TrainingSpec.model_validate({"epochs": 4, "batch_size": 16, "optimizer": {"lr": 0.02}, **spec})
+    return train_network(network, nn.CrossEntropyLoss(), rows, rows, training, job, 1, "cpu")
+
+
+def logged(job: Any) -> list[str]:
+    return [e["message"] for e in job.seen if e["event"] == "log"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_out_of_memory_halves_the_batch_and_goes_on(make_job: Callable[..., Any], mixed: pl.DataFrame, late: bool):  # noqa: FBT001 - a parameter of the test
+    """At once, or in the third epoch, whose checkpoint is gone on from."""
+    batches: list[int] = []
+
+    def mishap(x: torch.Tensor) -> torch.Tensor:
+        batches.append(len(x))
+        if len(x) > 4 and (len(batches) > 8 or not late):
+            raise torch.OutOfMemoryError
+        return x
+
+    job = make_job(mixed)
+    facts = fit(job, Small(mishap), epochs=5)
+    assert (facts["batch_size"], facts["accumulate"], facts["epochs"]) == (4, 4, 5)
+    assert facts["validation_loss"] < 0.6
+    halved = [f"out of memory; going on with batches of {size} rows, {16 // size} a step" for size in (8, 4)]
+    assert [m for m in logged(job) if "memory" in m] == halved
+    assert batches.count(4) == 16 * (3 if late else 5)
+    assert ("resumed from epoch 2" in logged(job)) == late
+
+
+def test_a_row_that_does_not_fit_ends_the_job(make_job: Callable[..., Any], mixed: pl.DataFrame):
+    def mishap(_x: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(MemoryExceeded, match="too small for one row"):
+        fit(make_job(mixed), Small(mishap))
+
+
+def test_a_run_that_diverges_keeps_its_best_epoch(make_job: Callable[..., Any], mixed: pl.DataFrame):
+    batches: list[int] = []
+
+    def mishap(x: torch.Tensor) -> torch.Tensor:
+        batches.append(len(x))
+        return x * (float("nan") if len(batches) > 9 else 1)
+
+    job, network = make_job(mixed), Small(mishap)
+    facts = fit(job, network)
+    assert (facts["diverged_in_epoch"], facts["epochs"], facts["best_epoch"]) == (3, 2, 2)
+    assert "the loss was not finite in epoch 3; an earlier one is kept" in logged(job)
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    with pytest.raises(InvalidSpec, match="never finite"):
+        fit(make_job(mixed, name="at once"), Small(lambda x: x * float("nan")))
+
+
+def test_lion_steps_by_signs():
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0, 3.0]]))
+    lion = Lion([weight], lr=0.1, weight_decay=0.5)
+    weight.grad = torch.tensor([[0.3, -5.0, 0.0]])
+    lion.step()
+    assert torch.allclose(weight.detach(), torch.tensor([[0.85, -1.8, 2.85]]))
+    weight.grad = torch.tensor([[-0.1, 1.0, 0.0]])
+    lion.step()  # the momentum, a hundredth of the first gradient, is too small to turn the new one's sign
+    assert torch.allclose(weight.detach(), torch.tensor([[0.9075, -1.81, 2.7075]]))
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("warm_up", [None, 0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("steps", [1, 2, 9, 100])
+def test_rates_rise_to_the_peak_and_fall(name: str, warm_up: float | None, steps: int):
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.5)
+    schedule = make_schedule(optimizer, SchedulerSpec.model_validate({"name": name, "warm_up": warm_up}), 0.5, steps)
+    assert schedule is not None
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert 0 < max(rates) <= 0.5
+    top = rates.index(max(rates))
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    if steps == 100:
+        rise = {None: 0.3 if name == "one_cycle" else 0.0}.get(warm_up, warm_up) or 0.0
+        assert top == pytest.approx(100 * rise, abs=1)
+        assert max(rates) == pytest.approx(0.5, rel=0.01)
+        assert name == "constant" or rates[-1] < 0.1
+
+
+def test_a_plateau_lowers_the_rate():
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.5)
+    plateau = Plateau(SchedulerSpec(name="plateau", factor=0.1, patience=1))
+    trainer: Any = SimpleNamespace(optimizers=[optimizer], callback_metrics={"validation_loss": torch.tensor(1.0)})
+    plateau.on_train_start(trainer, LightningModule())
+    rates = []
+    for _ in range(5):
+        plateau.on_validation_end(trainer, LightningModule())
+        rates.append(round(optimizer.param_groups[0]["lr"], 6))
+    assert rates == [0.5, 0.5, 0.05, 0.05, 0.005]
+
+
+def test_the_average_has_the_statistics_of_batch_norm_too():
+    network = nn.BatchNorm1d(1)
+    average = _moving_average(network, 0.5)
+    for value in (4.0, 8.0, 16.0):
+        for tensor in (network.weight.data, network.running_mean):
+            tensor.fill_(value)  # type: ignore[union-attr]  # there are statistics
+        network.num_batches_tracked += 1  # type: ignore[operator]  # the same
+        average.update_parameters(network)
+    # The first state is taken whole; the share that is kept of it rises from 2/11 to the decay.
+    expected = (4 * 2 / 11 + 8 * 9 / 11) * 3 / 12 + 16 * 9 / 12
+    assert float(average.module.weight) == pytest.approx(expected)
+    assert float(average.module.running_mean) == pytest.approx(expected)
+    assert int(average.module.num_batches_tracked) == 3
+
+
+def test_what_is_kept_is_the_average(make_job: Callable[..., Any], mixed: pl.DataFrame):
+    made = []
+    for name, ema in (("plain", None), ("averaged", 0.99)):
+        network = Small()
+        fit(make_job(mixed, name=name), network, ema=ema, early_stopping=None)
+        made.append(network.layers[0].weight.detach().clone())
+    assert not torch.equal(*made)
+
+
+def test_smoothed_labels_make_modest_answers(make_job: Callable[..., Any], mixed: pl.DataFrame):
+    tops = []
+    for name, smoothing in (("plain", 0.0), ("smooth", 0.4)):
+        network = Small()
+        fit(make_job(mixed, name=name), network, label_smoothing=smoothing, epochs=20)
+        tops.append(float(network(torch.randn(50, 2)).softmax(dim=1).amax(dim=1).mean().detach()))
+    assert tops[1] < tops[0] - 0.05

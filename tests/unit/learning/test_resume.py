@@ -48,11 +48,34 @@ def _stopped(make_job: MakeJob, frame: pl.DataFrame, name: str, step: str, **spe
 
 
 def test_a_network_resumes_to_the_very_same_weights(make_job: MakeJob, mixed: pl.DataFrame):
-    spec = {**SPEC, "family": "mlp", "training": {"epochs": 6, "batch_size": 64, "checkpoint_every_s": 0}}
-    whole = make_job(mixed, name="whole", **spec)
+    training = {"epochs": 6, "batch_size": 64, "checkpoint_every_s": 0}
+    _same_when_resumed(make_job, mixed, family="mlp", training=training, **SPEC)
+
+
+def test_a_network_of_pictures_resumes_with_its_changes_and_its_average(make_job: MakeJob, digits: pl.DataFrame):
+    augment = {"flip": True, "crop": 1, "rotate": 10, "erase": 0.1, "mixup": 0.2, "cutmix": 1}
+    training = {
+        "epochs": 5, "batch_size": 64, "checkpoint_every_s": 0, "augment": augment, "ema": 0.9, "label_smoothing": 0.1,
+        "scheduler": {"name": "cosine", "warm_up": 0.3},
+    }  # fmt: skip
+    params = {"widths": [8, 8], "dropout": 0.1}
+    _same_when_resumed(make_job, digits.head(300), data="image", family="resnet", target="label", params=params,
+                       training=training, limits={"threads": 1})  # fmt: skip
+
+
+def test_lion_and_a_plateau_resume(make_job: MakeJob, mixed: pl.DataFrame):
+    training = {
+        "epochs": 5, "batch_size": 64, "checkpoint_every_s": 0, "ema": 0.99, "accumulate": 2,
+        "optimizer": {"name": "lion", "lr": 0.01}, "scheduler": {"name": "plateau", "patience": 0, "factor": 0.5},
+    }  # fmt: skip
+    _same_when_resumed(make_job, mixed, family="mlp", training=training, limits={"threads": 1}, **SPEC)
+
+
+def _same_when_resumed(make_job: MakeJob, frame: pl.DataFrame, **spec: Any) -> None:
+    whole = make_job(frame, name="whole", **spec)
     train.run(whole)
-    checkpoint = _stopped(make_job, mixed, "stopped", "epoch 3 of", **spec)
-    again = make_job(mixed, name="again", **spec)
+    checkpoint = _stopped(make_job, frame, "stopped", "epoch 3 of", **spec)
+    again = make_job(frame, name="again", **spec)
     shutil.copytree(checkpoint, again.checkpoint)
     train.run(again)
     assert _resumed(again) == ["resumed from epoch 3"]

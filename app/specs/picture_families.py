@@ -1,0 +1,70 @@
+"""Families of pictures besides `cnn`: their parameters and descriptors."""
+
+from typing import Annotated
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from app.specs.families import Family, FamilyParams
+
+Widths = Annotated[
+    list[Annotated[int, Field(ge=4, le=2048)]], Field(min_length=1, max_length=6, description="channels per stage")
+]
+Dropout = Annotated[float, Field(ge=0, lt=1, description="before the classifier")]
+ImageSize = Annotated[int | None, Field(ge=8, le=512, description="pixels a side; null: from the data, at most 96")]
+
+
+class ResnetParams(FamilyParams):
+    """Residual network (torch): stages of basic blocks, each of half the picture and more channels."""
+
+    widths: Widths = [64, 128, 256]
+    depth: Annotated[int, Field(ge=1, le=32, description="blocks of two convolutions per stage")] = 1
+    dropout: Dropout = 0.0
+    image_size: ImageSize = None
+
+
+class MobilenetParams(FamilyParams):
+    """MobileNet v2 (transformers): inverted residuals of separable convolutions."""
+
+    width: Annotated[float, Field(ge=0.1, le=2, description="share of the published channels")] = 0.5
+    dropout: Dropout = 0.2
+    image_size: ImageSize = None
+
+
+class ConvnextParams(FamilyParams):
+    """ConvNeXt (transformers): stages of 7x7 depthwise convolutions and inverted bottlenecks."""
+
+    widths: Widths = [48, 96, 192]
+    depth: Annotated[int, Field(ge=1, le=32, description="blocks per stage")] = 2
+    patch: Annotated[int | None, Field(ge=1, le=32, description="pixels a side of a cell; null: from the size")] = None
+    drop_path: Annotated[float, Field(ge=0, lt=1, description="chance to skip the last block")] = 0.1
+    image_size: ImageSize = None
+
+
+class VitParams(FamilyParams):
+    """Vision transformer (transformers), trained from scratch: it needs many pictures or much augmentation."""
+
+    heads: Annotated[int, Field(ge=1, le=64, description="attention heads")] = 4
+    width: Annotated[int, Field(ge=8, le=4096, description="features of a token; a multiple of heads")] = 128
+    depth: Annotated[int, Field(ge=1, le=48, description="layers")] = 6
+    patch: Annotated[
+        int | None, Field(ge=1, le=64, description="pixels a side of a token; null: an eighth of the picture")
+    ] = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    image_size: ImageSize = None
+
+    @field_validator("width")
+    @classmethod
+    def _heads_share_it(cls, value: int, info: ValidationInfo) -> int:
+        if value % info.data.get("heads", 1):
+            raise ValueError(f"must be a multiple of heads = {info.data['heads']}")
+        return value
+
+
+def _family(name: str, params: type[FamilyParams], implementation: str, summary: str) -> Family:
+    return Family(name, ("classification",), "image", params, f"workers.families.{implementation}", summary, loop=True)
+
+
+RESNET = _family("resnet", ResnetParams, "resnet:Resnet", "residual network (torch)")
+MOBILENET = _family("mobilenet", MobilenetParams, "backbones:Mobilenet", "MobileNet v2 (transformers)")
+CONVNEXT = _family("convnext", ConvnextParams, "backbones:Convnext", "ConvNeXt (transformers)")
+VIT = _family("vit", VitParams, "backbones:Vit", "vision transformer (transformers)")
