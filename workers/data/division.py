@@ -21,6 +21,7 @@ from workers.learning import Array
 
 Rows = npt.NDArray[np.int64]
 _GRAIN = 20  # folds of which the parts of a division by groups are made up
+_TRIES = 10  # orders in which grains are taken: the large ones must not always be left to training
 _MANY_GROUPS = 1000  # from here on chance balances the parts, and weighing every group would take minutes
 
 
@@ -77,10 +78,12 @@ class Grouped:
             return rows[kept], rows[cut]
         if count == 1:
             return rows[:0], rows
-        grains = sorted((held for _, held in self._balanced(rows, min(count, _GRAIN))), key=len)
-        sizes = np.cumsum([len(held) for held in grains])[: max(1, len(grains) - 2)]
-        some = int(np.abs(sizes - share * len(rows)).argmin()) + 1
-        cut = np.sort(np.concatenate(grains[:some]))
+        grains = [held for _, held in self._balanced(rows, min(count, _GRAIN))]
+        sizes = np.asarray([len(held) for held in grains])
+        rng, most = np.random.default_rng(self.seed), max(1, len(grains) - 2)
+        tries = (_nearest(sizes, rng.permutation(len(grains)), share * len(rows), most) for _ in range(_TRIES))
+        chosen = min(tries, key=lambda found: found[0])[1]
+        cut = np.sort(np.concatenate([grains[at] for at in chosen]))
         return np.setdiff1d(rows, cut, assume_unique=True), cut
 
     def folds(self, rows: Rows, count: int) -> Iterator[tuple[Rows, Rows]]:
@@ -126,6 +129,13 @@ class Ordered:
             raise _too_many_folds(count, f"{2 * (count + 1)} different times", len(times))
         for rest, held in TimeSeriesSplit(count).split(times):
             yield rows[at <= rest[-1]], rows[(at >= held[0]) & (at <= held[-1])]
+
+
+def _nearest(sizes: Array, order: Array, wanted: float, most: int) -> tuple[float, Array]:
+    """How far the first few in `order`, at most `most`, are from so many rows at best, and which they are."""
+    misses = np.abs(np.cumsum(sizes[order])[:most] - wanted)
+    some = int(misses.argmin())
+    return float(misses[some]), order[: some + 1]
 
 
 def group_rare(labels: Array, most: int, least: int = 2) -> npt.NDArray[np.int64] | None:

@@ -22,6 +22,7 @@ _WORK = 20_000_000  # rows times resamples: about a second
 _CHUNK = 2_000_000  # weights that are held at a time
 _CURVE_CLASSES = 20  # with more, areas under curves would take minutes
 _MATRIX_CLASSES = 100
+_LEAST_GROUPS = 5  # fewer say nothing of others
 _SEED = 0
 _Floats = npt.NDArray[np.float64]
 
@@ -43,8 +44,10 @@ def bootstrap(task: Task, y: Array, answers: Array, *, positive: int = 1, groups
     """Intervals of all metrics, the same for the same rows; arguments as of `workers.evaluation.metrics.evaluate`.
 
     Rows are taken to be independent of each other. Where `groups` [N] says that they are not, as rows of one person,
-    whole groups are drawn, and the intervals are as wide as they have to be.
+    whole groups are drawn, and the intervals are as wide as they have to be; of fewer than five groups there are none.
     """
+    if groups is not None and len(np.unique(groups)) < _LEAST_GROUPS:
+        return Intervals("groups", 0, {})
     resamples = int(np.clip(_WORK // max(1, len(y)), _FEWEST, _MOST))
     parts = [weighted(task, y, answers, positive, weights) for weights in _resampled(len(y), resamples, groups)]
     bounds = {}

@@ -30,7 +30,7 @@ def judge_fit(main: str, metrics: _Metrics, intervals: Intervals) -> dict[str, A
     told: dict[str, Any] = {"verdict": None, "metric": main, **parts}
     train, test, floor = parts["train"], parts["test"], parts["baseline"]
     if train is None or test is None or floor is None or width is None:
-        return told | {"sentence": f"{main} is undefined on some part, so the parts cannot be compared."}
+        return told | {"sentence": f"{main} is undefined on a part, or too few rows say how sure it is."}
     sign = -1 if main in LOWER_IS_BETTER else 1
     gain, gap, doubt = sign * (train - floor), sign * (train - test), width / 2
     numbers = {"gain": gain, "gap": gap, "doubt": doubt}

@@ -118,6 +118,7 @@ def test_intervals_are_the_same_again_and_wider_by_groups():
     by_groups = bootstrap("regression", y, answers, groups=groups)
     assert (rows.by, by_groups.by, rows.resamples) == ("rows", "groups", 1000)
     assert by_groups.width("rmse") > 2 * rows.width("rmse")
+    assert bootstrap("regression", y[:80], answers[:80], groups=groups[:80]).bounds == {}
 
 
 def test_many_rows_are_resampled_less_often():

@@ -115,6 +115,18 @@ def test_groups_are_in_proportion_to_rows_and_classes():
     assert [y[rows].mean() for rows in parts(split)] == pytest.approx([y.mean()] * 3, abs=0.05)
 
 
+def test_large_groups_are_not_always_trained_on():
+    groups = np.repeat(np.arange(12), [40] * 3 + [10] * 9)
+    y = np.arange(len(groups)) % 2
+    tested = set()
+    for seed in range(8):
+        split = split_rows(y, "classification", SplitSpec(group="g", seed=seed), by=pl.Series("g", groups))
+        assert len(split.test) == pytest.approx(0.2 * len(y), abs=10)
+        tested |= set(groups[split.test].tolist())
+    assert tested & {0, 1, 2}
+    assert tested & set(range(3, 12))
+
+
 def test_very_many_groups():
     groups = np.repeat(np.arange(5000), 2)
     y = (groups % 3 == 0).astype(int)
