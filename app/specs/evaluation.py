@@ -26,3 +26,4 @@ class EvaluationSpec(Spec):
     learning_curve: Annotated[
         bool, Field(description="fit on 10, 25 and 50 % of the training rows too, to see if more rows would help")
     ] = False
+    plots: Annotated[bool, Field(description="draw plots, which takes half a second")] = True

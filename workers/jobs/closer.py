@@ -12,7 +12,6 @@ from workers.data.prepare import Prepared
 from workers.evaluation.complexity import complexity
 from workers.evaluation.curves import curves
 from workers.evaluation.page import card_page
-from workers.evaluation.plots import draw
 from workers.evaluation.report import intervals_json, intervals_of
 from workers.evaluation.slices import judge_slices
 from workers.evaluation.variant import Judge
@@ -32,14 +31,14 @@ class CloserLook:
     card: dict[str, Any]
     evaluation: dict[str, Any]
 
-    def write(self, folder: Path, card: Mapping[str, Any]) -> None:
-        """`evaluation.json`, `plots/*.svg`, and `card.html` of the whole card."""
+    def write(self, folder: Path, card: Mapping[str, Any], *, plots: bool) -> None:
+        """`evaluation.json`, `card.html` of the whole card, and, if wanted, `plots/*.svg`."""
         write_json(folder / EVALUATION, self.evaluation)
-        plots = draw(self.evaluation)
+        drawn = _draw(self.evaluation) if plots else {}
         (folder / PLOTS).mkdir(exist_ok=True)
-        for name, svg in plots.items():
+        for name, svg in drawn.items():
             (folder / PLOTS / name).write_bytes(svg)
-        (folder / PAGE).write_text(card_page(card, self.evaluation, plots), encoding="utf-8")
+        (folder / PAGE).write_text(card_page(card, self.evaluation, drawn), encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +85,12 @@ def look_closer(judged: Judged, points: Mapping[str, Sequence[tuple[int, float]]
         "training": {name: _thinned(steps) for name, steps in points.items() if len(steps) > 1},
     }  # fmt: skip
     return CloserLook(card, evaluation)
+
+
+def _draw(evaluation: Mapping[str, Any]) -> dict[str, bytes]:
+    from workers.evaluation.plots import draw  # noqa: PLC0415 - matplotlib is loaded for those who want plots alone
+
+    return draw(evaluation)
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> list[list[float]]:

@@ -71,7 +71,7 @@ def run(job: JobContext) -> dict[str, Any]:
     closer = look_closer(Judged(model, prepared, report.judge, report.answers, main, metrics), fit.points, refits)
     card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started) | closer.card
     write_json(job.output / CARD, card)
-    closer.write(job.output, card)
+    closer.write(job.output, card, plots=spec.evaluation.plots)
     job.progress(1.0, "done")
     return {
         "task": spec.task,

@@ -22,7 +22,7 @@ KINDS = {pl.Int64: "integer", pl.Float64: "number", pl.Boolean: "boolean", pl.St
 def without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fifth of a second for each of over a hundred trainings; `test_closer.py` looks at plots."""
     if request.path.name != "test_closer.py":
-        monkeypatch.setattr("workers.jobs.closer.draw", lambda _: {})
+        monkeypatch.setattr("workers.jobs.closer._draw", lambda _: {})
 
 
 class Job(JobContext):

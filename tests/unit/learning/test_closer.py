@@ -91,7 +91,12 @@ def test_everything_that_can_be_asked_for(make_job: MakeJob, mixed: pl.DataFrame
 
 def test_regression_is_drawn_and_shown(make_job: MakeJob, diabetes: pl.DataFrame):
     asked = {"folds": 2, "slices": ["bmi"]}
-    job = make_job(diabetes, family="linear", task="regression", split={"time": "age"}, evaluation=asked)
+    spec = {"family": "linear", "task": "regression", "split": {"time": "age"}}
+    bare = make_job(diabetes, name="bare", evaluation={"plots": False}, **spec)
+    train.run(bare)
+    assert not list((bare.output / "plots").iterdir())
+    assert "<img" not in (bare.output / "card.html").read_text()
+    job = make_job(diabetes, evaluation=asked, **spec)
     train.run(job)
     assert [path.name for path in (job.output / "plots").iterdir()] == ["residuals.svg"]
     page = Page((job.output / "card.html").read_text())
