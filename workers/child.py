@@ -40,6 +40,7 @@ PRELOAD = (
     "lightning.pytorch",
     "sklearn.pipeline",
     "lightgbm",
+    "matplotlib.figure",
     "polars",
     "pyarrow.parquet",
     "onnxruntime",

@@ -90,5 +90,50 @@ class JobContext:
         return self.stop.is_set()
 
 
+_FIT_BEGINS, _FIT_ENDS = 0.1, 0.82  # the span of a job's progress in which a family tells its own
+
+
+class FitContext(JobContext):
+    """A job as one of its fits sees it: fit `index` of `count`, which share the span of progress that one would have.
+
+    The main fit has no `name`. It resumes from the job's checkpoint, and its live metrics are the job's; `points` keeps
+    them. Any other has a folder of its own, so that its checkpoints are never taken for those of another fit; they are
+    not kept.
+    """
+
+    def __init__(self, job: JobContext, index: int = 0, count: int = 1, name: str = "") -> None:
+        folder = job.folder / "fits" / str(index) if name else job.folder
+        super().__init__(job.id, job.kind, job.attempt, job.spec, folder, job.events, job.stop)
+        self.job, self.index, self.count, self.name = job, index, count, name
+        self.points: dict[str, list[tuple[int, float]]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def progress(self, fraction: float, step: str, eta_s: float | None = None) -> None:
+        """As far as this fit brings the job; the time left is known if there is no other fit."""
+        done = min(max((fraction - _FIT_BEGINS) / (_FIT_ENDS - _FIT_BEGINS), 0.0), 1.0)
+        whole = _FIT_BEGINS + (_FIT_ENDS - _FIT_BEGINS) * (self.index + done) / self.count
+        step = f"{self.name}: {step}" if self.name else step
+        self.job.progress(whole, step, eta_s if self.count == 1 else None)
+
+    def metric(self, name: str, step: int, value: float) -> None:
+        """Of the main fit only."""
+        if not self.name:
+            self.job.metric(name, step, value)
+            self.points.setdefault(name, []).append((step, float(value)))
+
+    def log(self, message: str, level: str = "info") -> None:
+        """Under the fit's name."""
+        self.job.log(f"{self.name}: {message}" if self.name else message, level)
+
+    def checkpointed(self) -> None:
+        """Of the main fit only."""
+        if not self.name:
+            self.job.checkpointed()
+
+    def should_stop(self) -> bool:
+        """As the job."""
+        return self.job.should_stop()
+
+
 class Stopped(Exception):
     """Raised by a job that stopped early because `should_stop()` became true."""

@@ -11,6 +11,16 @@ GOLDEN = "golden.json"
 CARD = "card.json"
 SKETCH = "sketch.json"
 SPLIT = "split.parquet"  # which rows were for training, validation and test
+EVALUATION = "evaluation.json"  # the numbers behind the plots
+PLOTS = "plots"  # folder of SVG files
+PAGE = "card.html"  # the model card as a page of its own
 MANIFEST = "manifest.json"
-NAMES = frozenset({MODEL, SIGNATURE, GOLDEN, CARD, SKETCH, SPLIT, MANIFEST})
+NAMES = frozenset({MODEL, SIGNATURE, GOLDEN, CARD, SKETCH, SPLIT, EVALUATION, PLOTS, PAGE, MANIFEST})
 EXTERNAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}")
+
+
+def shown_as(path: str) -> str | None:
+    """The media type of a file that is made to be looked at; None for any other, which is only downloaded."""
+    if path == PAGE:
+        return "text/html"
+    return "image/svg+xml" if path.startswith(f"{PLOTS}/") and path.endswith(".svg") else None

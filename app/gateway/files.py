@@ -1,4 +1,4 @@
-"""Files from the store: downloads with range requests, always as an attachment, and small JSON documents."""
+"""Files from the store: downloads with range requests, as an attachment unless made to be looked at; small JSON."""
 
 import re
 from collections.abc import AsyncIterator
@@ -14,19 +14,25 @@ from app.gateway.errors import PROBLEM_TYPE, problem_body
 from app.services.keep_files import stored
 from app.services.platform import Platform
 
+_LOCKED = "sandbox"  # no script, form or plug-in, and an origin of its own
+_SHOWN = f"{_LOCKED}; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")
 
 
-async def download(request: Request, platform: Platform, file: StoredFile, filename: str) -> Response:
+async def download(
+    request: Request, platform: Platform, file: StoredFile, filename: str, shown_as: str | None = None
+) -> Response:
     """The file, or the part that a single-range `Range` header asks for (206), or 416.
+
+    With the media type `shown_as` a browser shows it, sandboxed: it may hold what a user has written.
 
     Unavailable when the store does not give the file: its first chunk is there before the answer begins.
     """
     headers = {
-        "content-disposition": f"attachment; filename*=UTF-8''{quote(filename)}",
+        "content-disposition": f"{'inline' if shown_as else 'attachment'}; filename*=UTF-8''{quote(filename)}",
         "accept-ranges": "bytes",
         "etag": f'"{file.sha256}"',
-        "content-security-policy": "sandbox",
+        "content-security-policy": _SHOWN if shown_as else _LOCKED,
     }
     span = _span(request.headers.get("range"), file.bytes)
     if span is None:
@@ -41,7 +47,9 @@ async def download(request: Request, platform: Platform, file: StoredFile, filen
     chunks = platform.store.read(file.sha256, start, end)
     with stored(f"'{file.path}'"):
         first = await anext(chunks, b"")
-    return StreamingResponse(_chain(first, chunks), 206 if partial else 200, headers, "application/octet-stream")
+    return StreamingResponse(
+        _chain(first, chunks), 206 if partial else 200, headers, shown_as or "application/octet-stream"
+    )
 
 
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -152,4 +152,4 @@ def _named(spec: TrainSpec) -> list[tuple[tuple[str | int, ...], str]]:
     for i, step in enumerate(spec.clean):
         columns: list[str] = getattr(step, "columns", [])
         named += [(("clean", i, "columns", k), name) for k, name in enumerate(columns)]
-    return named
+    return named + spec.dividing_columns()

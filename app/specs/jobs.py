@@ -3,23 +3,19 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from app.core.errors import InvalidSpec
 from app.core.signature import Task
 from app.specs.augment import AugmentSpec
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.endpoints import EndpointName
+from app.specs.evaluation import REGRESSION_METRICS, EvaluationSpec, MetricName
 from app.specs.families import Family, family
 from app.specs.mapping import Mapping
+from app.specs.splits import SplitSpec
 
 Priority = Literal[0, 1, 2]
-MetricName = Literal[
-    "accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "rmse", "mae", "r2"
-]
-CLASSIFICATION_METRICS = frozenset(
-    {"accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss"}
-)
 _DATASET = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})@(?P<version>[1-9][0-9]{0,8})$")
 
 
@@ -74,21 +70,6 @@ class FeatureSpec(Spec):
     steps: Annotated[
         list[Clip], Field(description="transformations that become part of the model", max_length=100)
     ] = []
-
-
-class SplitSpec(Spec):
-    """How rows are divided; the row ids are saved with the version."""
-
-    method: Literal["auto", "stratified", "random"] = "auto"
-    test: Annotated[float, Field(gt=0, lt=0.9, description="share of rows never seen by training")] = 0.2
-    validation: Annotated[float, Field(gt=0, lt=0.9, description="share for early stopping and variants")] = 0.1
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-
-    @model_validator(mode="after")
-    def _leaves_rows(self) -> Self:
-        if self.test + self.validation >= 1:
-            raise ValueError("test + validation must be below 1, so that rows are left to train on")
-        return self
 
 
 class OptimizerSpec(Spec):
@@ -211,19 +192,32 @@ class TrainSpec(JobSpec):
         list[MetricName], Field(description="first = main metric; default: roc_auc (2 classes), accuracy, rmse")
     ] = []
     training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     compress: CompressBudget | None = None
     deploy: DeploySpec | None = None
 
+    def dividing_columns(self) -> list[tuple[tuple[str | int, ...], str]]:
+        """(where, name) of each column that divides rows: into parts, or into slices."""
+        named: list[tuple[tuple[str | int, ...], str]] = []
+        if self.split.by is not None:
+            named.append((("split", self.split.by[0]), self.split.by[1]))
+        return named + [(("evaluation", "slices", i), name) for i, name in enumerate(self.evaluation.slices)]
+
     def check_family(self) -> Self:
-        """Fill `params` with the family's defaults. InvalidSpec names an unknown family, task or parameter."""
+        """Fill `params` with the family's defaults. InvalidSpec names what does not fit it or the task."""
         chosen = family(self.family)
         if self.task not in chosen.tasks:
             raise InvalidSpec.at("task", msg=f"family '{chosen.name}' does {', '.join(chosen.tasks)}, not {self.task}")
         for name in self.metrics:
-            if (name in CLASSIFICATION_METRICS) != (self.task == "classification"):
+            if (name in REGRESSION_METRICS) != (self.task == "regression"):
                 raise InvalidSpec.at("metrics", msg=f"'{name}' is not a metric of {self.task}")
         chosen.check_features(self.features.types, steps=len(self.features.steps))
         self._check_loop(chosen)
+        if self.split.method == "stratified" and self.task == "regression":
+            raise InvalidSpec.at("split", "method", msg="stratified needs classes; use random for regression")
+        for loc, column in self.dividing_columns():
+            if column == self.target:
+                raise InvalidSpec.at(*loc, msg=f"'{column}' is the target; name another column")
         return self.model_copy(update={"params": chosen.validate(self.params).model_dump(mode="json")})
 
     def _check_loop(self, chosen: Family) -> None:

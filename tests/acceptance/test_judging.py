@@ -59,6 +59,11 @@ class TestImported:
         assert found["roc_auc"] == pytest.approx(roc_auc_score(foreign.y, logits), abs=1e-4)
         log_loss = np.logaddexp(0, np.where(foreign.y == 1, -logits, logits))
         assert found["log_loss"] == pytest.approx(np.minimum(log_loss, -np.log(1e-7)).mean(), rel=1e-3)
+        told = report["reports"]["fp32"]
+        low, high = told["intervals"]["metrics"]["roc_auc"]
+        assert low <= found["roc_auc"] <= high <= 1
+        assert np.sum(told["curves"]["confusion"]["counts"]) == 569
+        assert {"roc", "pr", "calibration", "gains"} <= set(told["curves"])
         listed = platform.call("GET", "/api/v1/jobs?kind=evaluate&model=foreign")["items"]
         assert listed[0]["result"] == report
 
@@ -80,7 +85,7 @@ class TestImported:
         assert int8["bytes"] < base["bytes"] / 2.5
         assert int8["metrics"]["roc_auc"] == pytest.approx(result["metrics"]["roc_auc"], abs=0.02)
         again = ended(platform, kind="evaluate", **spec)
-        assert set(again["metrics"]) == {"fp32", "int8"}
+        assert set(again["metrics"]) == set(again["reports"]) == {"fp32", "int8"}
         routes = [{"version": 1, "variant": "int8"}]
         platform.call("PUT", "/api/v1/endpoints/foreign", 201, json={"model": "foreign", "routes": routes})
         instances = foreign.x.tolist()
@@ -142,6 +147,28 @@ def trained(platform: Platform) -> dict[str, Any]:
         platform, kind="train", model="own", dataset="cancer@1", task="classification", target="diagnosis",
         family="linear", compress={"max_metric_drop": 0.05},
     )  # fmt: skip
+
+
+class TestGroups:
+    def test_a_training_by_groups_is_looked_at_closely(self, platform: Platform) -> None:
+        head, *lines = breast_cancer_csv().decode().splitlines()
+        rows = [f"{head},clinic", *(f"{line},clinic {at % 23}" for at, line in enumerate(lines))]
+        platform.upload("clinics", "\n".join(rows).encode())
+        spec = {"kind": "train", "dataset": "clinics@1", "task": "classification", "target": "diagnosis"}
+        spec |= {"family": "linear", "model": "clinics", "evaluation": {"folds": 3, "slices": ["clinic"]}}
+        refusal = refused(platform, **spec, split={"group": "clinik"})
+        check_problem(refusal, 422, "invalid_spec", ["split", "group"])
+        refusal = refused(platform, **spec, split={"method": "time"})
+        check_problem(refusal, 422, "invalid_spec", ["split", "time"])
+        ended(platform, **spec, split={"group": "clinic"})
+        version = platform.call("GET", "/api/v1/models/clinics/versions/1")
+        assert "clinic" not in [column["name"] for column in version["signature"]["columns"]]
+        card = platform.call("GET", version["links"]["card"])
+        assert (card["split"]["method"], card["split"]["column"]) == ("group", "clinic")
+        assert len(card["cross_validation"]["metrics"]["roc_auc"]["values"]) == 3
+        assert sum(part["rows"] for part in card["slices"]["clinic"]) == card["split"]["rows"]["test"]
+        report = ended(platform, kind="evaluate", model="clinics", version=1, dataset="clinics@1")
+        assert report["metrics"]["fp32"] == pytest.approx(version["metrics"])
 
 
 class TestTrained:

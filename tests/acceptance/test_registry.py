@@ -112,8 +112,22 @@ class TestFiles:
             assert len(answer.content) == file["bytes"]
             assert hashlib.sha256(answer.content).hexdigest() == file["sha256"]
             assert answer.headers["etag"] == f'"{file["sha256"]}"'
-            assert answer.headers["content-disposition"].startswith("attachment;")
+            shown = file["path"] == "card.html" or file["path"].startswith("plots/")
+            assert answer.headers["content-disposition"].startswith("inline;" if shown else "attachment;")
+            assert answer.headers["content-security-policy"].startswith("sandbox")
+            assert answer.headers["x-content-type-options"] == "nosniff"
         platform.call("GET", "/api/v1/models/gbdt/versions/1/files/nothing.onnx", 404)
+
+    def test_the_card_and_its_plots_are_shown_by_a_browser(self, trained: Trained) -> None:
+        """And run nothing on the platform's origin, whatever the names in them hold."""
+        page = trained.version("gbdt")["links"]["page"]
+        for url, kind in ((page, "text/html"), (page.replace("card.html", "plots/roc.svg"), "image/svg+xml")):
+            answer = trained.platform.client.get(url)
+            assert answer.headers["content-type"].split(";")[0] == kind
+            policy = answer.headers["content-security-policy"].split("; ")
+            assert {"sandbox", "default-src 'none'"} <= set(policy)
+            assert not any("script" in rule for rule in policy)
+        assert "<title>gbdt: model card</title>" in trained.platform.client.get(page).text
 
     @pytest.mark.parametrize(
         ("asked", "start", "end"),

@@ -7,7 +7,7 @@ TUMOURS: dict[str, Any] = {"kind": "train", "dataset": "tumours@1", "task": "cla
 
 def quick(model: str, **changes: Any) -> dict[str, Any]:
     """Trains in about a second."""
-    return {**TUMOURS, "model": model, "family": "linear", **changes}
+    return {**TUMOURS, "model": model, "family": "linear", "evaluation": {"plots": False}, **changes}
 
 
 def long(model: str, **changes: Any) -> dict[str, Any]:

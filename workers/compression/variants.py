@@ -32,7 +32,7 @@ class Compressor:
         self.budget = budget.max_metric_drop
         inputs, y = prepared.part("validation")
         # Test rows decide nothing: what is reported of them would no longer be what unseen rows give.
-        self._decider = replace(judge, inputs=inputs, y=y)
+        self._decider = replace(judge, inputs=inputs, y=y, groups=None)
         self._full = self._decider.answers(model)
 
     def run(self, output: Path) -> list[Variant]:

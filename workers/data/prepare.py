@@ -1,7 +1,8 @@
 """A data set folder and a spec to everything that a family learns from and is judged by."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.context import JobContext
+from workers.data.division import Grouped
 from workers.data.images import choose_format, decode_all
-from workers.data.splits import Split, load_split, split_rows
+from workers.data.slices import slice_labels
+from workers.data.splits import Division, Split, divide_rows, load_split
 from workers.data.tables import (
     Notes,
     check_columns,
@@ -32,7 +35,22 @@ from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
 IMAGE_COLUMN = "image"
 _REPEATS = 0.01  # share of the test rows from which on repeats are told of
+_SHARES = (0.1, 0.25, 0.5)  # of the training rows, for the learning curve
 _ROOM = 10  # times as many possible rows as there are: with fewer, rows are alike by accident
+
+
+@dataclass(frozen=True, slots=True)
+class Closer:
+    """What the evaluation looks at closer: cross-validation, a learning curve, and slices.
+
+    `folds` are splits of the rows that are not test rows, `shares` splits with that share of the training rows,
+    `slices` the slice of each row, [N] text, by column, and `groups` the group of each row [N], if rows are grouped.
+    """
+
+    folds: tuple[Split, ...] = ()
+    shares: Mapping[float, Split] = field(default_factory=dict)
+    slices: Mapping[str, Array] = field(default_factory=dict)
+    groups: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +64,7 @@ class Prepared:
     split: Split
     notes: Notes
     bounds: tuple[Array, Array] | None = None
+    closer: Closer = field(default_factory=Closer)
 
     def part(self, name: str) -> tuple[dict[str, Array], Array]:
         """Inputs and target of `train`, `validation` or `test`."""
@@ -88,14 +107,31 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     choose = choose_texts if wanted.data == "text" else choose_columns
     columns, inputs = choose(frame, types, spec, notes)
     signature = _signature(spec, columns, inputs, target)
-    split = split_rows(target.y, spec.task, spec.split)
+    division = divide_rows(target.y, spec.task, spec.split, by=_divides_by(frame, spec))
+    split, closer = division.split, _look_closer(frame, spec, division)
     notes.warnings += split.lacks(target.classes, target.y)
     used = [*(c.name for c in columns), spec.target]
     if prod(frame[name].n_unique() for name in used) >= _ROOM * len(frame):
         _warn_of_repeats(rows_of_columns(frame, used), split, notes)
     row_ids = frame[ROW_ID].to_numpy()
     bounds = clip_bounds(columns, spec.features)
-    return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, bounds)
+    return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, bounds, closer)
+
+
+def _divides_by(frame: pl.DataFrame, spec: TrainSpec) -> pl.Series | None:
+    """The column that the split reads, if it reads one."""
+    return None if spec.split.by is None else frame[spec.split.by[1]]
+
+
+def _look_closer(frame: pl.DataFrame, spec: TrainSpec, division: Division) -> Closer:
+    asked = spec.evaluation
+    shares = {share: division.with_share(share) for share in _SHARES} if asked.learning_curve else {}
+    return Closer(
+        division.folds(asked.folds) if asked.folds else (),
+        {share: split for share, split in shares.items() if split is not None},
+        {name: slice_labels(frame[name]) for name in asked.slices},
+        division.divider.groups if isinstance(division.divider, Grouped) else None,
+    )
 
 
 def _warn_of_repeats(rows: pl.Series, split: Split, notes: Notes) -> None:
@@ -126,10 +162,12 @@ def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes
     column = Column(IMAGE_COLUMN, "image", "image")
     signature = _signature(spec, (column,), (image,), target, fmt)
     given = kept["split"].cast(pl.String).to_list() if "split" in kept.columns else None
-    split = split_rows(target.y, spec.task, spec.split, given)
+    division = divide_rows(target.y, spec.task, spec.split, given, _divides_by(kept, spec))
+    split, closer = division.split, _look_closer(kept, spec, division)
     notes.warnings += split.lacks(target.classes, target.y)
     _warn_of_repeats(pl.Series([hash(picture.tobytes()) for picture in pixels]), split, notes)
-    return Prepared(signature, {"image": pixels}, target.y, kept[ROW_ID].to_numpy(), split, notes)
+    row_ids = kept[ROW_ID].to_numpy()
+    return Prepared(signature, {"image": pixels}, target.y, row_ids, split, notes, closer=closer)
 
 
 def read_image_table(path: Path) -> pl.DataFrame:

@@ -39,6 +39,7 @@ def check_columns(frame: pl.DataFrame, spec: TrainSpec) -> None:
     for i, step in enumerate(spec.clean):
         if not isinstance(step, DropDuplicates):
             asked += [(("clean", i, "columns", j), name) for j, name in enumerate(step.columns)]
+    asked += spec.dividing_columns()
     for loc, name in asked:
         if name not in known:
             listed = ", ".join(known[:50])
@@ -58,8 +59,9 @@ def choose_columns(
         notes: gets a warning for each column that is left out, or not read whole, without being asked for.
     """
     columns, width = [], {"numeric": 0, "categorical": 0}
+    keys = spec.split.left_out - set(spec.features.types)
     for name in frame.columns:
-        if name in {ROW_ID, spec.target, *spec.features.drop}:
+        if name in {ROW_ID, spec.target, *spec.features.drop, *keys}:
             continue
         column, asked = frame[name].alias(""), name in spec.features.types  # some names are patterns to polars
         kind = spec.features.types.get(name) or _TYPES.get(types[name])

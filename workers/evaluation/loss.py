@@ -1,5 +1,6 @@
 """What a compressed variant loses against the full model, and how sure that is."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +35,15 @@ def worst_loss(judge: Judge, main_metric: str, full: Array, other: Array, budget
         other: the variant's answers.
         budget: a loss above it is not looked at more closely.
     """
-    measured = _drops(judge, full, other, np.ones(len(judge.y), bool))
+    everything = np.ones(len(judge.y), bool)
+    measured = _drops(judge, full, other, everything, (main_metric, "accuracy"))
+    measured = measured or _drops(judge, full, other, everything)
     names = [name for name in (main_metric, "accuracy") if name in measured] or [next(iter(measured))]
     name = max(names, key=lambda name: measured[name])
     if measured[name] > budget:
         return Loss(name, measured[name], measured[name])
     groups = np.random.default_rng(0).permutation(len(judge.y)) % _GROUPS
-    without = [_drops(judge, full, other, groups != group) for group in np.unique(groups)]
+    without = [_drops(judge, full, other, groups != group, names) for group in np.unique(groups)]
     losses = []
     for name in names:
         spread = _jackknife([drops[name] for drops in without if name in drops])
@@ -48,10 +51,12 @@ def worst_loss(judge: Judge, main_metric: str, full: Array, other: Array, budget
     return max(losses, key=lambda loss: loss.at_most)
 
 
-def _drops(judge: Judge, full: Array, other: Array, rows: Array) -> dict[str, float]:
+def _drops(
+    judge: Judge, full: Array, other: Array, rows: Array, names: Collection[str] | None = None
+) -> dict[str, float]:
     if not rows.any():
         return {}
-    before, after = judge.score(full, rows), judge.score(other, rows)
+    before, after = judge.score(full, rows, names), judge.score(other, rows, names)
     return {name: metric_drop(name, before[name], after[name]) for name in before if name in after}
 
 

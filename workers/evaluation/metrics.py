@@ -1,6 +1,9 @@
 """Metrics on held-out rows. Every value is finite; what is undefined on the rows at hand is left out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +12,8 @@ from sklearn import metrics as sk
 from app.core.signature import Task
 from workers.learning import Array
 
-LOWER_IS_BETTER = frozenset({"log_loss", "rmse", "mae"})
+LOWER_IS_BETTER = frozenset({"log_loss", "brier", "ece", "rmse", "mae", "mape"})
+BINS = 15  # of equal width, for calibration
 _EPSILON = 1e-7  # probabilities are float32; log loss needs them off 0 and 1
 
 
@@ -25,59 +29,141 @@ def positive_class(y: Array) -> int:
     return int(np.mean(y == 1) <= 0.5)  # noqa: PLR2004 - half of the rows
 
 
-def evaluate(task: Task, y: Array, answers: Array, *, positive: int = 1) -> dict[str, float]:
-    """All metrics of a task.
+def evaluate(
+    task: Task, y: Array, answers: Array, *, positive: int = 1, names: Collection[str] | None = None
+) -> dict[str, float]:
+    """All metrics of a task, or those in `names`.
 
     Args:
         task: classification or regression.
         y: int64 class indices [N] or values [N].
         answers: probabilities [N, K] or values [N].
-        positive: for two classes, the one that precision, recall and F1 speak of; with more they are macro averages.
+        positive: for two classes, the one that precision, recall, F1 and the area under the precision-recall curve
+            speak of; with more they are macro averages.
+        names: of the metrics to compute; None: all.
     """
-    found = _regression(y, answers) if task == "regression" else _classification(y, answers, positive)
-    return {name: float(value) for name, value in found.items() if np.isfinite(value)}
+    judged: Any = _Valued(y, answers) if task == "regression" else Classified.of(y, answers, positive)
+    table: Mapping[str, Callable[[Any], float]] = _REGRESSION if task == "regression" else _CLASSIFICATION
+    found = {name: float(compute(judged)) for name, compute in table.items() if names is None or name in names}
+    return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
-def _regression(y: Array, answers: Array) -> dict[str, float]:
-    found = {"rmse": sk.root_mean_squared_error(y, answers), "mae": sk.mean_absolute_error(y, answers)}
-    if len(y) > 1:
-        found["r2"] = sk.r2_score(y, answers)
-    return found
+@dataclass(frozen=True, slots=True)
+class _Valued:
+    """Values [N] and what was answered."""
+
+    y: Array
+    answers: Array
 
 
-def _classification(y: Array, probabilities: Array, positive: int) -> dict[str, float]:
-    classes = probabilities.shape[1]
-    predicted, labels = probabilities.argmax(axis=1), list(range(classes))
-    clipped = np.clip(probabilities.astype(np.float64), _EPSILON, 1 - _EPSILON)
-    clipped /= clipped.sum(axis=1, keepdims=True)
-    if classes == 2:  # noqa: PLR2004 - binary
-        precision, recall, f1, _ = sk.precision_recall_fscore_support(
-            y, predicted, average="binary", pos_label=positive, zero_division=0.0
-        )
-    else:
-        precision, recall, f1, _ = sk.precision_recall_fscore_support(
-            y, predicted, labels=np.unique(y), average="macro", zero_division=0.0
-        )
-    recalls = sk.recall_score(y, predicted, labels=np.unique(y), average=None, zero_division=0.0)
-    return {
-        "accuracy": sk.accuracy_score(y, predicted),
-        "balanced_accuracy": float(np.mean(recalls)),
-        "f1": f1,
-        "precision": precision,
-        "recall": recall,
-        "roc_auc": _roc_auc(y, probabilities),
-        "log_loss": sk.log_loss(y, clipped, labels=labels),
-    }
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """Class indices [N], probabilities as they came [N, K], the same off 0 and 1, and the likeliest class [N]."""
+
+    y: Array
+    raw: Array
+    probabilities: npt.NDArray[np.float64]
+    predicted: npt.NDArray[np.int64]
+    positive: int
+
+    @classmethod
+    def of(cls, y: Array, answers: Array, positive: int) -> "Classified":
+        """From a model's answers."""
+        clipped = np.clip(answers.astype(np.float64), _EPSILON, 1 - _EPSILON)
+        return cls(y, answers, clipped / clipped.sum(axis=1, keepdims=True), answers.argmax(axis=1), positive)
+
+    @property
+    def binary(self) -> bool:
+        """Two classes."""
+        return len(self.labels) == 2  # noqa: PLR2004 - binary
+
+    @property
+    def labels(self) -> list[int]:
+        """Every class."""
+        return list(range(self.raw.shape[1]))
 
 
-def _roc_auc(y: Array, probabilities: Array) -> float:
+def _averaged(average: str, at: int, judged: Classified) -> float:
+    """Precision (0), recall (1) or F1 (2), averaged over the classes that are there."""
+    labels = judged.labels if average == "micro" else np.unique(judged.y)
+    found = sk.precision_recall_fscore_support(
+        judged.y, judged.predicted, labels=labels, average=average, zero_division=0.0
+    )
+    return float(found[at])
+
+
+def _main_kind(at: int, judged: Classified) -> float:
+    """Precision (0), recall (1) or F1 (2) of the positive class, or a macro average."""
+    if not judged.binary:
+        return _averaged("macro", at, judged)
+    found = sk.precision_recall_fscore_support(
+        judged.y, judged.predicted, average="binary", pos_label=judged.positive, zero_division=0.0
+    )
+    return float(found[at])
+
+
+def _several(judged: Classified) -> bool:
+    return len(np.unique(judged.y)) > 1
+
+
+def _roc_auc(judged: Classified) -> float:
     """Area under the ROC curve; for several classes the mean of one-versus-rest over those present."""
-    present = np.unique(y)
-    if len(present) < 2:  # noqa: PLR2004 - undefined
+    if not _several(judged):
         return float("nan")
-    if probabilities.shape[1] == 2:  # noqa: PLR2004 - binary
-        return float(sk.roc_auc_score(y, probabilities[:, 1]))
-    return float(np.mean([sk.roc_auc_score(y == k, probabilities[:, k]) for k in present]))
+    if judged.binary:
+        return float(sk.roc_auc_score(judged.y, judged.raw[:, 1]))
+    return float(np.mean([sk.roc_auc_score(judged.y == k, judged.raw[:, k]) for k in np.unique(judged.y)]))
+
+
+def _pr_auc(judged: Classified) -> float:
+    """Average precision; for several classes the mean of one-versus-rest over those present."""
+    if not _several(judged):
+        return float("nan")
+    classes = [judged.positive] if judged.binary else np.unique(judged.y)
+    return float(np.mean([sk.average_precision_score(judged.y == k, judged.raw[:, k]) for k in classes]))
+
+
+def _brier(judged: Classified) -> float:
+    """Mean squared error of the probabilities: of one class for two, summed over the classes for more."""
+    if judged.binary:
+        return float(sk.brier_score_loss(judged.y, judged.probabilities[:, 1], labels=[0, 1], pos_label=1))
+    return float(sk.brier_score_loss(judged.y, judged.probabilities, labels=judged.labels))
+
+
+def calibration_bins(confidence: Array) -> npt.NDArray[np.int64]:
+    """The bin of each probability [N], 0 to BINS - 1; a bin takes in its upper edge."""
+    return np.clip(np.ceil(confidence.astype(np.float64) * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def calibration_error(confidence: Array, right: Array) -> float:
+    """Mean distance of confidence and share of right answers over bins of equal width, weighted by their rows."""
+    sums = np.bincount(calibration_bins(confidence), confidence.astype(np.float64) - right, BINS)
+    return float(np.abs(sums).sum() / len(confidence))
+
+
+_CLASSIFICATION: dict[str, Callable[[Classified], float]] = {
+    "accuracy": lambda c: sk.accuracy_score(c.y, c.predicted),
+    "balanced_accuracy": partial(_averaged, "macro", 1),
+    "f1": partial(_main_kind, 2),
+    "precision": partial(_main_kind, 0),
+    "recall": partial(_main_kind, 1),
+    "roc_auc": _roc_auc,
+    "log_loss": lambda c: sk.log_loss(c.y, c.probabilities, labels=c.labels),
+    "f1_macro": partial(_averaged, "macro", 2),
+    "f1_micro": partial(_averaged, "micro", 2),
+    "f1_weighted": partial(_averaged, "weighted", 2),
+    "pr_auc": _pr_auc,
+    "brier": _brier,
+    "ece": lambda c: calibration_error(c.probabilities.max(axis=1), c.predicted == c.y),
+    "mcc": lambda c: sk.matthews_corrcoef(c.y, c.predicted) if _several(c) else float("nan"),
+    "kappa": lambda c: sk.cohen_kappa_score(c.y, c.predicted) if _several(c) else float("nan"),
+}
+_REGRESSION: dict[str, Callable[[_Valued], float]] = {
+    "rmse": lambda v: sk.root_mean_squared_error(v.y, v.answers),
+    "mae": lambda v: sk.mean_absolute_error(v.y, v.answers),
+    "r2": lambda v: sk.r2_score(v.y, v.answers) if len(v.y) > 1 else float("nan"),
+    "mape": lambda v: sk.mean_absolute_percentage_error(v.y, v.answers) if np.all(v.y) else float("nan"),
+}
 
 
 def metric_drop(name: str, base: float, other: float) -> float:

@@ -1,5 +1,6 @@
 """One file of a model version with what was measured of it."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from workers.learning import Array, Inputs
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Held-out rows and how to judge a model by them."""
+    """Held-out rows and how to judge a model by them; rows of one of `groups` [N] depend on each other."""
 
     task: Task
     inputs: Inputs
@@ -21,15 +22,18 @@ class Judge:
     positive: int
     threads: int
     answering: Answering = field(default_factory=Answering)
+    groups: Array | None = None
 
     def answers(self, model: bytes | str) -> Array:
         """What a serialised model, or the one at a path, says to these rows: probabilities [N, K] or values [N]."""
         session = open_session(model, self.threads)
         return self.answering.read(predict(session, self.inputs, self.answering.batch, self.answering.output))
 
-    def score(self, answers: Array, rows: Array | slice = slice(None)) -> dict[str, float]:
-        """Every metric of the answers, or of the chosen ones."""
-        return evaluate(self.task, self.y[rows], answers[rows], positive=self.positive)
+    def score(
+        self, answers: Array, rows: Array | slice = slice(None), names: Collection[str] | None = None
+    ) -> dict[str, float]:
+        """Every metric of the answers, or of the chosen ones; or those in `names`."""
+        return evaluate(self.task, self.y[rows], answers[rows], positive=self.positive, names=names)
 
     def metrics(self, model: bytes) -> dict[str, float]:
         """Every metric of a serialised model on these rows."""

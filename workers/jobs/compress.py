@@ -5,7 +5,8 @@ from typing import Any
 
 from app.core.errors import InvalidData
 from app.core.version_folder import SPLIT
-from app.specs.jobs import CompressSpec, SplitSpec
+from app.specs.jobs import CompressSpec
+from app.specs.splits import SplitSpec
 from workers.compression.variants import Compressor
 from workers.context import JobContext
 from workers.data.labelled import read_labelled

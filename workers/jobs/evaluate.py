@@ -11,12 +11,15 @@ from workers.context import JobContext
 from workers.data.labelled import Labelled, read_labelled
 from workers.data.splits import load_split
 from workers.evaluation.metrics import default_metric, order
+from workers.evaluation.report import report
 from workers.jobs.judging import Version, labelled_judge
 from workers.learning import take
 
+_POINTS = 50  # of a curve: the report is shown in lists of jobs
+
 
 def run(job: JobContext) -> dict[str, Any]:
-    """The report. Nothing is written.
+    """The report: metrics, intervals and curves of each variant. Nothing is written.
 
     Raises:
         InvalidSpec, InvalidData: the data set does not suit the version; the field is named.
@@ -33,9 +36,12 @@ def run(job: JobContext) -> dict[str, Any]:
     judge, base = labelled_judge(job, version, str(graphs.pop("fp32")), rows, spec.mapping)
     main = default_metric(rows.task, len(rows.classes)) if spec.mapping else version.trained_judge[0]
     metrics = {"fp32": order(judge.score(base), [main])}
+    reports = {"fp32": report(judge, base, rows.classes, _POINTS)}
     for at, (name, path) in enumerate(graphs.items()):
         job.progress(0.5 + 0.5 * at / len(graphs), f"judging {name}")
-        metrics[name] = order(judge.score(judge.answers(str(path))), [main])
+        answers = judge.answers(str(path))
+        metrics[name] = order(judge.score(answers), [main])
+        reports[name] = report(judge, answers, rows.classes, _POINTS)
     job.progress(1.0, "done")
     binary = len(rows.classes) == 2  # noqa: PLR2004 - two classes
     return {
@@ -50,6 +56,7 @@ def run(job: JobContext) -> dict[str, Any]:
         "positive_class": rows.classes[judge.positive] if binary else None,
         "main_metric": main if main in metrics["fp32"] else next(iter(metrics["fp32"])),
         "metrics": metrics,
+        "reports": reports,
     }
 
 

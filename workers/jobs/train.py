@@ -13,7 +13,7 @@ from app.core.version_folder import CARD, MODEL, SKETCH, SPLIT
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.compression.variants import Compressor
-from workers.context import JobContext
+from workers.context import FitContext, JobContext
 from workers.data.prepare import Prepared, prepare
 from workers.evaluation.leaks import leak_hints
 from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, order, positive_class
@@ -24,6 +24,8 @@ from workers.export.runtime import open_session, predict
 from workers.export.version_files import write_contract, write_json
 from workers.families.base import Fitted, load_family
 from workers.host import choose_device, environment, job_threads
+from workers.jobs.closer import Judged, look_closer
+from workers.jobs.refits import Refits
 from workers.learning import LearningData, take
 
 _GOLDEN_ROWS = 4
@@ -51,21 +53,27 @@ def run(job: JobContext) -> dict[str, Any]:
     data = replace(data, metric=next(iter(spec.metrics), default_metric(spec.task, data.n_classes)))
     job.log(f"learning from {prepared.split.sizes()} rows, {len(prepared.signature.columns)} columns")
     job.progress(0.1, "training")
-    fitted = learner.fit(data, job)
+    positive = positive_class(prepared.y) if data.n_classes == 2 else 1  # noqa: PLR2004 - binary
+    refits = Refits(job, spec, prepared, positive, threads, device)
+    fit = FitContext(job, count=1 + len(refits.splits))
+    fitted = learner.fit(data, fit)
+    refits.run()
     job.progress(0.82, "exporting")
     model = fitted.to_onnx().SerializeToString()
     parity = _prove(model, fitted, prepared, threads)
     job.progress(0.87, "evaluating")
     (job.output / MODEL).write_bytes(model)
-    report = _Report(job, spec, prepared, data, model)
+    report = _Report(job, spec, prepared, data, model, positive)
     main, metrics, base = report.evaluate()
     variants = [base]
     if spec.compress is not None:
         job.progress(0.92, "compressing")
         variants += Compressor(model, prepared, report.judge, main, spec.compress).run(job.output)
     report.write_files()
-    card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started)
+    closer = look_closer(Judged(model, prepared, report.judge, report.answers, main, metrics), fit.points, refits)
+    card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started) | closer.card
     write_json(job.output / CARD, card)
+    closer.write(job.output, card, plots=spec.evaluation.plots)
     job.progress(1.0, "done")
     return {
         "task": spec.task,
@@ -91,19 +99,23 @@ def _prove(model: bytes, fitted: Fitted, prepared: Prepared, threads: int) -> Pa
 class _Report:
     """Everything that is said of a freshly trained model."""
 
-    def __init__(self, job: JobContext, spec: TrainSpec, prepared: Prepared, data: LearningData, model: bytes) -> None:
+    def __init__(
+        self, job: JobContext, spec: TrainSpec, prepared: Prepared, data: LearningData, model: bytes, positive: int
+    ) -> None:
         self.job, self.spec, self.prepared, self.data, self.model = job, spec, prepared, data, model
         inputs, y = prepared.part("test")
-        positive = positive_class(prepared.y) if data.n_classes == 2 else 1  # noqa: PLR2004 - binary
-        self.judge = Judge(spec.task, inputs, y, positive, data.threads)
+        groups = None if prepared.closer.groups is None else prepared.closer.groups[prepared.split.test]
+        self.judge = Judge(spec.task, inputs, y, positive, data.threads, groups=groups)
         self.session = open_session(model, data.threads)
+        self.answers = predict(self.session, inputs)
 
     def evaluate(self) -> tuple[str, dict[str, dict[str, float]], Variant]:
         """The main metric's name, the metrics of each part and of the baseline, and the base variant."""
         found = {}
-        for part in ("train", "validation", "test"):
+        for part in ("train", "validation"):
             inputs, y = self.prepared.part(part)
             found[part] = evaluate(self.spec.task, y, predict(self.session, inputs), positive=self.judge.positive)
+        found["test"] = self.judge.score(self.answers)
         y_train = self.prepared.y[self.prepared.split.train]
         guess = baseline(self.spec.task, y_train, len(self.judge.y), self.data.n_classes)
         found["baseline"] = evaluate(self.spec.task, self.judge.y, guess, positive=self.judge.positive)
@@ -126,7 +138,7 @@ class _Report:
     def write_files(self) -> None:
         """Signature, split, reference histograms and golden rows."""
         output, prepared = self.job.output, self.prepared
-        prepared.split.save(prepared.row_ids, output / SPLIT)
+        prepared.split.save(prepared.row_ids, output / SPLIT, prepared.closer.folds)
         rows = take(prepared.inputs, prepared.split.train[:_SKETCH_ROWS])
         write_json(output / SKETCH, make_sketch(prepared.signature, rows, predict(self.session, rows)))
         golden = take(self.judge.inputs, slice(0, _GOLDEN_ROWS))
@@ -167,6 +179,7 @@ class _Report:
             },
             "split": {
                 "method": self.prepared.split.method,
+                "column": spec.split.by and spec.split.by[1],
                 "seed": spec.split.seed,
                 "rows": self.prepared.split.sizes(),
                 "file": SPLIT,

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from app.core.errors import InvalidInput, NotFound
 from app.core.resources import ModelVersion
-from app.core.version_folder import CARD, EXTERNAL, MODEL, NAMES
+from app.core.version_folder import CARD, EXTERNAL, MODEL, NAMES, shown_as
 from app.gateway.deps import (
     Gateway,
     GatewayDep,
@@ -167,12 +167,12 @@ async def list_files(model: str, version: VersionPath, state: GatewayDep, _: Rea
 async def get_file(
     model: str, version: VersionPath, path: str, request: Request, state: GatewayDep, _: Reader
 ) -> Response:
-    """One file; range requests work."""
+    """One file; range requests work. The card's page and the plots are shown by a browser, others are downloaded."""
     found = await _version(state, model, version)
     file = next((f for f in found.files if f.path == path), None)
     if file is None:
         raise NotFound(f"'{model}@{version}' has no file '{path}'")
-    return await download(request, state.platform, file, path.rsplit("/", 1)[-1])
+    return await download(request, state.platform, file, path.rsplit("/", 1)[-1], shown_as(path))
 
 
 @router.get("/models/{model}/versions/{version}/card", operation_id="model_card_get", responses=responses(404))

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from app.core.resources import AliasMove, Model, ModelVersion, StoredFile
+from app.core.version_folder import PAGE
 from app.gateway.schemas import Timestamp
 from app.specs.base import NO_NUL, Spec, VersionNumber
 
@@ -105,6 +106,7 @@ class ModelVersionOut(BaseModel):
                     "self": here,
                     "files": f"{here}/files",
                     "card": f"{here}/card",
+                    **({} if version.task == "inference" else {"page": f"{here}/files/{PAGE}"}),
                     "job": f"/api/v1/jobs/{version.lineage.get('job')}",
                 },
             }

@@ -18,6 +18,13 @@ from workers.context import Events, JobContext
 KINDS = {pl.Int64: "integer", pl.Float64: "number", pl.Boolean: "boolean", pl.String: "category"}
 
 
+@pytest.fixture(autouse=True)
+def without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of a second for each of over a hundred trainings; `test_closer.py` looks at plots."""
+    if request.path.name != "test_closer.py":
+        monkeypatch.setattr("workers.jobs.closer._draw", lambda _: {})
+
+
 class Job(JobContext):
     """A job whose events can be read back."""
 

@@ -18,7 +18,9 @@ P = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.55, 0.45]])
 
 
 def test_binary_metrics():
-    found = evaluate("classification", Y, P, positive=1)
+    names = ["accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss"]
+    found = evaluate("classification", Y, P, positive=1, names=names)
+    assert list(found) == names
     assert found == pytest.approx(
         {
             "accuracy": 3 / 5,
@@ -56,7 +58,8 @@ def test_multi_class_metrics_skip_absent_classes():
 
 def test_regression_metrics():
     found = evaluate("regression", np.asarray([1.0, 2, 3]), np.asarray([1.0, 2, 5]))
-    assert found == pytest.approx({"rmse": np.sqrt(4 / 3), "mae": 2 / 3, "r2": -1.0})
+    assert found == pytest.approx({"rmse": np.sqrt(4 / 3), "mae": 2 / 3, "r2": -1.0, "mape": 2 / 9})
+    assert "mape" not in evaluate("regression", np.asarray([0.0, 2, 3]), np.asarray([1.0, 2, 5]))
 
 
 def test_main_metrics_and_drops():

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Column, Signature, Tensor
-from app.specs.jobs import SplitSpec, TrainSpec
+from app.specs.jobs import TrainSpec
+from app.specs.splits import SplitSpec
 from workers.data.prepare import Prepared, prepare
 from workers.data.splits import load_split, split_rows
 from workers.data.tables import table_inputs

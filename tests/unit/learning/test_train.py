@@ -50,7 +50,8 @@ def test_binary(make_job: MakeJob, cancer: pl.DataFrame, family: str):
     assert result["metrics"]["roc_auc"] > 0.97
     assert next(iter(result["metrics"])) == "roc_auc"
     assert {p.name for p in job.output.iterdir()} == {
-        "model.onnx", "signature.json", "golden.json", "split.parquet", "sketch.json", "card.json",
+        "model.onnx", "signature.json", "golden.json", "split.parquet", "sketch.json", "card.json", "evaluation.json",
+        "card.html", "plots",
     }  # fmt: skip
     assert _replays(job.output)
     signature = Signature.from_json(result["signature"])

@@ -1,0 +1,47 @@
+"""The model card as a page: one file with everything in it, for a person. Every value is escaped."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+_ABSENT = "\N{EN DASH}"
+_TEMPLATE = "card.html.j2"
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+)  # fmt: skip
+
+
+def card_page(card: Mapping[str, Any], evaluation: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
+    """HTML without scripts. It needs no server: plots are pictures inside it, which cannot run anything either.
+
+    Args:
+        card: the model card, as `card.json` has it.
+        evaluation: as `evaluation.json` has it.
+        plots: SVG by file name.
+    """
+    pictures = {name.removesuffix(".svg"): _data_url(svg) for name, svg in plots.items()}
+    return _ENVIRONMENT.get_template(_TEMPLATE).render(card=card, evaluation=evaluation, pictures=pictures)
+
+
+def _data_url(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def _number(value: Any) -> str:  # noqa: ANN401 - whatever a card holds
+    """Four significant digits; a dash where there is none."""
+    if value is None:
+        return _ABSENT
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _between(bounds: Any) -> str:  # noqa: ANN401 - as above
+    return f"{_number(bounds[0])} to {_number(bounds[1])}" if bounds else _ABSENT
+
+
+_ENVIRONMENT.filters |= {"number": _number, "between": _between}
