@@ -87,7 +87,7 @@ def test_the_api_describes_the_model(trained: Trained) -> None:
     ("changes", "loc", "word"),
     [
         ({"family": "gbdt"}, ["family"], "use text_linear"),
-        ({"family": "text_linear", "dataset": "diabetes@1", "target": "sex"}, ["family"], "has no column of text"),
+        ({"family": "text_linear", "dataset": "tumours@1", "target": "diagnosis"}, ["family"], "has no column of text"),
         ({"family": "text_linear", "dataset": "digits@1"}, ["family"], "learns from text data"),
         (
             {"family": "text_linear", "features": {"types": {"text": "category"}}},
