@@ -16,6 +16,7 @@ from sklearn.datasets import load_diabetes, load_digits
 from tests.acceptance.problems import ID
 from tests.support.jobs import TUMOURS, quick
 from tests.support.platform import Platform, breast_cancer_csv
+from tests.support.servers import wait_until
 
 PICTURES = 400
 JSON = {"content-type": "application/json"}
@@ -149,6 +150,7 @@ def limited() -> Iterator[Platform]:
         assert running.upload("people", people_csv())["state"] == "ready"
         spec = quick("people", dataset="people@1", target="ill", deploy={"endpoint": "people"})
         running.wait(running.submit(**spec)["id"], "succeeded")
+        wait_until(lambda: running.call("GET", "/api/v1/endpoints/people")["state"] == "ready", 30, "it is served")
         yield running
 
 

@@ -27,8 +27,9 @@ def choose_texts(
     Raises:
         InvalidData: no column holds texts, or all texts are the same.
     """
-    names = [name for name in frame.columns if name not in {ROW_ID, spec.target, *spec.features.drop}]
     asked = spec.features.types
+    keys = spec.split.left_out - set(asked)
+    names = [name for name in frame.columns if name not in {ROW_ID, spec.target, *spec.features.drop, *keys}]
     chosen = [name for name in names if name in asked or (types[name] == "text" and not _names_rows(frame[name]))]
     chosen = chosen or [name for name in names if frame[name].dtype == pl.String]
     if not chosen:
