@@ -42,7 +42,3 @@ class Trial(JobContext):
     def should_stop(self) -> bool:
         """Also when the time is up."""
         return self.stop.is_set() or time.monotonic() >= self.deadline
-
-    def overdue(self) -> bool:
-        """Did it stop for want of time alone?"""
-        return not self.stop.is_set()
