@@ -47,6 +47,12 @@ def check_columns(frame: pl.DataFrame, spec: TrainSpec) -> None:
             raise InvalidSpec.at(*loc, msg=message, type="unknown_column")
 
 
+def offered(frame: pl.DataFrame, spec: TrainSpec) -> list[str]:
+    """Columns that may be features: not the target, nor what is dropped, nor what only divides the rows."""
+    keys = spec.split.left_out - set(spec.features.types)
+    return [name for name in frame.columns if name not in {ROW_ID, spec.target, *spec.features.drop, *keys}]
+
+
 def choose_columns(
     frame: pl.DataFrame, types: Mapping[str, str], spec: TrainSpec, notes: Notes
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
@@ -59,10 +65,7 @@ def choose_columns(
         notes: gets a warning for each column that is left out, or not read whole, without being asked for.
     """
     columns, width = [], {"numeric": 0, "categorical": 0}
-    keys = spec.split.left_out - set(spec.features.types)
-    for name in frame.columns:
-        if name in {ROW_ID, spec.target, *spec.features.drop, *keys}:
-            continue
+    for name in offered(frame, spec):
         column, asked = frame[name].alias(""), name in spec.features.types  # some names are patterns to polars
         kind = spec.features.types.get(name) or _TYPES.get(types[name])
         reason = _unusable(column, types[name], asked=asked)

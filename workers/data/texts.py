@@ -6,9 +6,8 @@ import polars as pl
 
 from app.core.errors import InvalidData
 from app.core.signature import Column, Tensor
-from app.specs.data import ROW_ID
 from app.specs.jobs import TrainSpec
-from workers.data.tables import Notes
+from workers.data.tables import Notes, offered
 
 _CODE = r"^[!-~]{1,64}$"  # ASCII without a blank: where every row has another, it names rows
 
@@ -28,8 +27,7 @@ def choose_texts(
         InvalidData: no column holds texts, or all texts are the same.
     """
     asked = spec.features.types
-    keys = spec.split.left_out - set(asked)
-    names = [name for name in frame.columns if name not in {ROW_ID, spec.target, *spec.features.drop, *keys}]
+    names = offered(frame, spec)
     chosen = [name for name in names if name in asked or (types[name] == "text" and not _names_rows(frame[name]))]
     chosen = chosen or [name for name in names if frame[name].dtype == pl.String]
     if not chosen:

@@ -6,22 +6,17 @@ the tokens, which spares the graph a token that stands for no column.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
-from workers.context import JobContext
-from workers.export.graph import Graph, value_output
+from workers.export.graph import Graph
 from workers.families.encoding import DenseEncoder
-from workers.families.network import loss_of, numbers, outputs_of, settle_unseen, tensors_of
-from workers.learning import Array, Inputs, LearningData, rows_of
-from workers.training.loop import train
+from workers.families.network import NetworkFamily, TableNetwork, numbers
+from workers.learning import Array
 
-_BATCH = 2048  # rows of one prediction: attention needs memory for each pair of columns
 _FEED_FORWARD = 2  # times as wide as the tokens
 
 
@@ -64,11 +59,11 @@ class Block(nn.Module):
         return graph.add("Add", tokens, _linear(graph, self.narrow, wide))
 
 
-class Network(nn.Module):
-    """Dense [N, width] and table rows [N, columns] to logits or a value [N, outputs]."""
+class Network(TableNetwork):
+    """Tokens of numbers and categories, blocks over them, and their mean."""
 
-    def __init__(self, encoder: DenseEncoder, outputs: int, params: Mapping[str, Any]) -> None:
-        super().__init__()
+    def __init__(self, encoder: DenseEncoder, outputs: int, params: Mapping[str, Any], seen: Array) -> None:
+        super().__init__(encoder, outputs, params, seen)
         width, spread = params["width"], 1 / math.sqrt(params["width"])
         self.scale = nn.Parameter(torch.empty(encoder.width, width).uniform_(-spread, spread))
         self.shift = nn.Parameter(torch.empty(encoder.width + encoder.columns, width).uniform_(-spread, spread))
@@ -85,7 +80,7 @@ class Network(nn.Module):
         answer: Tensor = self.head(nn.functional.relu(self.norm(tokens.mean(dim=1))))
         return answer
 
-    def to_nodes(self, graph: Graph, dense: str | None, rows: str | None) -> str:
+    def to_nodes(self, graph: Graph, encoder: DenseEncoder, dense: str | None, rows: str | None) -> str:  # noqa: ARG002 - its own weights know the sizes
         """The same as nodes."""
         parts = []
         if dense is not None:
@@ -112,57 +107,7 @@ def _norm(graph: Graph, norm: nn.LayerNorm, value: str) -> str:
     return graph.add("LayerNormalization", value, weight, bias, axis=-1, epsilon=norm.eps)
 
 
-class FtTransformer:
+class FtTransformer(NetworkFamily):
     """The family."""
 
-    devices = ("cpu", "cuda")
-
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self.params = params
-
-    def fit(self, data: LearningData, job: JobContext) -> "FittedFtTransformer":
-        """Train with early stopping on the validation loss; resumes from the job's checkpoint."""
-        torch.manual_seed(data.training.seed)
-        encoder = DenseEncoder.fit(data)
-        network = Network(encoder, outputs_of(data), self.params)
-        learn, watch = tensors_of(encoder, data.train), tensors_of(encoder, data.validation)
-        facts = train(network, loss_of(data), learn, watch, data.training, job, data.threads, data.device)
-        settle_unseen(network.table, encoder, learn.inputs[1])
-        weights = sum(p.numel() for p in network.parameters())
-        return FittedFtTransformer(data, encoder, network, {**facts, "weights": weights})
-
-
-@dataclass(frozen=True, slots=True)
-class FittedFtTransformer:
-    """A trained network in evaluation mode."""
-
-    data: LearningData
-    encoder: DenseEncoder
-    network: Network
-    fit_facts: dict[str, Any]
-
-    def predict(self, inputs: Inputs) -> Array:
-        """Probabilities [N, K] or values [N]."""
-        dense, rows = (torch.from_numpy(array) for array in self.encoder.transform(inputs))
-        with torch.inference_mode():
-            parts = [
-                self.network(dense[i : i + _BATCH], rows[i : i + _BATCH]) for i in range(0, rows_of(inputs), _BATCH)
-            ]
-        answer = torch.cat(parts)
-        if self.data.task == "regression":
-            return self.data.standard.restore(answer[:, 0].numpy())
-        return np.asarray(answer.softmax(dim=1).numpy())
-
-    def to_onnx(self) -> onnx.ModelProto:
-        """Node by node."""
-        graph, signature = Graph(), self.data.signature
-        value = self.network.to_nodes(graph, *self.encoder.to_nodes(graph))
-        if self.data.task == "regression":
-            value_output(graph, value, self.data.standard.mean, self.data.standard.scale)
-        else:
-            graph.add("Softmax", value, axis=1, output="probabilities")
-        return graph.model(signature.inputs, signature.outputs)
-
-    def facts(self) -> dict[str, Any]:
-        """Epochs, the best one, and number of weights."""
-        return self.fit_facts
+    network = Network

@@ -1,9 +1,8 @@
 """Gradient-boosted trees (LightGBM)."""
 
-import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import lightgbm as lgb
@@ -11,14 +10,15 @@ import numpy as np
 import onnx
 
 from workers.context import JobContext, Stopped
-from workers.export.graph import Graph, binary_probabilities, value_output
+from workers.export.graph import Graph
 from workers.export.trees import Ensemble
+from workers.families.answers import answering_model
+from workers.families.boosting import EVERY, PATIENCE_FACTOR, Best
 from workers.families.encoding import TreeEncoder
 from workers.learning import Array, Inputs, LearningData
 from workers.training.files import write_atomically
 
 _CHECKPOINT, _BEST = "gbdt.txt", "gbdt-best.json"  # LightGBM's own text format; the state of early stopping
-_PATIENCE_FACTOR = _EVERY = 5  # a tree is a smaller step than an epoch; stated in EarlyStoppingSpec
 
 
 class Gbdt:
@@ -37,11 +37,11 @@ class Gbdt:
         total = self.params["n_estimators"]
         before = _resume(job)
         done = before.current_iteration() if before else 0
-        best = _Best.load(job)
+        best = Best.load(job.checkpoint / _BEST)
         callbacks: list[Callable[..., Any]] = [_Watch(job, total, data.training.checkpoint_every_s, best)]
         stopping = data.training.early_stopping
         if stopping is not None:
-            callbacks.append(_EarlyStopping(best, stopping.patience * _PATIENCE_FACTOR, stopping.min_delta))
+            callbacks.append(_EarlyStopping(best, stopping.patience * PATIENCE_FACTOR, stopping.min_delta))
         booster = before
         if booster is None or done < total:
             booster = lgb.train(
@@ -93,14 +93,7 @@ class FittedGbdt:
         for index, tree in enumerate(dump["tree_info"]):
             ensemble.add_tree(**_table(tree["tree_structure"]), first_target=index % outputs)
         score = ensemble.to_node(graph, self.encoder.to_nodes(graph))
-        if self.data.task == "regression":
-            value_output(graph, score, self.data.standard.mean, self.data.standard.scale)
-        elif outputs == 1:
-            binary_probabilities(graph, score, is_probability=False)
-        else:
-            graph.add("Softmax", score, axis=1, output="probabilities")
-        signature = self.data.signature
-        model = graph.model(signature.inputs, signature.outputs)
+        model = answering_model(graph, score, self.data, outputs)
         onnx.helper.set_model_props(model, {"trees": "boosted"})
         return model
 
@@ -137,29 +130,10 @@ def _missing_left(node: dict[str, Any]) -> bool:
     return float(node.get("threshold", 0.0)) >= 0
 
 
-@dataclass(slots=True)
-class _Best:
-    """The round with the lowest validation loss so far; 0 where none was looked at."""
-
-    round: int = 0
-    loss: float = float("inf")
-
-    @classmethod
-    def load(cls, job: JobContext) -> "_Best":
-        """Of an earlier attempt, so that a resumed one does not take a later round for the best."""
-        path = job.checkpoint / _BEST
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
-
-    def save(self, job: JobContext) -> None:
-        """Next to the trees."""
-        if self.round:
-            write_atomically(job.checkpoint / _BEST, json.dumps(asdict(self)).encode())
-
-
 class _EarlyStopping:
     """A LightGBM callback that does what LightGBM's own does, and can be resumed."""
 
-    def __init__(self, best: _Best, patience: int, min_delta: float) -> None:
+    def __init__(self, best: Best, patience: int, min_delta: float) -> None:
         self.best, self.patience, self.min_delta = best, patience, min_delta
         self.order = 10  # before `_Watch` saves what is the best; LightGBM reads it from the object, not the class
 
@@ -175,7 +149,7 @@ class _EarlyStopping:
 class _Watch:
     """A LightGBM callback: live metrics, progress, checkpoints, and a way to stop."""
 
-    def __init__(self, job: JobContext, total: int, every_s: float, best: _Best) -> None:
+    def __init__(self, job: JobContext, total: int, every_s: float, best: Best) -> None:
         self.order = 20
         self.job, self.total, self.every_s, self.best = job, total, every_s, best
         self.started = self.saved = time.monotonic()
@@ -184,24 +158,24 @@ class _Watch:
     def __call__(self, env: lgb.callback.CallbackEnv) -> None:
         done = env.iteration + 1
         self.first = env.iteration if self.first is None else self.first
-        if done % _EVERY == 0 or done == self.total:
+        if done % EVERY == 0 or done == self.total:
             for dataset, name, value, *_ in env.evaluation_result_list or []:
                 self.job.metric(f"{dataset}_{name}", done, value)
             per_round = (time.monotonic() - self.started) / (done - self.first)
             left = per_round * (self.total - done)
             self.job.progress(0.1 + 0.7 * done / self.total, f"boosting round {done} of at most {self.total}", left)
         stop = self.job.should_stop()
-        if stop or (done % _EVERY == 0 and time.monotonic() - self.saved >= self.every_s):
+        if stop or (done % EVERY == 0 and time.monotonic() - self.saved >= self.every_s):
             self.saved = time.monotonic()
             _save(env.model, self.best, self.job)
         if stop:
             raise Stopped
 
 
-def _save(booster: Any, best: _Best, job: JobContext) -> None:  # noqa: ANN401 - LightGBM types it with its cross-validation twin
+def _save(booster: Any, best: Best, job: JobContext) -> None:  # noqa: ANN401 - LightGBM types it with its cross-validation twin
     job.checkpoint.mkdir(parents=True, exist_ok=True)
     write_atomically(job.checkpoint / _CHECKPOINT, booster.model_to_string(num_iteration=-1).encode())
-    best.save(job)
+    best.save(job.checkpoint / _BEST)
     job.checkpointed()
 
 

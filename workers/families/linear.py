@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import scipy.sparse as sp  # type: ignore[import-untyped]  # no stubs
-from scipy.special import expit, softmax  # type: ignore[import-untyped]  # no stubs
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
 from workers.context import JobContext
-from workers.export.graph import Graph, binary_probabilities, value_output
+from workers.export.graph import Graph
+from workers.families.answers import answering_model, answers_of
 from workers.families.encoding import DenseEncoder
 from workers.learning import Array, Inputs, LearningData
 
@@ -75,12 +75,7 @@ class FittedLinear:
     def predict(self, inputs: Inputs) -> Array:
         """Probabilities [N, K] or values [N]."""
         scores = _design(self.encoder, inputs) @ self.weights.astype(np.float64) + self.bias
-        if self.data.task == "regression":
-            return self.data.standard.restore(scores[:, 0])
-        if scores.shape[1] == 1:
-            second = expit(scores)
-            return np.concatenate([1 - second, second], axis=1)
-        return np.asarray(softmax(scores, axis=1))
+        return answers_of(self.data, scores)
 
     def to_onnx(self) -> onnx.ModelProto:
         """A matrix product for numbers and a sum of table rows for categories."""
@@ -95,14 +90,7 @@ class FittedLinear:
             picked = graph.add("Gather", graph.constant(table, np.float32), rows, axis=0)
             total = graph.add("ReduceSum", picked, graph.constant([1], np.int64), keepdims=0)
             score = graph.add("Add", total, score)
-        signature = self.data.signature
-        if self.data.task == "regression":
-            value_output(graph, score, self.data.standard.mean, self.data.standard.scale)
-        elif self.weights.shape[1] == 1:
-            binary_probabilities(graph, score, is_probability=False)
-        else:
-            graph.add("Softmax", score, axis=1, output="probabilities")
-        return graph.model(signature.inputs, signature.outputs)
+        return answering_model(graph, score, self.data, self.weights.shape[1])
 
     def facts(self) -> dict[str, Any]:
         """Solver iterations and number of weights."""

@@ -1,20 +1,16 @@
 """Multi-layer perceptron with embeddings for categories (torch)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
-from workers.context import JobContext
-from workers.export.graph import Graph, value_output
+from workers.export.graph import Graph
 from workers.families.encoding import DenseEncoder
-from workers.families.network import loss_of, numbers, outputs_of, settle_unseen, tensors_of
-from workers.learning import Array, Inputs, LearningData
-from workers.training.loop import train
+from workers.families.network import NetworkFamily, TableNetwork, numbers
+from workers.learning import Array
 
 _EMBEDDING = 8
 _NARROW = 1e-4  # of standardised numbers: a bin between two edges this close is none
@@ -53,11 +49,11 @@ class Bins(nn.Module):
         )
 
 
-class Network(nn.Module):
-    """Dense [N, width] and table rows [N, columns] to logits or a value [N, outputs]."""
+class Network(TableNetwork):
+    """Layers over numbers, their bins, and embedded categories."""
 
     def __init__(self, encoder: DenseEncoder, outputs: int, params: Mapping[str, Any], seen: Array) -> None:
-        super().__init__()
+        super().__init__(encoder, outputs, params, seen)
         self.bins = Bins(seen[:, : len(encoder.mean)], params["bins"]) if params["bins"] and len(encoder.mean) else None
         self.table = nn.Embedding(max(1, encoder.table_rows), _EMBEDDING)
         nn.init.normal_(self.table.weight, std=0.1)
@@ -78,72 +74,29 @@ class Network(nn.Module):
         answer: Tensor = self.layers(torch.cat(parts, dim=1))
         return answer
 
-
-class Mlp:
-    """The family."""
-
-    devices = ("cpu", "cuda")
-
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self.params = params
-
-    def fit(self, data: LearningData, job: JobContext) -> "FittedMlp":
-        """Train with early stopping on the validation loss; resumes from the job's checkpoint."""
-        torch.manual_seed(data.training.seed)
-        encoder = DenseEncoder.fit(data)
-        learn, watch = tensors_of(encoder, data.train), tensors_of(encoder, data.validation)
-        network = Network(encoder, outputs_of(data), self.params, learn.inputs[0].numpy())
-        facts = train(network, loss_of(data), learn, watch, data.training, job, data.threads, data.device)
-        settle_unseen(network.table, encoder, learn.inputs[1])
-        return FittedMlp(data, encoder, network, {**facts, "weights": sum(p.numel() for p in network.parameters())})
-
-
-@dataclass(frozen=True, slots=True)
-class FittedMlp:
-    """A trained network in evaluation mode."""
-
-    data: LearningData
-    encoder: DenseEncoder
-    network: Network
-    fit_facts: dict[str, Any]
-
-    def predict(self, inputs: Inputs) -> Array:
-        """Probabilities [N, K] or values [N]."""
-        dense, rows = self.encoder.transform(inputs)
-        with torch.inference_mode():
-            answer = self.network(torch.from_numpy(dense), torch.from_numpy(rows))
-        if self.data.task == "regression":
-            return self.data.standard.restore(answer[:, 0].numpy())
-        return np.asarray(answer.softmax(dim=1).numpy())
-
-    def to_onnx(self) -> onnx.ModelProto:
-        """Node by node: few of them, so that one row costs microseconds."""
-        graph = Graph()
-        dense, rows = self.encoder.to_nodes(graph)
+    def to_nodes(self, graph: Graph, encoder: DenseEncoder, dense: str | None, rows: str | None) -> str:
+        """The same as nodes."""
         parts = [dense] if dense is not None else []
         if rows is not None:
-            table = graph.constant(numbers(self.network.table.weight), np.float32)
+            table = graph.constant(numbers(self.table.weight), np.float32)
             picked = graph.add("Gather", table, rows, axis=0)
-            shape = graph.constant([-1, self.encoder.columns * _EMBEDDING], np.int64)
+            shape = graph.constant([-1, encoder.columns * _EMBEDDING], np.int64)
             parts.append(graph.add("Reshape", picked, shape))
-        if self.network.bins is not None and dense is not None:
-            count = len(self.network.bins.low)
+        if self.bins is not None and dense is not None:
+            count = len(self.bins.low)
             ends = [graph.constant([end], np.int64) for end in (0, count, 1)]
-            values = dense if count == self.encoder.width else graph.add("Slice", dense, *ends)
-            parts.append(self.network.bins.to_nodes(graph, values))
+            values = dense if count == encoder.width else graph.add("Slice", dense, *ends)
+            parts.append(self.bins.to_nodes(graph, values))
         value = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
-        for layer in self.network.layers:
+        for layer in self.layers:
             value = _node(graph, layer, value)
-        signature = self.data.signature
-        if self.data.task == "regression":
-            value_output(graph, value, self.data.standard.mean, self.data.standard.scale)
-        else:
-            graph.add("Softmax", value, axis=1, output="probabilities")
-        return graph.model(signature.inputs, signature.outputs)
+        return value
 
-    def facts(self) -> dict[str, Any]:
-        """Epochs, the best one, and number of weights."""
-        return self.fit_facts
+
+class Mlp(NetworkFamily):
+    """The family."""
+
+    network = Network
 
 
 def _node(graph: Graph, layer: nn.Module, value: str) -> str:

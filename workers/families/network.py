@@ -1,11 +1,91 @@
-"""What networks over tables share: their tensors, their loss, and what an unseen category means to them."""
+"""What networks over tables share: fitting, answering, exporting, and what an unseen category means to them."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
+from workers.context import JobContext
+from workers.export.graph import Graph
+from workers.families.answers import answering_model, answers_of
 from workers.families.encoding import DenseEncoder
-from workers.learning import Array, LearningData, Part
+from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.batches import Tensors
+from workers.training.loop import train
+
+_BATCH = 2048  # rows of one prediction: attention needs memory for each pair of columns
+
+
+class TableNetwork(nn.Module):
+    """Dense [N, width] and table rows [N, columns] to logits or a value [N, outputs]; `table` embeds categories."""
+
+    table: nn.Embedding
+
+    def __init__(self, encoder: DenseEncoder, outputs: int, params: Mapping[str, Any], seen: Array) -> None:
+        """A network with random weights; `seen` is the dense part of the training rows."""
+        del encoder, outputs, params, seen
+        super().__init__()
+
+    def to_nodes(self, graph: Graph, encoder: DenseEncoder, dense: str | None, rows: str | None) -> str:
+        """The same as nodes."""
+        raise NotImplementedError
+
+
+class NetworkFamily:
+    """A family whose models are one kind of network."""
+
+    devices = ("cpu", "cuda")
+    network: ClassVar[type[TableNetwork]]
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params = params
+
+    def fit(self, data: LearningData, job: JobContext) -> "FittedNetwork":
+        """Train with early stopping on the validation loss; resumes from the job's checkpoint."""
+        torch.manual_seed(data.training.seed)
+        encoder = DenseEncoder.fit(data)
+        learn, watch = _tensors(encoder, data.train), _tensors(encoder, data.validation)
+        regression = data.task == "regression"
+        outputs = 1 if regression else data.n_classes
+        network = self.network(encoder, outputs, self.params, learn.inputs[0].numpy())
+        loss: nn.Module = ColumnLoss() if regression else nn.CrossEntropyLoss()
+        facts = train(network, loss, learn, watch, data.training, job, data.threads, data.device)
+        _settle_unseen(network.table, encoder, learn.inputs[1])
+        weights = sum(p.numel() for p in network.parameters())
+        return FittedNetwork(data, encoder, network, {**facts, "weights": weights})
+
+
+@dataclass(frozen=True, slots=True)
+class FittedNetwork:
+    """A trained network in evaluation mode."""
+
+    data: LearningData
+    encoder: DenseEncoder
+    network: TableNetwork
+    fit_facts: dict[str, Any]
+
+    def predict(self, inputs: Inputs) -> Array:
+        """Probabilities [N, K] or values [N]."""
+        dense, rows = (torch.from_numpy(array) for array in self.encoder.transform(inputs))
+        with torch.inference_mode():
+            parts = [
+                self.network(dense[i : i + _BATCH], rows[i : i + _BATCH]) for i in range(0, rows_of(inputs), _BATCH)
+            ]
+        return answers_of(self.data, np.asarray(torch.cat(parts).numpy()))
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """Node by node: few of them, so that one row costs microseconds."""
+        graph = Graph()
+        score = self.network.to_nodes(graph, self.encoder, *self.encoder.to_nodes(graph))
+        return answering_model(graph, score, self.data, self.data.n_classes)
+
+    def facts(self) -> dict[str, Any]:
+        """Epochs, the best one, and number of weights."""
+        return self.fit_facts
 
 
 class ColumnLoss(nn.Module):
@@ -16,24 +96,14 @@ class ColumnLoss(nn.Module):
         return nn.functional.mse_loss(answers[:, 0], y)
 
 
-def loss_of(data: LearningData) -> nn.Module:
-    """Squared error of values, cross entropy of classes."""
-    return ColumnLoss() if data.task == "regression" else nn.CrossEntropyLoss()
-
-
-def outputs_of(data: LearningData) -> int:
-    """Columns of a network's answer: one value, or a logit for each class."""
-    return 1 if data.task == "regression" else data.n_classes
-
-
-def tensors_of(encoder: DenseEncoder, part: Part) -> Tensors:
+def _tensors(encoder: DenseEncoder, part: Part) -> Tensors:
     """Dense FP32 [N, width], table rows int64 [N, columns], and the target."""
     dense, rows = encoder.transform(part.inputs)
     y = torch.from_numpy(part.y)
     return Tensors((torch.from_numpy(dense), torch.from_numpy(rows)), y.float() if y.is_floating_point() else y)
 
 
-def settle_unseen(table: nn.Embedding, encoder: DenseEncoder, rows: Tensor) -> None:
+def _settle_unseen(table: nn.Embedding, encoder: DenseEncoder, rows: Tensor) -> None:
     """An unseen category gets its column's mean embedding, for training never met it."""
     with torch.no_grad():
         for column, row in enumerate(encoder.unseen_rows().tolist()):

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from scipy.special import expit, softmax  # type: ignore[import-untyped]  # no stubs
 
 from app.core.errors import InvalidData
 from workers.context import JobContext
-from workers.export.graph import Graph, binary_probabilities, value_output
+from workers.export.graph import Graph
+from workers.families.answers import answering_model, answers_of
 from workers.families.ngrams import Sizes
 from workers.families.text_solver import Solver
 from workers.families.tfidf import Channel, product_nodes, transform
@@ -84,25 +84,14 @@ class FittedTextLinear:
     def predict(self, inputs: Inputs) -> Array:
         """Probabilities [N, K] or values [N]."""
         scores = transform(self.channels, inputs["text"]) @ self.weights.astype(np.float64) + self.bias
-        if self.data.task == "regression":
-            return self.data.standard.restore(scores[:, 0])
-        if scores.shape[1] == 1:
-            second = expit(scores)
-            return np.concatenate([1 - second, second], axis=1)
-        return np.asarray(softmax(scores, axis=1))
+        return answers_of(self.data, scores)
 
     def to_onnx(self) -> onnx.ModelProto:
         """Tokens, look-ups of n-grams, and sums of their weights."""
-        graph, signature = Graph(), self.data.signature
+        graph = Graph()
         product = product_nodes(graph, self.channels, self.weights)
         score = graph.add("Add", product, graph.constant(self.bias, np.float32))
-        if self.data.task == "regression":
-            value_output(graph, score, self.data.standard.mean, self.data.standard.scale)
-        elif self.weights.shape[1] == 1:
-            binary_probabilities(graph, score, is_probability=False)
-        else:
-            graph.add("Softmax", score, axis=1, output="probabilities")
-        return graph.model(signature.inputs, signature.outputs)
+        return answering_model(graph, score, self.data, self.weights.shape[1])
 
     def facts(self) -> dict[str, Any]:
         """N-grams, how much of a text is read, and the strength."""

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,15 @@ import onnx
 import xgboost as xgb
 
 from workers.context import JobContext, Stopped
-from workers.export.graph import Graph, binary_probabilities, value_output
+from workers.export.graph import Graph
 from workers.export.trees import Ensemble
+from workers.families.answers import answering_model
+from workers.families.boosting import EVERY, PATIENCE_FACTOR, Best
 from workers.families.encoding import TreeEncoder
 from workers.learning import Array, Inputs, LearningData
 from workers.training.files import write_atomically
 
 _CHECKPOINT, _BEST = "xgboost.ubj", "xgboost-best.json"  # XGBoost's own binary JSON; the state of early stopping
-_PATIENCE_FACTOR = _EVERY = 5  # a tree is a smaller step than an epoch; stated in EarlyStoppingSpec
 _LARGEST = np.finfo(np.float32).max  # XGBoost refuses infinite features
 
 
@@ -86,20 +87,14 @@ class FittedXgboost:
 
     def to_onnx(self) -> onnx.ModelProto:
         """One tree ensemble and a link function."""
-        graph, signature = Graph(), self.data.signature
+        graph = Graph()
         model = json.loads(bytes(self.booster.save_raw("json")))["learner"]["gradient_booster"]["model"]
-        outputs = max(1, self.data.n_classes if self.data.n_classes > 2 else 1)  # noqa: PLR2004 - binary
+        outputs = self.data.n_classes if self.data.n_classes > 2 else 1  # noqa: PLR2004 - binary
         ensemble = Ensemble(outputs)
         for tree, target in zip(model["trees"][: self.rounds * outputs], model["tree_info"], strict=False):
             ensemble.add_tree(**_table(tree), first_target=target)
         score = ensemble.to_node(graph, self.encoder.to_nodes(graph))
-        if self.data.task == "regression":
-            value_output(graph, score, self.data.standard.mean, self.data.standard.scale)
-        elif outputs == 1:
-            binary_probabilities(graph, score, is_probability=False)
-        else:
-            graph.add("Softmax", score, axis=1, output="probabilities")
-        exported = graph.model(signature.inputs, signature.outputs)
+        exported = answering_model(graph, score, self.data, outputs)
         onnx.helper.set_model_props(exported, {"trees": "boosted"})
         return exported
 
@@ -126,20 +121,12 @@ def _table(tree: dict[str, Any]) -> dict[str, Array]:
     }
 
 
-@dataclass(slots=True)
-class _Best:
-    """The round with the lowest validation loss so far; 0 where none was looked at."""
-
-    round: int = 0
-    loss: float = float("inf")
-
-
 class _Watch(xgb.callback.TrainingCallback):
     """Live metrics, progress, early stopping, checkpoints, and a way to stop."""
 
     def __init__(self, data: LearningData, total: int, job: JobContext) -> None:
         super().__init__()
-        self.total, self.job, self.best, self.stopped = total, job, _Best(), False
+        self.total, self.job, self.best, self.stopped = total, job, Best(), False
         self.stopping, self.every_s = data.training.early_stopping, data.training.checkpoint_every_s
         self.started = self.saved = time.monotonic()
         self.before = 0  # rounds of earlier attempts
@@ -150,26 +137,26 @@ class _Watch(xgb.callback.TrainingCallback):
         [(name, values)] = evals_log["validation"].items()
         loss = float(values[-1])
         if loss < self.best.loss - (self.stopping.min_delta if self.stopping else 0.0):
-            self.best = _Best(done, loss)
-        if done % _EVERY == 0 or done == self.total:
+            self.best = Best(done, loss)
+        if done % EVERY == 0 or done == self.total:
             self.job.metric(f"validation_{name}", done, loss)
             left = (time.monotonic() - self.started) / (epoch + 1) * (self.total - done)
             self.job.progress(0.1 + 0.7 * done / self.total, f"boosting round {done} of at most {self.total}", left)
         self.stopped = self.job.should_stop()
-        if self.stopped or (done % _EVERY == 0 and time.monotonic() - self.saved >= self.every_s):
+        if self.stopped or (done % EVERY == 0 and time.monotonic() - self.saved >= self.every_s):
             self._save(model)
         return self.stopped or self.exhausted(done)
 
     def exhausted(self, done: int) -> bool:
         """Has the loss not fallen for as long as the spec allows?"""
-        return self.stopping is not None and done - self.best.round >= self.stopping.patience * _PATIENCE_FACTOR
+        return self.stopping is not None and done - self.best.round >= self.stopping.patience * PATIENCE_FACTOR
 
     def resume(self) -> xgb.Booster | None:
         """The trees of an earlier attempt, and what was the best then."""
-        path, best = self.job.checkpoint / _CHECKPOINT, self.job.checkpoint / _BEST
+        path = self.job.checkpoint / _CHECKPOINT
         if not path.exists():
             return None
-        self.best = _Best(**json.loads(best.read_text()))
+        self.best = Best.load(self.job.checkpoint / _BEST)
         booster = xgb.Booster(model_file=path)
         self.before = booster.num_boosted_rounds()
         self.job.log(f"resumed from round {self.before}")
@@ -179,5 +166,5 @@ class _Watch(xgb.callback.TrainingCallback):
         self.saved = time.monotonic()
         self.job.checkpoint.mkdir(parents=True, exist_ok=True)
         write_atomically(self.job.checkpoint / _CHECKPOINT, bytes(booster.save_raw("ubj")))
-        write_atomically(self.job.checkpoint / _BEST, json.dumps(asdict(self.best)).encode())
+        self.best.save(self.job.checkpoint / _BEST)
         self.job.checkpointed()

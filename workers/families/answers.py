@@ -1,0 +1,34 @@
+"""From a model's scores to its answers: in numpy, and as the end of a graph."""
+
+import numpy as np
+import onnx
+from scipy.special import expit, softmax  # type: ignore[import-untyped]  # no stubs
+
+from workers.export.graph import Graph, binary_probabilities, value_output
+from workers.learning import Array, LearningData
+
+
+def answers_of(data: LearningData, scores: Array) -> Array:
+    """Probabilities [N, K] of logits, or values [N] of standardised ones.
+
+    Args:
+        data: task and the target's unit.
+        scores: [N, K]; [N, 1] for values, or for two classes the logit of the second.
+    """
+    if data.task == "regression":
+        return data.standard.restore(scores[:, 0])
+    if scores.shape[1] == 1:
+        second = expit(scores)
+        return np.concatenate([1 - second, second], axis=1)
+    return np.asarray(softmax(scores, axis=1))
+
+
+def answering_model(graph: Graph, score: str, data: LearningData, columns: int) -> onnx.ModelProto:
+    """The graph with its output, from a score of `columns` columns, as `answers_of` reads them."""
+    if data.task == "regression":
+        value_output(graph, score, data.standard.mean, data.standard.scale)
+    elif columns == 1:
+        binary_probabilities(graph, score, is_probability=False)
+    else:
+        graph.add("Softmax", score, axis=1, output="probabilities")
+    return graph.model(data.signature.inputs, data.signature.outputs)
