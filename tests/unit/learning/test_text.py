@@ -310,6 +310,14 @@ class TestColumns:
         for name in ("code", "city", "empty", "stars"):
             assert any(f"column '{name}' is left out" in warning for warning in warnings)
 
+    def test_a_column_that_divides_rows_is_no_text(self, make_job: MakeJob, opinions: pl.DataFrame):
+        parts = pl.Series("part", ["test" if i % 4 == 0 else "train" for i in range(len(opinions))])
+        made = make_job(opinions.with_columns(parts), family="text_linear", split={"column": "part"})
+        job = _profiled(made, text="text", part="text")
+        prepared = prepare(job, TrainSpec.model_validate(job.spec).check_family())
+        assert [column.name for column in prepared.signature.columns] == ["text"]
+        assert prepared.split.test.tolist() == list(range(0, len(opinions), 4))
+
     @pytest.mark.parametrize(
         ("change", "error", "where", "words"),
         [
