@@ -63,16 +63,52 @@ class LearningData:
     threads: int = 1
     device: str = "cpu"
     metric: str = ""  # the main one
+    class_weights: npt.NDArray[np.float64] | None = None  # [K]: how much a row of each class counts; None: all alike
 
     @property
     def task(self) -> Task:
         """Classification or regression."""
         return self.signature.learned_task
 
+    def row_weights(self, part: Part) -> npt.NDArray[np.float64] | None:
+        """How much each row of a part counts, [N], 1 on average over the training rows; None: all alike."""
+        return None if self.class_weights is None else self.class_weights[part.y]
+
     @property
     def n_classes(self) -> int:
         """Classes, or 0 for regression."""
         return len(self.signature.classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What has to be known of a model to judge its answers.
+
+    `positive` is, of two classes, the one that precision, recall, F1 and the curves speak of. It is told from the
+    probability `threshold` on; without one, and of more classes, the likeliest class is.
+    """
+
+    positive: int = 1
+    threshold: float | None = None
+
+    @classmethod
+    def of(cls, signature: Signature, positive: int) -> "Rule":
+        """Of a model that was trained here; a threshold's own class is the positive one."""
+        found = signature.threshold
+        if found is None:
+            return cls(positive)
+        return cls(signature.classes.index(found.label), found.probability)
+
+    def labels(self, probabilities: Array) -> npt.NDArray[np.int64]:
+        """Class indices [N] of probabilities [N, K]."""
+        if self.threshold is None or probabilities.shape[1] != 2:  # noqa: PLR2004 - two classes
+            return np.asarray(probabilities.argmax(axis=1), np.int64)
+        # In double precision, as serving compares.
+        told = probabilities[:, self.positive].astype(np.float64) >= self.threshold
+        return np.where(told, self.positive, 1 - self.positive).astype(np.int64)
+
+
+PLAIN = Rule()
 
 
 def rows_of(inputs: Inputs) -> int:

@@ -31,7 +31,9 @@ def prediction_schema(signature: Signature) -> Json:
         return _object({tensor.name: _nested(tensor, batched=signature.batched) for tensor in signature.outputs})
     if signature.task == "regression":
         return _object({"value": number})
-    label = {"type": "string", "enum": list(signature.classes)}
+    label: Json = {"type": "string", "enum": list(signature.classes)}
+    if (threshold := signature.threshold) is not None:
+        label["description"] = f"'{threshold.label}' from a probability of {threshold.probability:g} on"
     return _object({"label": label, "probabilities": _object(dict.fromkeys(signature.classes, number))})
 
 

@@ -74,8 +74,16 @@ class ImageFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class Threshold:
+    """Of two classes, `label` is told from `probability` on, the other one below."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Signature:
-    """A model's complete contract with its callers."""
+    """A model's complete contract with its callers. Without `threshold` the likeliest class is the label."""
 
     task: ModelTask
     inputs: tuple[Tensor, ...]
@@ -85,6 +93,7 @@ class Signature:
     target: str = ""
     image: ImageFormat | None = None
     batched: bool = True
+    threshold: Threshold | None = None
     version: int = field(default=SIGNATURE_VERSION)
 
     @property
@@ -116,4 +125,5 @@ class Signature:
             target=raw["target"],
             image=ImageFormat(**raw["image"]) if raw.get("image") else None,
             batched=raw.get("batched", True),
+            threshold=Threshold(**raw["threshold"]) if raw.get("threshold") else None,
         )

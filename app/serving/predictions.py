@@ -17,8 +17,8 @@ def prediction_encoder(signature: Signature) -> PredictionEncoder:
     """Encoder of outputs, in the signature's order, to a JSON list with one object per row.
 
     A classifier's row is {"label", "probabilities": {label: p}}, a regressor's {"value"}, and that of a model without
-    columns nested lists by output name. A value that is not finite becomes null. Corrupt if the signature lacks the
-    output that its task needs.
+    columns nested lists by output name. The label is the likeliest class, or the one that the signature's threshold
+    tells. A value that is not finite becomes null. Corrupt if the signature lacks the output that its task needs.
     """
     if signature.task == "inference":
         return partial(nested_predictions, signature)
@@ -33,12 +33,25 @@ def prediction_encoder(signature: Signature) -> PredictionEncoder:
     if signature.outputs[at].shape[-1] not in {-1, len(classes)}:
         raise Corrupt(f"signature.json: {len(classes)} classes for {signature.outputs[at].shape[-1]} probabilities")
 
+    label_of = _labeller(signature)
+
     def classify(outputs: Tensors) -> bytes:
         return orjson.dumps(
             [
-                {"label": classes[row.index(max(row))], "probabilities": dict(zip(classes, row, strict=True))}
+                {"label": label_of(row), "probabilities": dict(zip(classes, row, strict=True))}
                 for row in outputs[at].tolist()
             ]
         )
 
     return classify
+
+
+def _labeller(signature: Signature) -> Callable[[list[float]], str]:
+    """From a row's probabilities to its label: the likeliest class, or that of two which the threshold tells."""
+    classes, threshold = signature.classes, signature.threshold
+    if threshold is None:
+        return lambda row: classes[row.index(max(row))]
+    if threshold.label not in classes or len(classes) != 2:  # noqa: PLR2004 - two classes
+        raise Corrupt(f"signature.json: a threshold of '{threshold.label}' for the classes {list(classes)}")
+    at = classes.index(threshold.label)
+    return lambda row: classes[at if row[at] >= threshold.probability else 1 - at]

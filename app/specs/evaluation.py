@@ -4,13 +4,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.specs.base import Spec
+from app.specs.base import CHOICE, OBJECT, OTHER, Spec
 
 MetricName = Literal[
     "accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "f1_macro", "f1_micro",
     "f1_weighted", "pr_auc", "brier", "ece", "mcc", "kappa", "rmse", "mae", "r2", "mape",
 ]  # fmt: skip
 REGRESSION_METRICS = frozenset({"rmse", "mae", "r2", "mape"})
+
+
+ThresholdMetric = Literal["f1", "f1_macro", "accuracy", "balanced_accuracy", "mcc", "kappa"]
+
+
+class TunedThreshold(Spec):
+    """The threshold that is best for a metric on validation rows; of `auto` on rows that each model left out."""
+
+    maximize: Annotated[ThresholdMetric, Field(description="f1 is of the rarer class")]
+
+
+_Probability = Annotated[float, Field(gt=0, lt=1)]
+_Threshold = Annotated[Annotated[TunedThreshold, OBJECT] | Annotated[_Probability, OTHER], CHOICE]
 
 
 class EvaluationSpec(Spec):
@@ -26,4 +39,11 @@ class EvaluationSpec(Spec):
     learning_curve: Annotated[
         bool, Field(description="fit on 10, 25 and 50 % of the training rows too, to see if more rows would help")
     ] = False
+    threshold: Annotated[
+        _Threshold | None,
+        Field(
+            description="of two classes: the rarer one is told from this probability on; null: the likelier one",
+            examples=[0.3, {"maximize": "f1"}],
+        ),
+    ] = None
     plots: Annotated[bool, Field(description="draw plots, which takes half a second")] = True

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from app.core.errors import InvalidSpec
 from app.core.signature import Task
 from app.specs.augment import AugmentSpec
-from app.specs.base import NO_NUL, Name, Spec, VersionNumber
+from app.specs.base import CHOICE, NO_NUL, OBJECT, OTHER, Name, Spec, VersionNumber
 from app.specs.endpoints import EndpointName
 from app.specs.evaluation import REGRESSION_METRICS, EvaluationSpec, MetricName
 from app.specs.families import Family, family
@@ -111,8 +111,12 @@ class EarlyStoppingSpec(Spec):
     min_delta: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
+_Weights = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, max_length=1000)]
+ClassWeight = Annotated[Annotated[_Weights, OBJECT] | Annotated[Literal["balanced"], OTHER], CHOICE]
+
+
 class TrainingSpec(Spec):
-    """The training loop. Families without a loop use `seed` and `early_stopping` alone."""
+    """The training loop. Families without a loop use `seed`, `early_stopping` and `class_weight` alone."""
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 256
@@ -130,6 +134,14 @@ class TrainingSpec(Spec):
         Field(ge=0.5, lt=1, description="keep a moving average of the weights of this decay, such as 0.999; null: off"),
     ] = None
     augment: Annotated[AugmentSpec | None, Field(description="families of pictures only")] = None
+    class_weight: Annotated[
+        ClassWeight | None,
+        Field(
+            description="how much a row counts by its label, 1 if it is not named; balanced: every class as much as "
+            "any other; scaled to 1 on average over the training rows",
+            examples=["balanced", {"yes": 5.0}],
+        ),
+    ] = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     checkpoint_every_s: Annotated[float, Field(ge=0, le=86_400, description="0: after every epoch")] = 30.0
 
@@ -213,6 +225,7 @@ class TrainSpec(JobSpec):
                 raise InvalidSpec.at("metrics", msg=f"'{name}' is not a metric of {self.task}")
         chosen.check_features(self.features.types, steps=len(self.features.steps))
         self._check_loop(chosen)
+        self._check_targets(chosen)
         if self.split.method == "stratified" and self.task == "regression":
             raise InvalidSpec.at("split", "method", msg="stratified needs classes; use random for regression")
         for loc, column in self.dividing_columns():
@@ -230,6 +243,17 @@ class TrainSpec(JobSpec):
                 raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")
         if self.training.label_smoothing and self.task == "regression":
             raise InvalidSpec.at("training", "label_smoothing", msg="values have no labels to smooth; leave it out")
+
+    def _check_targets(self, chosen: Family) -> None:
+        """InvalidSpec names what is asked of classes or values that task or family do not have."""
+        if self.training.class_weight is not None:
+            if self.task == "regression":
+                raise InvalidSpec.at("training", "class_weight", msg="values have no classes; leave it out")
+            if not chosen.weighs_classes:
+                msg = f"'{chosen.name}' weighs no classes; evaluation.threshold moves the decision instead"
+                raise InvalidSpec.at("training", "class_weight", msg=msg)
+        if self.evaluation.threshold is not None and self.task == "regression":
+            raise InvalidSpec.at("evaluation", "threshold", msg="values have no classes to tell apart; leave it out")
 
 
 class CompressSpec(JobSpec):

@@ -199,3 +199,27 @@ class TestTrained:
         platform.upload("other", b"a,b\n" + b"1,2\n" * 20)
         answer = refused(platform, kind="evaluate", dataset="other@1", **spec)
         check_problem(answer, 422, "invalid_spec", ["dataset"])
+
+
+class TestTargets:
+    def test_a_threshold_holds_wherever_labels_are_told(self, platform: Platform) -> None:
+        spec = {"kind": "train", "model": "cautious", "dataset": "cancer@1", "task": "classification"}
+        spec |= {"target": "diagnosis", "family": "mlp", "deploy": {"endpoint": "cautious"}}
+        refusal = refused(platform, **spec, evaluation={"threshold": {"maximize": "roc_auc"}})
+        check_problem(refusal, 422, "invalid_spec", ["evaluation", "threshold", "maximize"])
+        refusal = refused(platform, **spec | {"target": "mean area"}, evaluation={"threshold": 0.1})
+        check_problem(refusal, 422, "invalid_spec", ["evaluation", "threshold"])
+        training = {"epochs": 8, "optimizer": {"lr": 0.01}, "class_weight": {"malignant": 2.0}}
+        result = ended(platform, **spec, training=training, evaluation={"threshold": 0.05, "plots": False})
+        version = platform.call("GET", "/api/v1/models/cautious/versions/1")
+        assert version["signature"]["threshold"] == {"label": "malignant", "probability": 0.05}
+        report = ended(platform, kind="evaluate", model="cautious", version=1, dataset="cancer@1")
+        assert report["metrics"]["fp32"] == pytest.approx(result["metrics"])
+        assert ended(platform, kind="compress", model="cautious", version=1)["metrics"] == report["metrics"]["fp32"]
+        head, *lines = (line.rsplit(",", 1)[0] for line in breast_cancer_csv().decode().splitlines())
+        rows = [dict(zip(head.split(","), map(float, line.split(",")), strict=True)) for line in lines]
+        answer = platform.call("POST", "/api/v1/endpoints/cautious/predict", json={"instances": rows})
+        told = [(row["label"], row["probabilities"]["malignant"]) for row in answer["predictions"]]
+        assert {label for label, p in told if p >= 0.05} == {"malignant"}
+        assert {label for label, p in told if p < 0.05} == {"benign"}
+        assert any(0.05 <= p < 0.5 for _, p in told)

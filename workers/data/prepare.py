@@ -31,6 +31,7 @@ from workers.data.tables import (
 )
 from workers.data.texts import choose_texts
 from workers.data.values import Target, coarse_step, read_target
+from workers.data.weights import class_weights
 from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
 IMAGE_COLUMN = "image"
@@ -81,7 +82,7 @@ class Prepared:
             y_train, y_validation = standard.shrink(y_train), standard.shrink(y_validation)
         return LearningData(
             self.signature, Part(train, y_train), Part(validation, y_validation), standard, self.bounds, spec.training,
-            threads, device,
+            threads, device, class_weights=class_weights(spec.training.class_weight, self.signature.classes, y_train),
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from app.core.signature import Task
 from workers.data.findings import shorten
 from workers.evaluation.metrics import BINS, calibration_bins
-from workers.learning import Array
+from workers.learning import Array, Rule
 
 _MATRIX_CLASSES = 30  # with more, only the most frequent confusions are listed
 _CURVE_CLASSES = 10
@@ -20,7 +20,7 @@ _HISTOGRAM = 20
 
 
 def curves(
-    task: Task, y: Array, answers: Array, positive: int, classes: Sequence[str], points: int = 200
+    task: Task, y: Array, answers: Array, rule: Rule, classes: Sequence[str], points: int = 200
 ) -> dict[str, Any]:
     """Everything that the rows at hand define.
 
@@ -28,15 +28,16 @@ def curves(
         task: classification or regression.
         y: int64 class indices [N] or values [N].
         answers: probabilities [N, K] or values [N].
-        positive: of two classes, the one that the curves are of; with more there is a curve for each of the ten most
-            frequent.
+        rule: how answers are read. Of two classes the curves are of the positive one; with more there is a curve for
+            each of the ten most frequent.
         classes: their names.
         points: of a curve, at most.
     """
     if task == "regression":
         return {"residuals": _residuals(y.astype(np.float64), answers.astype(np.float64), points)}
     names = [shorten(name, _WIDTH) for name in classes]
-    found: dict[str, Any] = {"confusion": _confusion(y, answers.argmax(axis=1), names)}
+    found: dict[str, Any] = {"confusion": _confusion(y, rule.labels(answers), names)}
+    positive = rule.positive
     binary = answers.shape[1] == 2  # noqa: PLR2004 - binary
     counts = np.bincount(y, minlength=len(names))
     shown = [positive] if binary else [int(k) for k in np.argsort(-counts, kind="stable")[:_CURVE_CLASSES]]

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix  # type: ignore[import-untyped]  # scipy has
 
 from app.core.signature import Task
 from workers.evaluation.metrics import BINS, Classified, calibration_bins
-from workers.learning import Array
+from workers.learning import PLAIN, Array, Rule
 
 LEVEL = 0.95
 _MOST, _FEWEST = 1000, 100  # resamples
@@ -40,7 +40,7 @@ class Intervals:
         return self.bounds[name][1] - self.bounds[name][0] if name in self.bounds else None
 
 
-def bootstrap(task: Task, y: Array, answers: Array, *, positive: int = 1, groups: Array | None = None) -> Intervals:
+def bootstrap(task: Task, y: Array, answers: Array, *, rule: Rule = PLAIN, groups: Array | None = None) -> Intervals:
     """Intervals of all metrics, the same for the same rows; arguments as of `workers.evaluation.metrics.evaluate`.
 
     Rows are taken to be independent of each other. Where `groups` [N] says that they are not, as rows of one person,
@@ -49,7 +49,7 @@ def bootstrap(task: Task, y: Array, answers: Array, *, positive: int = 1, groups
     if groups is not None and len(np.unique(groups)) < _LEAST_GROUPS:
         return Intervals("groups", 0, {})
     resamples = int(np.clip(_WORK // max(1, len(y)), _FEWEST, _MOST))
-    parts = [weighted(task, y, answers, positive, weights) for weights in _resampled(len(y), resamples, groups)]
+    parts = [weighted(task, y, answers, rule, weights) for weights in _resampled(len(y), resamples, groups)]
     bounds = {}
     for name in parts[0]:
         values = np.concatenate([part[name] for part in parts])
@@ -72,14 +72,14 @@ def _resampled(rows: int, resamples: int, groups: Array | None) -> Iterator[_Flo
         yield weights if groups is None else weights[:, units]
 
 
-def weighted(task: Task, y: Array, answers: Array, positive: int, weights: _Floats) -> dict[str, _Floats]:
+def weighted(task: Task, y: Array, answers: Array, rule: Rule, weights: _Floats) -> dict[str, _Floats]:
     """Each metric for each resample.
 
     Args:
         task: classification or regression.
         y: int64 class indices [N] or values [N].
         answers: probabilities [N, K] or values [N].
-        positive: of two classes.
+        rule: how answers are read.
         weights: how often each row counts, [B, N].
 
     Returns:
@@ -88,7 +88,7 @@ def weighted(task: Task, y: Array, answers: Array, positive: int, weights: _Floa
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is what is undefined
         if task == "regression":
             return _values(y.astype(np.float64), answers.astype(np.float64), weights)
-        return _classes(Classified.of(y, answers, positive), weights)
+        return _classes(Classified.of(y, answers, rule), weights)
 
 
 def _values(y: _Floats, answers: _Floats, weights: _Floats) -> dict[str, _Floats]:
@@ -115,7 +115,7 @@ def _classes(judged: Classified, weights: _Floats) -> dict[str, _Floats]:
     if squares is not None:
         found["brier"] = weights @ squares / rows / (2 if judged.binary else 1)
     confidence = p.max(axis=1)
-    misses = (confidence - (judged.y == judged.predicted))[:, None] * np.eye(BINS)[calibration_bins(confidence)]
+    misses = (confidence - judged.likeliest_is_right)[:, None] * np.eye(BINS)[calibration_bins(confidence)]
     found["ece"] = np.abs(weights @ misses).sum(axis=1) / rows
     if judged.raw.shape[1] <= _CURVE_CLASSES:
         curves = [1, judged.positive] if judged.binary else judged.labels

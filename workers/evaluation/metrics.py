@@ -10,7 +10,7 @@ import numpy.typing as npt
 from sklearn import metrics as sk
 
 from app.core.signature import Task
-from workers.learning import Array
+from workers.learning import PLAIN, Array, Rule
 
 LOWER_IS_BETTER = frozenset({"log_loss", "brier", "ece", "rmse", "mae", "mape"})
 BINS = 15  # of equal width, for calibration
@@ -30,7 +30,7 @@ def positive_class(y: Array) -> int:
 
 
 def evaluate(
-    task: Task, y: Array, answers: Array, *, positive: int = 1, names: Collection[str] | None = None
+    task: Task, y: Array, answers: Array, *, rule: Rule = PLAIN, names: Collection[str] | None = None
 ) -> dict[str, float]:
     """All metrics of a task, or those in `names`.
 
@@ -38,11 +38,11 @@ def evaluate(
         task: classification or regression.
         y: int64 class indices [N] or values [N].
         answers: probabilities [N, K] or values [N].
-        positive: for two classes, the one that precision, recall, F1 and the area under the precision-recall curve
-            speak of; with more they are macro averages.
+        rule: how answers are read. Of two classes, precision, recall, F1 and the area under the precision-recall curve
+            speak of the positive one; with more they are macro averages.
         names: of the metrics to compute; None: all.
     """
-    judged: Any = _Valued(y, answers) if task == "regression" else Classified.of(y, answers, positive)
+    judged: Any = _Valued(y, answers) if task == "regression" else Classified.of(y, answers, rule)
     table: Mapping[str, Callable[[Any], float]] = _REGRESSION if task == "regression" else _CLASSIFICATION
     found = {name: float(compute(judged)) for name, compute in table.items() if names is None or name in names}
     return {name: value for name, value in found.items() if np.isfinite(value)}
@@ -58,7 +58,7 @@ class _Valued:
 
 @dataclass(frozen=True, slots=True)
 class Classified:
-    """Class indices [N], probabilities as they came [N, K], the same off 0 and 1, and the likeliest class [N]."""
+    """Class indices [N], probabilities as they came [N, K], the same off 0 and 1, and the class that is told [N]."""
 
     y: Array
     raw: Array
@@ -67,15 +67,20 @@ class Classified:
     positive: int
 
     @classmethod
-    def of(cls, y: Array, answers: Array, positive: int) -> "Classified":
+    def of(cls, y: Array, answers: Array, rule: Rule) -> "Classified":
         """From a model's answers."""
         clipped = np.clip(answers.astype(np.float64), _EPSILON, 1 - _EPSILON)
-        return cls(y, answers, clipped / clipped.sum(axis=1, keepdims=True), answers.argmax(axis=1), positive)
+        return cls(y, answers, clipped / clipped.sum(axis=1, keepdims=True), rule.labels(answers), rule.positive)
 
     @property
     def binary(self) -> bool:
         """Two classes."""
         return len(self.labels) == 2  # noqa: PLR2004 - binary
+
+    @property
+    def likeliest_is_right(self) -> npt.NDArray[np.bool_]:
+        """Of each row [N]; what calibration is about, whatever the threshold."""
+        return np.asarray(self.raw.argmax(axis=1) == self.y)
 
     @property
     def labels(self) -> list[int]:
@@ -154,7 +159,7 @@ _CLASSIFICATION: dict[str, Callable[[Classified], float]] = {
     "f1_weighted": partial(_averaged, "weighted", 2),
     "pr_auc": _pr_auc,
     "brier": _brier,
-    "ece": lambda c: calibration_error(c.probabilities.max(axis=1), c.predicted == c.y),
+    "ece": lambda c: calibration_error(c.probabilities.max(axis=1), c.likeliest_is_right),
     "mcc": lambda c: sk.matthews_corrcoef(c.y, c.predicted) if _several(c) else float("nan"),
     "kappa": lambda c: sk.cohen_kappa_score(c.y, c.predicted) if _several(c) else float("nan"),
 }

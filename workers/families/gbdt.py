@@ -32,8 +32,11 @@ class Gbdt:
     def fit(self, data: LearningData, job: JobContext) -> "FittedGbdt":
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
         encoder, x = TreeEncoder.learn(data, keep_missing=True)
-        train = lgb.Dataset(x, label=data.train.y, free_raw_data=False)
-        watched = train.create_valid(encoder.transform(data.validation.inputs), label=data.validation.y)
+        train = lgb.Dataset(x, label=data.train.y, weight=data.row_weights(data.train), free_raw_data=False)
+        watched = train.create_valid(
+            encoder.transform(data.validation.inputs), label=data.validation.y,
+            weight=data.row_weights(data.validation),
+        )  # fmt: skip
         total = self.params["n_estimators"]
         before = _resume(job)
         done = before.current_iteration() if before else 0

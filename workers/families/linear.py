@@ -39,7 +39,10 @@ class Linear:
         estimator = self._estimator(data, len(data.train))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
-            estimator.fit(x, data.train.y)
+            if (weights := data.row_weights(data.train)) is None:
+                estimator.fit(x, data.train.y)
+            else:
+                estimator.fit(x, data.train.y, sample_weight=weights)
         for warning in caught:
             job.log(f"linear: {str(warning.message).splitlines()[0]}", level="warning")
         weights, bias = np.atleast_2d(estimator.coef_).T, np.atleast_1d(estimator.intercept_)

@@ -16,6 +16,7 @@ from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.augment import Augment
 from workers.training.batches import Tensors
 from workers.training.loop import train
+from workers.training.losses import ClassLoss
 
 _BATCH = 512
 
@@ -42,7 +43,7 @@ class Pictures(ABC):
         network = self.network(shape, data.n_classes)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
         facts = train(
-            network, nn.CrossEntropyLoss(), _tensors(data.train), _tensors(data.validation), data.training, job,
+            network, ClassLoss(data.class_weights), _tensors(data.train), _tensors(data.validation), data.training, job,
             data.threads, data.device, change,
         )  # fmt: skip
         return FittedPictures(data, network, {**facts, "weights": sum(p.numel() for p in network.parameters())})

@@ -47,7 +47,7 @@ class Solver:
 
     def __init__(self, data: LearningData, job: JobContext, strength: float | None) -> None:
         self.task, self.n_classes, self.seed = data.task, data.n_classes, data.training.seed
-        self.job, self.strength = job, strength
+        self.job, self.strength, self.class_weights = job, strength, data.class_weights
         self.done = 0
 
     def solve(self, x: sp.csr_matrix, y: Array) -> Solution:
@@ -73,7 +73,7 @@ class Solver:
         estimator = LinearSVC(C=1 / strength, random_state=self.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # near enough: left-out rows judge what it gives
-            estimator.fit(x @ sp.diags(scale), y)
+            estimator.fit(x @ sp.diags(scale), y, self._weights(y))
         weights, offsets = estimator.coef_.T * scale[:, None], np.atleast_1d(estimator.intercept_)
         if weights.shape[1] == 1:  # of two known classes, half for each
             weights, offsets = np.hstack([-weights, weights]) / 2, np.hstack([-offsets, offsets]) / 2
@@ -85,7 +85,7 @@ class Solver:
 
     def _bayes(self, x: sp.csr_matrix, y: Array) -> Array:
         """Weights [columns, classes]."""
-        estimator = ComplementNB(alpha=_SMOOTHING).fit(x, y)
+        estimator = ComplementNB(alpha=_SMOOTHING).fit(x, y, self._weights(y))
         weights = np.zeros((x.shape[1], self.n_classes))
         own = estimator.feature_log_prob_.T
         weights[:, estimator.classes_] = own - own.mean(axis=1, keepdims=True)  # to have no digits in common
@@ -109,7 +109,7 @@ class Solver:
         for strength in (self.strength,) if self.strength else _MACHINE:
             solved = [(held, *self._machine(x[kept], y[kept], strength)) for kept, held in parts]
             machine = np.concatenate([x[held] @ weights + offsets for held, weights, offsets in solved])
-            found = _weigh(machine, bayes, target)
+            found = _weigh(machine, bayes, target, self._weights(target))
             self.job.metric("cross_validation_loss", self.done, found[0])
             if found[0] > best[0]:
                 break
@@ -139,6 +139,9 @@ class Solver:
         parts = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(_FOLDS)]
         return parts[:1] if x.nnz > _FOLD_VALUES else parts
 
+    def _weights(self, y: Array) -> Array | None:
+        return None if self.class_weights is None else self.class_weights[y]
+
     def _tell(self) -> None:
         if self.job.should_stop():
             raise Stopped
@@ -159,13 +162,13 @@ def _unevenness(x: sp.csr_matrix, y: Array) -> npt.NDArray[np.float64]:
     return largest
 
 
-def _weigh(machine: Array, bayes: Array, y: Array) -> tuple[float, Array]:
+def _weigh(machine: Array, bayes: Array, y: Array, weights: Array | None) -> tuple[float, Array]:
     """The best log loss of `a * machine + b * bayes` [N, classes] as logits, and (a, b)."""
     rows = np.arange(len(y))
 
     def loss(logs: Array) -> float:
         a, b = np.exp(logs)
-        return -float(np.mean(log_softmax(a * machine + b * bayes, axis=1)[rows, y]))
+        return -float(np.average(log_softmax(a * machine + b * bayes, axis=1)[rows, y], weights=weights))
 
     found = minimize(loss, np.log(_SHARES), method="Nelder-Mead", options={"maxiter": 200})
     return float(found.fun), np.exp(found.x)

@@ -53,7 +53,7 @@ def run(job: JobContext) -> dict[str, Any]:
         "form": judge.answering.form,
         "task": rows.task,
         "classes": list(rows.classes),
-        "positive_class": rows.classes[judge.positive] if binary else None,
+        "positive_class": rows.classes[judge.rule.positive] if binary else None,
         "main_metric": main if main in metrics["fp32"] else next(iter(metrics["fp32"])),
         "metrics": metrics,
         "reports": reports,

@@ -16,6 +16,8 @@ from workers.data.splits import Split
 from workers.evaluation.intervals import LEVEL
 from workers.evaluation.metrics import evaluate
 from workers.families.base import load_family
+from workers.jobs.settling import settle
+from workers.learning import Rule
 from workers.training.files import write_atomically
 
 _KEPT = "refits.json"  # results of whole fits, in the job's checkpoint
@@ -61,10 +63,11 @@ class Refits:
         prepared = replace(self.prepared, split=split)
         learner = load_family(family(self.spec.family), self.spec.params)
         fitted = learner.fit(prepared.learning(self.spec, self.threads, self.device), context)
+        rule = Rule.of(settle(self.spec, prepared, fitted, self.positive).signature, self.positive)
         found: dict[str, Any] = {"rows": split.sizes()}
         for part in ("train", "test"):
             inputs, y = prepared.part(part)
-            found[part] = evaluate(self.spec.task, y, fitted.predict(inputs), positive=self.positive)
+            found[part] = evaluate(self.spec.task, y, fitted.predict(inputs), rule=rule)
         shutil.rmtree(context.folder, ignore_errors=True)
         return found
 

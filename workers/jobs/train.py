@@ -26,7 +26,8 @@ from workers.families.base import Fitted, load_family
 from workers.host import choose_device, environment, job_threads
 from workers.jobs.closer import Judged, look_closer
 from workers.jobs.refits import Refits
-from workers.learning import LearningData, take
+from workers.jobs.settling import check_settling, settle
+from workers.learning import LearningData, Rule, take
 
 _GOLDEN_ROWS = 4
 _SKETCH_ROWS = 20_000
@@ -54,16 +55,20 @@ def run(job: JobContext) -> dict[str, Any]:
     job.log(f"learning from {prepared.split.sizes()} rows, {len(prepared.signature.columns)} columns")
     job.progress(0.1, "training")
     positive = positive_class(prepared.y) if data.n_classes == 2 else 1  # noqa: PLR2004 - binary
+    check_settling(spec, prepared)
     refits = Refits(job, spec, prepared, positive, threads, device)
     fit = FitContext(job, count=1 + len(refits.splits))
     fitted = learner.fit(data, fit)
     refits.run()
+    settled = settle(spec, prepared, fitted, positive)
+    prepared = replace(prepared, signature=settled.signature)
+    rule = Rule.of(prepared.signature, positive)
     job.progress(0.82, "exporting")
     model = fitted.to_onnx().SerializeToString()
-    parity = _prove(model, fitted, prepared, threads)
+    parity = _prove(model, fitted, prepared, threads, rule)
     job.progress(0.87, "evaluating")
     (job.output / MODEL).write_bytes(model)
-    report = _Report(job, spec, prepared, data, model, positive)
+    report = _Report(job, spec, prepared, data, model, rule)
     main, metrics, base = report.evaluate()
     variants = [base]
     if spec.compress is not None:
@@ -71,7 +76,7 @@ def run(job: JobContext) -> dict[str, Any]:
         variants += Compressor(model, prepared, report.judge, main, spec.compress).run(job.output)
     report.write_files()
     closer = look_closer(Judged(model, prepared, report.judge, report.answers, main, metrics), fit.points, refits)
-    card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started) | closer.card
+    card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started) | settled.card | closer.card
     write_json(job.output / CARD, card)
     closer.write(job.output, card, plots=spec.evaluation.plots)
     job.progress(1.0, "done")
@@ -88,24 +93,24 @@ def run(job: JobContext) -> dict[str, Any]:
     }
 
 
-def _prove(model: bytes, fitted: Fitted, prepared: Prepared, threads: int) -> Parity:
+def _prove(model: bytes, fitted: Fitted, prepared: Prepared, threads: int, rule: Rule) -> Parity:
     """The parity gate on test rows first, then others, at least MIN_ROWS if there are as many."""
     rows = np.concatenate([prepared.split.test, prepared.split.validation, prepared.split.train])
     sample = take(prepared.inputs, rows[:MIN_ROWS])
     spread = float(np.std(prepared.y[prepared.split.train])) if prepared.signature.task == "regression" else 0.0
-    return check_parity(model, fitted.predict, sample, prepared.signature.task, threads, spread)
+    return check_parity(model, fitted.predict, sample, prepared.signature.task, threads, spread, rule)
 
 
 class _Report:
     """Everything that is said of a freshly trained model."""
 
     def __init__(
-        self, job: JobContext, spec: TrainSpec, prepared: Prepared, data: LearningData, model: bytes, positive: int
+        self, job: JobContext, spec: TrainSpec, prepared: Prepared, data: LearningData, model: bytes, rule: Rule
     ) -> None:
         self.job, self.spec, self.prepared, self.data, self.model = job, spec, prepared, data, model
         inputs, y = prepared.part("test")
         groups = None if prepared.closer.groups is None else prepared.closer.groups[prepared.split.test]
-        self.judge = Judge(spec.task, inputs, y, positive, data.threads, groups=groups)
+        self.judge = Judge(spec.task, inputs, y, rule, data.threads, groups=groups)
         self.session = open_session(model, data.threads)
         self.answers = predict(self.session, inputs)
 
@@ -114,11 +119,11 @@ class _Report:
         found = {}
         for part in ("train", "validation"):
             inputs, y = self.prepared.part(part)
-            found[part] = evaluate(self.spec.task, y, predict(self.session, inputs), positive=self.judge.positive)
+            found[part] = evaluate(self.spec.task, y, predict(self.session, inputs), rule=self.judge.rule)
         found["test"] = self.judge.score(self.answers)
         y_train = self.prepared.y[self.prepared.split.train]
         guess = baseline(self.spec.task, y_train, len(self.judge.y), self.data.n_classes)
-        found["baseline"] = evaluate(self.spec.task, self.judge.y, guess, positive=self.judge.positive)
+        found["baseline"] = evaluate(self.spec.task, self.judge.y, guess, rule=self.judge.rule)
         main = next(iter(self.spec.metrics), default_metric(self.spec.task, self.data.n_classes))
         if main not in found["test"]:
             self.prepared.notes.warnings.append(f"{main} is undefined on the test rows; accuracy is the main metric")
@@ -140,7 +145,7 @@ class _Report:
         output, prepared = self.job.output, self.prepared
         prepared.split.save(prepared.row_ids, output / SPLIT, prepared.closer.folds)
         rows = take(prepared.inputs, prepared.split.train[:_SKETCH_ROWS])
-        write_json(output / SKETCH, make_sketch(prepared.signature, rows, predict(self.session, rows)))
+        write_json(output / SKETCH, make_sketch(prepared.signature, rows, predict(self.session, rows), self.judge.rule))
         golden = take(self.judge.inputs, slice(0, _GOLDEN_ROWS))
         answers = dict(zip([t.name for t in prepared.signature.outputs], self.session.run(None, golden), strict=True))
         write_contract(output, prepared.signature, golden, answers)
@@ -160,7 +165,7 @@ class _Report:
             notes.warnings += leak_hints(self.data, self.judge.inputs, self._test_target())
         for warning in notes.warnings:
             self.job.log(warning, level="warning")
-        positive = signature.classes[self.judge.positive] if self.data.n_classes == 2 else None  # noqa: PLR2004 - binary
+        positive = signature.classes[self.judge.rule.positive] if self.data.n_classes == 2 else None  # noqa: PLR2004 - binary
         return {
             "version": _CARD_VERSION,
             "model": spec.model,

@@ -21,6 +21,7 @@ from app.core.errors import InvalidSpec, MemoryExceeded
 from app.specs.jobs import TrainingSpec
 from workers.context import JobContext, Stopped
 from workers.training.batches import Batch, Batches, Change, Tensors
+from workers.training.losses import ClassLoss
 from workers.training.optimizers import Plateau, make_optimizer, make_schedule
 
 _CHECKPOINT = "torch.ckpt"
@@ -38,7 +39,9 @@ class _Learner(LightningModule):
     def __init__(self, network: nn.Module, loss: nn.Module, spec: TrainingSpec, job: JobContext) -> None:
         super().__init__()
         self.network, self.loss, self.spec, self.job = network, loss, spec, job
-        self.learning_loss = nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing) if spec.label_smoothing else loss
+        self.learning_loss = loss
+        if spec.label_smoothing and isinstance(loss, ClassLoss):
+            self.learning_loss = loss.smoothed(spec.label_smoothing)
         self.average: AveragedModel | None = None
         if spec.ema is not None:
             self.average = _moving_average(network, spec.ema)

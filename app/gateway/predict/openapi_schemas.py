@@ -64,7 +64,10 @@ SCHEMAS: dict[str, Json] = {
     ),
     "Classification": object_of(
         {
-            "label": {"type": "string", "description": "the most probable class"},
+            "label": {
+                "type": "string",
+                "description": "the likeliest class, or what the threshold tells",
+            },
             "probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
         },
         ["label", "probabilities"],

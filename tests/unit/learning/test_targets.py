@@ -1,0 +1,220 @@
+"""Weights of classes, thresholds, intervals: what is asked of targets beside the most usual."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn import metrics as sk
+
+from app.core.errors import InvalidData, InvalidSpec
+from app.core.signature import Signature, Threshold
+from app.serving.predictions import prediction_encoder
+from app.specs.jobs import TrainSpec
+from tests.unit.learning.test_train import PARAMS
+from workers.data.weights import class_weights
+from workers.evaluation.metrics import evaluate
+from workers.evaluation.threshold import _VALUES, best_threshold
+from workers.export.runtime import open_session, predict
+from workers.jobs import train
+from workers.learning import Array, Rule
+
+MakeJob = Callable[..., Any]
+TRAINING = {"epochs": 4, "batch_size": 64, "optimizer": {"lr": 0.01}}
+
+
+@pytest.fixture(scope="module")
+def rare() -> pl.DataFrame:
+    """1,500 rows, a twelfth of which are `ill`."""
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(1500, 4))
+    ill = rng.random(1500) < 1 / (1 + np.exp(-(2.5 * x[:, 0] + 1.5 * x[:, 1] - 5)))
+    columns = {f"x{i}": x[:, i] for i in range(4)}
+    return pl.DataFrame({**columns, "kind": rng.choice(["a", "b"], 1500), "target": np.where(ill, "ill", "well")})
+
+
+def _answers(job: Any, frame: pl.DataFrame) -> tuple[Array, Array]:
+    """Labels and probabilities of the test rows, as a plain session gives them."""
+    split = pl.read_parquet(job.output / "split.parquet").filter(pl.col("part") == "test")
+    rows = frame[split["__row_id"].to_numpy()]
+    inputs: dict[str, Array] = {"numeric": rows.select(pl.selectors.numeric().exclude("target")).to_numpy()}
+    inputs["numeric"] = inputs["numeric"].astype(np.float32)
+    if "kind" in rows.columns:
+        inputs["categorical"] = rows.select("kind").to_numpy().astype(object)
+    return rows["target"].to_numpy(), predict(open_session((job.output / "model.onnx").read_bytes(), 1), inputs)
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["linear", "gbdt", "xgboost", "random_forest", "extra_trees", "naive_bayes", "mlp", "ft_transformer"],
+)
+def test_balanced_classes_count_alike(make_job: MakeJob, rare: pl.DataFrame, family: str):
+    spec = {"family": family, "params": PARAMS.get(family, {}), "training": {**TRAINING, "class_weight": "balanced"}}
+    job = make_job(rare, **spec)
+    assert train.run(job)["metrics"]["roc_auc"] > 0.8
+    labels, probabilities = _answers(job, rare)
+    share = (labels == "ill").mean()
+    # The rare class is taken to be as frequent as the other: without weights the mean is its share.
+    assert share < 0.12
+    assert probabilities[:, 0].mean() > share + 0.07
+    assert evaluate("classification", (labels == "well").astype(int), probabilities)["balanced_accuracy"] > 0.7
+
+
+def test_networks_of_pictures_weigh_classes(make_job: MakeJob, digits: pl.DataFrame):
+    some, found = digits[::4], {}
+    for weight in (1.0, 30.0):
+        training = {"epochs": 2, "class_weight": {"3": weight}, "label_smoothing": 0.05}
+        job = make_job(some, data="image", name=f"{weight}", family="cnn", target="label", training=training)
+        train.run(job)
+        evaluation = json.loads((job.output / "evaluation.json").read_text())
+        confusion = np.asarray(evaluation["curves"]["confusion"]["counts"])
+        found[weight] = confusion[:, 3].sum()
+    assert found[30.0] > found[1.0] + 5
+
+
+def test_texts_weigh_classes(make_job: MakeJob):
+    rng = np.random.default_rng(0)
+    words = np.asarray(["fine", "good", "bad", "late", "slow", "room", "day", "staff"])
+    bad = rng.random(800) < 0.1
+    noisy = np.where(rng.random(800) < 0.25, ~bad, bad)
+    frame = pl.DataFrame({
+        "review": [" ".join(rng.choice(words[2:] if b else words[[0, 1, 5, 6, 7]], 4)) for b in noisy],
+        "target": np.where(bad, "complaint", "other"),
+    })  # fmt: skip
+    found = {}
+    for weight in (None, "balanced"):
+        training = {"class_weight": weight}
+        features = {"types": {"review": "text"}}
+        job = make_job(frame, name=f"{weight}", family="text_linear", features=features, training=training)
+        found[weight] = train.run(job)["metrics"]
+    assert found["balanced"]["recall"] > found[None]["recall"] + 0.2
+
+
+def test_weights_are_one_on_average():
+    y = np.asarray([0] * 90 + [1] * 10)
+    assert class_weights("balanced", ["a", "b"], y) == pytest.approx([100 / 180, 5.0])
+    assert class_weights({"b": 9.0}, ["a", "b"], y) == pytest.approx([100 / 180, 5.0])
+    assert class_weights("balanced", ["a", "b", "never"], y) == pytest.approx([100 / 180, 5.0, 0.0])
+    assert class_weights(None, ["a", "b"], y) is None
+
+
+@pytest.mark.parametrize("metric", list(_VALUES))
+def test_no_other_threshold_is_better(metric: Any):
+    scorers = {
+        "f1": lambda y, p: sk.f1_score(y, p, zero_division=0.0), "accuracy": sk.accuracy_score,
+        "f1_macro": lambda y, p: sk.f1_score(y, p, average="macro", zero_division=0.0),
+        "balanced_accuracy": sk.balanced_accuracy_score, "mcc": sk.matthews_corrcoef, "kappa": sk.cohen_kappa_score,
+    }  # fmt: skip
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        y = rng.random(60) < 0.3
+        scores = np.round(np.clip(rng.normal(0.2 + 0.2 * y, 0.15), 0.01, 0.99), 2).astype(np.float32)
+        threshold, reached, usual = best_threshold(y, scores, metric)
+        assert reached == pytest.approx(scorers[metric](y, scores >= threshold))
+        assert usual == pytest.approx(scorers[metric](y, scores >= 0.5))
+        others = [scorers[metric](y, scores >= other) for other in np.unique(scores)]
+        assert reached == pytest.approx(max([*others, usual]))
+
+
+@pytest.mark.parametrize("family", ["gbdt", "auto"])
+def test_a_threshold_is_tuned_stored_and_told(make_job: MakeJob, rare: pl.DataFrame, family: str):
+    params = {"families": ["linear"], "folds": 2, "time_limit_s": 60} if family == "auto" else {}
+    evaluation = {"threshold": {"maximize": "f1"}, "folds": 2 if family == "gbdt" else None}
+    spec = {"family": family, "params": params, "evaluation": evaluation}
+    job = make_job(rare, compress={"max_metric_drop": 0.2}, **spec)
+    result = train.run(job)
+    signature = Signature.from_json(result["signature"])
+    card = json.loads((job.output / "card.json").read_text())
+    told = card["threshold"]
+    assert signature.threshold == Threshold("ill", told["probability"])
+    assert told["probability"] < 0.45  # the likelier class is `well` nearly everywhere
+    tuned = told["tuned"]
+    assert tuned["reached"] >= tuned["at_half"] + 0.02
+    assert (tuned["maximizes"], tuned["rows"]) == ("f1", 1200 if family == "auto" else 150)
+    labels, probabilities = _answers(job, rare)
+    y = (labels == "well").astype(int)
+    expected = sk.f1_score(labels, np.where(probabilities[:, 0] >= told["probability"], "ill", "well"), pos_label="ill")
+    assert result["metrics"]["f1"] == pytest.approx(expected)
+    assert result["metrics"]["recall"] > evaluate("classification", y, probabilities, rule=Rule(0))["recall"]
+    assert result["metrics"]["ece"] == pytest.approx(evaluate("classification", y, probabilities)["ece"])
+    served = json.loads(prediction_encoder(signature)((probabilities,)))
+    assert sk.f1_score(labels, [row["label"] for row in served], pos_label="ill") == pytest.approx(expected)
+    evaluation = json.loads((job.output / "evaluation.json").read_text())
+    counts = evaluation["curves"]["confusion"]["counts"]
+    assert 2 * counts[0][0] / (2 * counts[0][0] + counts[0][1] + counts[1][0]) == pytest.approx(expected)
+    low, high = card["intervals"]["metrics"]["f1"]
+    assert low <= expected <= high
+    sketch = json.loads((job.output / "sketch.json").read_text())["outputs"]["label"]["counts"]
+    assert sketch["ill"] > 60  # of the 1,050 training rows; by the likelier class it is half as many
+    assert f"<b>{told['probability']:.4g}</b>" in (job.output / "card.html").read_text()
+
+
+def test_a_threshold_may_be_a_number_and_old_signatures_have_none(make_job: MakeJob, rare: pl.DataFrame):
+    job = make_job(rare, family="linear", evaluation={"threshold": 0.15})
+    result = train.run(job)
+    labels, probabilities = _answers(job, rare)
+    expected = sk.recall_score(labels, np.where(probabilities[:, 0] >= 0.15, "ill", "well"), pos_label="ill")
+    assert result["metrics"]["recall"] == pytest.approx(expected)
+    raw = result["signature"]
+    assert raw["threshold"] == {"label": "ill", "probability": 0.15}
+    del raw["threshold"]
+    assert Signature.from_json(raw).threshold is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "where"),
+    [
+        ({"training": {"class_weight": {"sick": 3.0}}}, InvalidSpec, ("training", "class_weight", "sick")),
+        ({"training": {"class_weight": "balanced"}, "family": "auto"}, InvalidSpec, ("training", "class_weight")),
+        (
+            {"training": {"class_weight": "balanced"}, "task": "regression", "target": "x0"},
+            InvalidSpec,
+            ("training", "class_weight"),
+        ),
+        (
+            {"evaluation": {"threshold": 0.4}, "task": "regression", "target": "x0"},
+            InvalidSpec,
+            ("evaluation", "threshold"),
+        ),
+        ({"evaluation": {"threshold": 0.4}, "target": "x0"}, InvalidSpec, ("evaluation", "threshold")),
+        (
+            {"evaluation": {"threshold": {"maximize": "f1"}}, "split": {"column": "part"}},
+            InvalidSpec,
+            ("evaluation", "threshold"),
+        ),
+    ],
+)
+def test_what_cannot_be_is_named(
+    make_job: MakeJob, rare: pl.DataFrame, change: dict[str, Any], error: type[Exception], where: tuple[str | int, ...]
+):
+    well = (rare["target"] == "well").to_numpy()
+    part = np.where(
+        np.arange(1500) % 5 == 0, "test", np.where(well & (np.arange(1500) % 5 == 1), "validation", "train")
+    )
+    frame = rare.with_columns(pl.Series("part", part), pl.col("x0").round(0))
+    with pytest.raises(error) as caught:
+        train.run(make_job(frame, **{"family": "linear"} | change))
+    assert isinstance(caught.value, InvalidSpec | InvalidData)
+    assert caught.value.errors[0].loc == where
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"evaluation": {"threshold": 1.5}}, ("evaluation", "threshold")),
+        ({"evaluation": {"threshold": {"maximize": "rmse"}}}, ("evaluation", "threshold", "maximize")),
+        ({"training": {"class_weight": "even"}}, ("training", "class_weight")),
+        ({"training": {"class_weight": {"a": 0}}}, ("training", "class_weight", "a")),
+    ],
+)
+def test_one_error_is_at_the_field(change: dict[str, Any], where: tuple[str, ...]):
+    from pydantic import ValidationError  # noqa: PLC0415 - for this alone
+
+    from app.specs.base import field_error  # noqa: PLC0415 - as above
+
+    spec = {"kind": "train", "model": "m", "dataset": "d@1", "task": "classification", "target": "t", "family": "gbdt"}
+    with pytest.raises(ValidationError) as caught:
+        TrainSpec.model_validate(spec | change)
+    assert [field_error(found).loc for found in caught.value.errors()] == [where]
