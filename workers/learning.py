@@ -85,18 +85,20 @@ class Rule:
     """What has to be known of a model to judge its answers.
 
     `positive` is, of two classes, the one that precision, recall, F1 and the curves speak of. It is told from the
-    probability `threshold` on; without one, and of more classes, the likeliest class is.
+    probability `threshold` on; without one, and of more classes, the likeliest class is. `coverage` is the share of
+    values that prediction intervals promise to hold.
     """
 
     positive: int = 1
     threshold: float | None = None
+    coverage: float | None = None
 
     @classmethod
     def of(cls, signature: Signature, positive: int) -> "Rule":
         """Of a model that was trained here; a threshold's own class is the positive one."""
         found = signature.threshold
         if found is None:
-            return cls(positive)
+            return cls(positive, coverage=signature.coverage)
         return cls(signature.classes.index(found.label), found.probability)
 
     def labels(self, probabilities: Array) -> npt.NDArray[np.int64]:

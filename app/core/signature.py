@@ -10,7 +10,8 @@ Tabular models take at most two tensors, rows first, whatever the number of colu
 
 Text models take `text` BYTES [-1, n_texts], UTF-8; the empty string = missing; tokens are made inside the graph.
 Image models take `image` UINT8 [-1, channels, height, width], raw 0-255; scaling is inside the graph.
-Classifiers give `probabilities` FP32 [-1, n_classes] in the order of `classes`; regressors give `value` FP32 [-1].
+Classifiers give `probabilities` FP32 [-1, n_classes] in the order of `classes`; regressors give `value` FP32 [-1], and
+with prediction intervals `lower` and `upper` FP32 [-1], between which a share `coverage` of the true values lies.
 
 Imported models (task `inference`) have the tensors that they have, and no columns. Where `batched` is false the first
 dimension is not the batch, and a request is run by itself.
@@ -94,6 +95,7 @@ class Signature:
     image: ImageFormat | None = None
     batched: bool = True
     threshold: Threshold | None = None
+    coverage: float | None = None
     version: int = field(default=SIGNATURE_VERSION)
 
     @property
@@ -126,4 +128,5 @@ class Signature:
             image=ImageFormat(**raw["image"]) if raw.get("image") else None,
             batched=raw.get("batched", True),
             threshold=Threshold(**raw["threshold"]) if raw.get("threshold") else None,
+            coverage=raw.get("coverage"),
         )

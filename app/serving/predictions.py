@@ -16,8 +16,9 @@ PredictionEncoder = Callable[[Tensors], bytes]
 def prediction_encoder(signature: Signature) -> PredictionEncoder:
     """Encoder of outputs, in the signature's order, to a JSON list with one object per row.
 
-    A classifier's row is {"label", "probabilities": {label: p}}, a regressor's {"value"}, and that of a model without
-    columns nested lists by output name. The label is the likeliest class, or the one that the signature's threshold
+    A classifier's row is {"label", "probabilities": {label: p}}, a regressor's {"value"}, with
+    prediction intervals {"value", "interval": [low, high]}, and that of a model without columns nested lists by output
+    name. The label is the likeliest class, or the one that the signature's threshold
     tells. A value that is not finite becomes null. Corrupt if the signature lacks the output that its task needs.
     """
     if signature.task == "inference":
@@ -28,6 +29,8 @@ def prediction_encoder(signature: Signature) -> PredictionEncoder:
         raise Corrupt(f"signature.json: a {signature.task} model needs the output '{wanted}', it has {names}")
     at = names.index(wanted)
     if signature.task == "regression":
+        if signature.coverage is not None:
+            return _intervals(names)
         return lambda outputs: orjson.dumps([{"value": value} for value in outputs[at].reshape(-1).tolist()])
     classes = signature.classes
     if signature.outputs[at].shape[-1] not in {-1, len(classes)}:
@@ -44,6 +47,19 @@ def prediction_encoder(signature: Signature) -> PredictionEncoder:
         )
 
     return classify
+
+
+def _intervals(names: list[str]) -> PredictionEncoder:
+    """Values with the interval around each."""
+    if not {"lower", "upper"} <= set(names):
+        raise Corrupt(f"signature.json: prediction intervals need the outputs 'lower' and 'upper', it has {names}")
+    places = [names.index(name) for name in ("value", "lower", "upper")]
+
+    def encode(outputs: Tensors) -> bytes:
+        columns = (outputs[at].reshape(-1).tolist() for at in places)
+        return orjson.dumps([{"value": value, "interval": bounds} for value, *bounds in zip(*columns, strict=True)])
+
+    return encode
 
 
 def _labeller(signature: Signature) -> Callable[[list[float]], str]:

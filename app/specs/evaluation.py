@@ -46,4 +46,12 @@ class EvaluationSpec(Spec):
             examples=[0.3, {"maximize": "f1"}],
         ),
     ] = None
+    intervals: Annotated[
+        float | None,
+        Field(
+            ge=0.5,
+            le=0.99,
+            description="regression: give intervals that hold this share of the true values, such as 0.9",
+        ),
+    ] = None
     plots: Annotated[bool, Field(description="draw plots, which takes half a second")] = True

@@ -167,6 +167,7 @@ class Family:
     `implementation` is `module:attribute`, imported by the job child alone; it satisfies
     `workers.families.base.Family`. With `loop` it learns by `workers.training.loop`, and so takes `label_smoothing` and
     `ema`; families of pictures take `augment`. With `weighs_classes` it heeds `LearningData.class_weights`.
+    With `holds_out` its models are `workers.families.base.HoldsOut`.
     """
 
     name: str
@@ -177,6 +178,7 @@ class Family:
     summary: str
     loop: bool = False
     weighs_classes: bool = False
+    holds_out: bool = False
 
     @property
     def dataset(self) -> Literal["tabular", "image"]:
@@ -264,7 +266,15 @@ NAIVE_BAYES = Family(
     "naive Bayes (scikit-learn)",
     weighs_classes=True,
 )
-AUTO = Family("auto", _BOTH, "tabular", AutoParams, "workers.automl.auto:Auto", "the best ensemble in a given time")
+AUTO = Family(
+    "auto",
+    _BOTH,
+    "tabular",
+    AutoParams,
+    "workers.automl.auto:Auto",
+    "the best ensemble in a given time",
+    holds_out=True,
+)
 MLP = Family(
     "mlp",
     _BOTH,

@@ -254,6 +254,9 @@ class TrainSpec(JobSpec):
                 raise InvalidSpec.at("training", "class_weight", msg=msg)
         if self.evaluation.threshold is not None and self.task == "regression":
             raise InvalidSpec.at("evaluation", "threshold", msg="values have no classes to tell apart; leave it out")
+        if self.evaluation.intervals is not None and self.task == "classification":
+            msg = "intervals are of values, classes have probabilities; leave it out"
+            raise InvalidSpec.at("evaluation", "intervals", msg=msg)
 
 
 class CompressSpec(JobSpec):

@@ -223,3 +223,21 @@ class TestTargets:
         assert {label for label, p in told if p >= 0.05} == {"malignant"}
         assert {label for label, p in told if p < 0.05} == {"benign"}
         assert any(0.05 <= p < 0.5 for _, p in told)
+
+    def test_predictions_come_with_intervals(self, platform: Platform) -> None:
+        spec = {"kind": "train", "model": "areas", "dataset": "cancer@1", "task": "regression", "target": "mean area"}
+        spec |= {"family": "linear", "deploy": {"endpoint": "areas"}, "features": {"drop": ["mean perimeter"]}}
+        result = ended(platform, **spec, evaluation={"intervals": 0.8, "folds": 5})
+        assert result["metrics"]["coverage"] > 0.7
+        report = ended(platform, kind="evaluate", model="areas", version=1, dataset="cancer@1")
+        assert report["metrics"]["fp32"] == pytest.approx(result["metrics"])
+        low, high = report["reports"]["fp32"]["intervals"]["metrics"]["coverage"]
+        assert low <= result["metrics"]["coverage"] <= high
+        schema = platform.call("GET", "/api/v1/models/areas/versions/1")["schema"]
+        instance = dict.fromkeys(schema["properties"], 1.0) | {"diagnosis": "benign"}
+        answer = platform.call("POST", "/api/v1/endpoints/areas/predict", json={"instances": [instance]})
+        (row,) = answer["predictions"]
+        low, high = row["interval"]
+        assert low < row["value"] < high
+        infer = platform.call("GET", "/v2/models/areas")
+        assert [tensor["name"] for tensor in infer["outputs"]] == ["value", "lower", "upper"]

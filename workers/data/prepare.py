@@ -46,12 +46,14 @@ class Closer:
 
     `folds` are splits of the rows that are not test rows, `shares` splits with that share of the training rows,
     `slices` the slice of each row, [N] text, by column, and `groups` the group of each row [N], if rows are grouped.
+    `calibration` are validation rows that no family sees, since prediction intervals are found by them.
     """
 
     folds: tuple[Split, ...] = ()
     shares: Mapping[float, Split] = field(default_factory=dict)
     slices: Mapping[str, Array] = field(default_factory=dict)
     groups: Array | None = None
+    calibration: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ class Prepared:
     def learning(self, spec: TrainSpec, threads: int, device: str) -> LearningData:
         """What a family may see: training and validation rows."""
         train, y_train = self.part("train")
-        validation, y_validation = self.part("validation")
+        watched = np.setdiff1d(self.split.validation, self.closer.calibration)
+        validation, y_validation = take(self.inputs, watched), self.y[watched]
         standard = Standard()
         if spec.task == "regression":
             standard = Standard.of(y_train)
@@ -132,7 +135,19 @@ def _look_closer(frame: pl.DataFrame, spec: TrainSpec, division: Division) -> Cl
         {share: split for share, split in shares.items() if split is not None},
         {name: slice_labels(frame[name]) for name in asked.slices},
         division.divider.groups if isinstance(division.divider, Grouped) else None,
+        _to_calibrate(spec, division),
     )
+
+
+def _to_calibrate(spec: TrainSpec, division: Division) -> Array:
+    """Half of the validation rows, where intervals are not found by rows that other models left out."""
+    if spec.evaluation.intervals is None or spec.evaluation.folds or family(spec.family).holds_out:
+        return np.zeros(0, np.int64)
+    watched, apart = division.divider.cut(division.split.validation, 0.5)
+    if not len(watched):
+        msg = "the validation rows cannot be divided once more; raise split.validation or ask for evaluation.folds"
+        raise InvalidSpec.at("evaluation", "intervals", msg=msg)
+    return apart
 
 
 def _warn_of_repeats(rows: pl.Series, split: Split, notes: Notes) -> None:

@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 
 from app.core.signature import Task
 from workers.data.findings import shorten
-from workers.evaluation.metrics import BINS, calibration_bins
+from workers.evaluation.metrics import BINS, Valued, calibration_bins
 from workers.learning import Array, Rule
 
 _MATRIX_CLASSES = 30  # with more, only the most frequent confusions are listed
@@ -27,14 +27,18 @@ def curves(
     Args:
         task: classification or regression.
         y: int64 class indices [N] or values [N].
-        answers: probabilities [N, K] or values [N].
+        answers: probabilities [N, K], or values [N] or [N, 3].
         rule: how answers are read. Of two classes the curves are of the positive one; with more there is a curve for
             each of the ten most frequent.
         classes: their names.
         points: of a curve, at most.
     """
     if task == "regression":
-        return {"residuals": _residuals(y.astype(np.float64), answers.astype(np.float64), points)}
+        return {
+            "residuals": _residuals(
+                y.astype(np.float64), Valued.of(y, answers.astype(np.float64), rule).answers, points
+            )
+        }
     names = [shorten(name, _WIDTH) for name in classes]
     found: dict[str, Any] = {"confusion": _confusion(y, rule.labels(answers), names)}
     positive = rule.positive

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]  # scipy has no type information
 
 from app.core.signature import Task
-from workers.evaluation.metrics import BINS, Classified, calibration_bins
+from workers.evaluation.metrics import BINS, Classified, Valued, calibration_bins
 from workers.learning import PLAIN, Array, Rule
 
 LEVEL = 0.95
@@ -78,7 +78,7 @@ def weighted(task: Task, y: Array, answers: Array, rule: Rule, weights: _Floats)
     Args:
         task: classification or regression.
         y: int64 class indices [N] or values [N].
-        answers: probabilities [N, K] or values [N].
+        answers: probabilities [N, K], or values [N] or [N, 3].
         rule: how answers are read.
         weights: how often each row counts, [B, N].
 
@@ -87,12 +87,12 @@ def weighted(task: Task, y: Array, answers: Array, rule: Rule, weights: _Floats)
     """
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is what is undefined
         if task == "regression":
-            return _values(y.astype(np.float64), answers.astype(np.float64), weights)
+            return _values(Valued.of(y.astype(np.float64), answers.astype(np.float64), rule), weights)
         return _classes(Classified.of(y, answers, rule), weights)
 
 
-def _values(y: _Floats, answers: _Floats, weights: _Floats) -> dict[str, _Floats]:
-    rows, error = weights.sum(axis=1), answers - y
+def _values(judged: Valued, weights: _Floats) -> dict[str, _Floats]:
+    y, rows, error = judged.y, weights.sum(axis=1), judged.answers - judged.y
     squares = weights @ error**2
     found = {"rmse": np.sqrt(squares / rows), "mae": weights @ np.abs(error) / rows}
     centred = y - y.mean()
@@ -100,7 +100,7 @@ def _values(y: _Floats, answers: _Floats, weights: _Floats) -> dict[str, _Floats
     found["r2"] = np.where(spread > 0, 1 - squares / spread, np.nan)
     if np.all(y):
         found["mape"] = weights @ np.abs(error / y) / rows
-    return found
+    return found | {name: weights @ values / rows for name, values in judged.of_intervals().items()}
 
 
 def _classes(judged: Classified, weights: _Floats) -> dict[str, _Floats]:

@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from app.core.signature import Task
 from workers.learning import PLAIN, Array, Rule
 
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "ece", "rmse", "mae", "mape"})
+LOWER_IS_BETTER = frozenset({"log_loss", "brier", "ece", "rmse", "mae", "mape", "interval_width", "pinball"})
 BINS = 15  # of equal width, for calibration
 _EPSILON = 1e-7  # probabilities are float32; log loss needs them off 0 and 1
 
@@ -37,23 +37,50 @@ def evaluate(
     Args:
         task: classification or regression.
         y: int64 class indices [N] or values [N].
-        answers: probabilities [N, K] or values [N].
+        answers: probabilities [N, K], or values [N], or with prediction intervals value, lower and upper [N, 3].
         rule: how answers are read. Of two classes, precision, recall, F1 and the area under the precision-recall curve
             speak of the positive one; with more they are macro averages.
         names: of the metrics to compute; None: all.
     """
-    judged: Any = _Valued(y, answers) if task == "regression" else Classified.of(y, answers, rule)
+    judged: Any = Valued.of(y, answers, rule) if task == "regression" else Classified.of(y, answers, rule)
     table: Mapping[str, Callable[[Any], float]] = _REGRESSION if task == "regression" else _CLASSIFICATION
     found = {name: float(compute(judged)) for name, compute in table.items() if names is None or name in names}
     return {name: value for name, value in found.items() if np.isfinite(value)}
 
 
 @dataclass(frozen=True, slots=True)
-class _Valued:
-    """Values [N] and what was answered."""
+class Valued:
+    """Values [N] and what was answered; with prediction intervals their ends [N] and the coverage that they promise."""
 
     y: Array
     answers: Array
+    lower: Array | None = None
+    upper: Array | None = None
+    coverage: float = 0.0
+
+    @classmethod
+    def of(cls, y: Array, answers: Array, rule: Rule) -> "Valued":
+        """From a model's answers."""
+        if answers.ndim == 1:
+            return cls(y, answers.astype(np.float64))
+        value, lower, upper = answers.astype(np.float64).T
+        return cls(y, value, lower, upper, rule.coverage or 0.0)
+
+    def of_intervals(self) -> dict[str, npt.NDArray[np.float64]]:
+        """By metric what each row [N] adds to its mean; nothing without intervals.
+
+        `pinball` is the mean of the losses of both ends, taken for the quantiles between which the coverage lies.
+        """
+        if self.lower is None or self.upper is None:
+            return {}
+        tail, below, above = (1 - self.coverage) / 2, self.y - self.lower, self.y - self.upper
+        low = np.maximum(tail * below, (tail - 1) * below)
+        high = np.maximum((1 - tail) * above, -tail * above)
+        return {
+            "coverage": ((below >= 0) & (above <= 0)).astype(np.float64),
+            "interval_width": np.asarray(self.upper - self.lower, np.float64),
+            "pinball": np.asarray((low + high) / 2, np.float64),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +173,11 @@ def calibration_error(confidence: Array, right: Array) -> float:
     return float(np.abs(sums).sum() / len(confidence))
 
 
+def _mean_of(name: str, judged: Valued) -> float:
+    found = judged.of_intervals().get(name)
+    return float("nan") if found is None else float(found.mean())
+
+
 _CLASSIFICATION: dict[str, Callable[[Classified], float]] = {
     "accuracy": lambda c: sk.accuracy_score(c.y, c.predicted),
     "balanced_accuracy": partial(_averaged, "macro", 1),
@@ -163,11 +195,14 @@ _CLASSIFICATION: dict[str, Callable[[Classified], float]] = {
     "mcc": lambda c: sk.matthews_corrcoef(c.y, c.predicted) if _several(c) else float("nan"),
     "kappa": lambda c: sk.cohen_kappa_score(c.y, c.predicted) if _several(c) else float("nan"),
 }
-_REGRESSION: dict[str, Callable[[_Valued], float]] = {
+_REGRESSION: dict[str, Callable[[Valued], float]] = {
     "rmse": lambda v: sk.root_mean_squared_error(v.y, v.answers),
     "mae": lambda v: sk.mean_absolute_error(v.y, v.answers),
     "r2": lambda v: sk.r2_score(v.y, v.answers) if len(v.y) > 1 else float("nan"),
     "mape": lambda v: sk.mean_absolute_percentage_error(v.y, v.answers) if np.all(v.y) else float("nan"),
+    "coverage": partial(_mean_of, "coverage"),
+    "interval_width": partial(_mean_of, "interval_width"),
+    "pinball": partial(_mean_of, "pinball"),
 }
 
 

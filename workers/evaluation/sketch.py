@@ -32,7 +32,7 @@ def make_sketch(signature: Signature, inputs: Inputs, answers: Array, rule: Rule
         else:
             columns[column.name] = _numbers(inputs["numeric"][:, column.index])
     if signature.task == "regression":
-        outputs: dict[str, Any] = {"value": _numbers(answers)}
+        outputs: dict[str, Any] = {"value": _numbers(answers if answers.ndim == 1 else answers[:, 0])}
     else:
         labels = np.bincount(rule.labels(answers), minlength=len(signature.classes))
         outputs = {

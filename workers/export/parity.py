@@ -40,7 +40,7 @@ def check_parity(
 
     Args:
         model: serialised ONNX.
-        trained: the trained model, from graph inputs to FP [N, K] probabilities or [N] values.
+        trained: the trained model, from graph inputs to probabilities [N, K], or values [N] or, with intervals, [N, 3].
         inputs: real rows; all of them are used.
         task: `classification` or `regression`.
         threads: of the ONNX session.

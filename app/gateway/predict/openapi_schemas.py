@@ -72,7 +72,19 @@ SCHEMAS: dict[str, Json] = {
         },
         ["label", "probabilities"],
     ),
-    "Regression": object_of({"value": {"type": ["number", "null"]}}, ["value"]),
+    "Regression": object_of(
+        {
+            "value": {"type": ["number", "null"]},
+            "interval": {
+                "type": "array",
+                "items": {"type": ["number", "null"]},
+                "minItems": 2,
+                "maxItems": 2,
+                "description": "low and high, of a model with prediction intervals",
+            },
+        },
+        ["value"],
+    ),
     "PredictResponse": object_of(
         {
             "predictions": {"type": "array", "items": {"anyOf": [ref("Classification"), ref("Regression")]}},

@@ -2,19 +2,24 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import polars as pl
 import pytest
 from sklearn import metrics as sk
 
 from app.core.errors import InvalidData, InvalidSpec
+from app.core.instance_schema import prediction_schema
 from app.core.signature import Signature, Threshold
 from app.serving.predictions import prediction_encoder
 from app.specs.jobs import TrainSpec
 from tests.unit.learning.test_train import PARAMS
 from workers.data.weights import class_weights
+from workers.evaluation.conformal import offsets, rows_needed
+from workers.evaluation.intervals import weighted
 from workers.evaluation.metrics import evaluate
 from workers.evaluation.threshold import _VALUES, best_threshold
 from workers.export.runtime import open_session, predict
@@ -178,6 +183,12 @@ def test_a_threshold_may_be_a_number_and_old_signatures_have_none(make_job: Make
             InvalidSpec,
             ("evaluation", "threshold"),
         ),
+        ({"evaluation": {"intervals": 0.9}}, InvalidSpec, ("evaluation", "intervals")),
+        (
+            {"evaluation": {"intervals": 0.99}, "task": "regression", "target": "x1"},
+            InvalidSpec,
+            ("evaluation", "intervals"),
+        ),
         ({"evaluation": {"threshold": 0.4}, "target": "x0"}, InvalidSpec, ("evaluation", "threshold")),
         (
             {"evaluation": {"threshold": {"maximize": "f1"}}, "split": {"column": "part"}},
@@ -218,3 +229,84 @@ def test_one_error_is_at_the_field(change: dict[str, Any], where: tuple[str, ...
     with pytest.raises(ValidationError) as caught:
         TrainSpec.model_validate(spec | change)
     assert [field_error(found).loc for found in caught.value.errors()] == [where]
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9])
+def test_offsets_keep_their_promise_for_few_rows(coverage: float):
+    rng, count = np.random.default_rng(3), rows_needed(coverage) + 2
+    held = []
+    for _ in range(2000):
+        low, high = offsets(rng.exponential(size=count), coverage)  # skewed, so that both ends matter
+        held.append(np.exp(-low) - np.exp(-high))
+    assert coverage - 0.01 <= np.mean(held) <= coverage + 2 / (count + 1) + 0.01
+    with pytest.raises(IndexError):
+        offsets(rng.exponential(size=rows_needed(coverage) - 1), coverage)
+
+
+def test_metrics_of_intervals_by_formulas_of_their_own():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=300)
+    value = y + rng.normal(size=300)
+    answers, rule = np.stack([value, value - 1.2, value + 1.5], axis=1), Rule(coverage=0.8)
+    found = evaluate("regression", y, answers, rule=rule)
+    assert found["coverage"] == np.mean((answers[:, 1] <= y) & (y <= answers[:, 2]))
+    assert found["interval_width"] == pytest.approx(2.7)
+    losses = [sk.mean_pinball_loss(y, answers[:, at], alpha=alpha) for at, alpha in ((1, 0.1), (2, 0.9))]
+    assert found["pinball"] == pytest.approx(np.mean(losses))
+    assert found["rmse"] == evaluate("regression", y, value)["rmse"]
+    drawn = rng.integers(0, 300, 300)
+    weights = np.bincount(drawn, minlength=300)[None].astype(float)
+    again = weighted("regression", y, answers, rule, weights)
+    expected = evaluate("regression", y[drawn], answers[drawn], rule=rule)
+    assert {name: values[0] for name, values in again.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("family", ["linear", "gbdt"])
+def test_intervals_of_real_data_hold_what_they_promise(make_job: MakeJob, shared_data: Path, family: str):
+    frame = pl.read_csv(shared_data / "tabular" / "california_housing.csv")
+    params = {"n_estimators": 60, "learning_rate": 0.2} if family == "gbdt" else {}
+    spec = {"family": family, "params": params, "split": {"test": 0.4, "validation": 0.1}}
+    spec |= {"task": "regression", "target": "median_house_value", "evaluation": {"intervals": 0.9}}
+    job = make_job(frame, **spec, compress={"max_metric_drop": 0.2})
+    result = train.run(job)
+    calibration = json.loads((job.output / "card.json").read_text())["prediction_intervals"]["rows"]
+    assert calibration == 1032  # half of the validation rows
+    doubt = 3 * (0.09 * (1 / 1032 + 1 / 8256)) ** 0.5
+    assert result["metrics"]["coverage"] == pytest.approx(0.9, abs=doubt)
+    assert result["metrics"]["interval_width"] < 3.3 * result["metrics"]["rmse"] * 1.2
+    assert [t["name"] for t in result["signature"]["outputs"]] == ["value", "lower", "upper"]
+    for variant in result["variants"]:
+        assert variant["metrics"]["coverage"] == pytest.approx(0.9, abs=doubt + 0.02)
+
+
+def test_intervals_by_folds_survive_a_restart_and_are_served(make_job: MakeJob, diabetes: pl.DataFrame):
+    spec = {"family": "linear", "task": "regression", "evaluation": {"intervals": 0.8, "folds": 4}}
+    job = make_job(diabetes, **spec)
+    first = train.run(job)
+    assert train.run(job)["signature"] == first["signature"]
+    assert any("resumed after 4 further fits" in event.get("message", "") for event in job.seen)
+    card = json.loads((job.output / "card.json").read_text())
+    told = card["prediction_intervals"]
+    assert (told["rows"], told["of"]) == (354, "rows that folds left out")
+    low, high = card["intervals"]["metrics"]["coverage"]
+    assert low <= 0.8 <= high
+    golden = json.loads((job.output / "golden.json").read_text())["outputs"]
+    outputs = tuple(np.asarray(golden[name]["data"], np.float32) for name in ("value", "lower", "upper"))
+    signature = Signature.from_json(first["signature"])
+    served = json.loads(prediction_encoder(signature)(outputs))
+    for row in served:
+        jsonschema.validate(row, prediction_schema(signature))
+        assert row["interval"] == pytest.approx([row["value"] + told["below"], row["value"] + told["above"]], rel=1e-5)
+    raw = first["signature"]
+    assert raw["coverage"] == 0.8
+    del raw["coverage"]
+    assert Signature.from_json(raw).coverage is None
+
+
+def test_auto_finds_intervals_by_the_rows_that_its_models_left_out(make_job: MakeJob, diabetes: pl.DataFrame):
+    params = {"families": ["linear"], "folds": 3, "time_limit_s": 60}
+    job = make_job(diabetes, family="auto", params=params, task="regression", evaluation={"intervals": 0.9})
+    result = train.run(job)
+    told = json.loads((job.output / "card.json").read_text())["prediction_intervals"]
+    assert (told["rows"], told["of"]) == (354, "rows that its models left out")
+    assert 0.8 <= result["metrics"]["coverage"] <= 1.0
