@@ -86,19 +86,20 @@ class Rule:
 
     `positive` is, of two classes, the one that precision, recall, F1 and the curves speak of. It is told from the
     probability `threshold` on; without one, and of more classes, the likeliest class is. `coverage` is the share of
-    values that prediction intervals promise to hold.
+    values that prediction intervals promise to hold. With `ordinal` classes are as far apart as their indices.
     """
 
     positive: int = 1
     threshold: float | None = None
     coverage: float | None = None
+    ordinal: bool = False
 
     @classmethod
     def of(cls, signature: Signature, positive: int) -> "Rule":
         """Of a model that was trained here; a threshold's own class is the positive one."""
         found = signature.threshold
         if found is None:
-            return cls(positive, coverage=signature.coverage)
+            return cls(positive, coverage=signature.coverage, ordinal=signature.ordinal)
         return cls(signature.classes.index(found.label), found.probability)
 
     def labels(self, probabilities: Array) -> npt.NDArray[np.int64]:

@@ -84,7 +84,10 @@ class Threshold:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A model's complete contract with its callers. Without `threshold` the likeliest class is the label."""
+    """A model's complete contract with its callers.
+
+    Without `threshold` the likeliest class is the label. With `ordinal` the order of the classes means something.
+    """
 
     task: ModelTask
     inputs: tuple[Tensor, ...]
@@ -96,6 +99,7 @@ class Signature:
     batched: bool = True
     threshold: Threshold | None = None
     coverage: float | None = None
+    ordinal: bool = False
     version: int = field(default=SIGNATURE_VERSION)
 
     @property
@@ -129,4 +133,5 @@ class Signature:
             batched=raw.get("batched", True),
             threshold=Threshold(**raw["threshold"]) if raw.get("threshold") else None,
             coverage=raw.get("coverage"),
+            ordinal=raw.get("ordinal", False),
         )

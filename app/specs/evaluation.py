@@ -8,7 +8,8 @@ from app.specs.base import CHOICE, OBJECT, OTHER, Spec
 
 MetricName = Literal[
     "accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "f1_macro", "f1_micro",
-    "f1_weighted", "pr_auc", "brier", "ece", "mcc", "kappa", "rmse", "mae", "r2", "mape",
+    "f1_weighted", "pr_auc", "brier", "ece", "mcc", "kappa", "quadratic_kappa", "rank_mae",
+    "accuracy_within_one", "rmse", "mae", "r2", "mape",
 ]  # fmt: skip
 REGRESSION_METRICS = frozenset({"rmse", "mae", "r2", "mape"})
 
@@ -24,6 +25,9 @@ class TunedThreshold(Spec):
 
 _Probability = Annotated[float, Field(gt=0, lt=1)]
 _Threshold = Annotated[Annotated[TunedThreshold, OBJECT] | Annotated[_Probability, OTHER], CHOICE]
+
+
+ORDINAL_METRICS = frozenset({"quadratic_kappa", "rank_mae", "accuracy_within_one"})
 
 
 class EvaluationSpec(Spec):

@@ -10,7 +10,7 @@ from app.core.signature import Task
 from app.specs.augment import AugmentSpec
 from app.specs.base import CHOICE, NO_NUL, OBJECT, OTHER, Name, Spec, VersionNumber
 from app.specs.endpoints import EndpointName
-from app.specs.evaluation import REGRESSION_METRICS, EvaluationSpec, MetricName
+from app.specs.evaluation import ORDINAL_METRICS, REGRESSION_METRICS, EvaluationSpec, MetricName
 from app.specs.families import Family, family
 from app.specs.mapping import Mapping
 from app.specs.splits import SplitSpec
@@ -195,6 +195,15 @@ class TrainSpec(JobSpec):
     dataset: DatasetRef
     task: Task
     target: Annotated[str, Field(min_length=1)]
+    ordinal: Annotated[
+        list[str] | None,
+        Field(
+            min_length=3,
+            max_length=100,
+            description="classes that have an order: all labels, the lowest first",
+            examples=[["low", "medium", "high"]],
+        ),
+    ] = None
     family: Annotated[str, Field(examples=["gbdt"])]
     params: Annotated[dict[str, Any], Field(description="of the family; see GET /api/v1/families")] = {}
     features: FeatureSpec = FeatureSpec()
@@ -223,6 +232,8 @@ class TrainSpec(JobSpec):
         for name in self.metrics:
             if (name in REGRESSION_METRICS) != (self.task == "regression"):
                 raise InvalidSpec.at("metrics", msg=f"'{name}' is not a metric of {self.task}")
+            if name in ORDINAL_METRICS and self.ordinal is None:
+                raise InvalidSpec.at("metrics", msg=f"'{name}' takes classes that have an order; name it in ordinal")
         chosen.check_features(self.features.types, steps=len(self.features.steps))
         self._check_loop(chosen)
         self._check_targets(chosen)
@@ -252,11 +263,21 @@ class TrainSpec(JobSpec):
             if not chosen.weighs_classes:
                 msg = f"'{chosen.name}' weighs no classes; evaluation.threshold moves the decision instead"
                 raise InvalidSpec.at("training", "class_weight", msg=msg)
+        if self.ordinal is not None:
+            self._check_order(self.ordinal)
         if self.evaluation.threshold is not None and self.task == "regression":
             raise InvalidSpec.at("evaluation", "threshold", msg="values have no classes to tell apart; leave it out")
         if self.evaluation.intervals is not None and self.task == "classification":
             msg = "intervals are of values, classes have probabilities; leave it out"
             raise InvalidSpec.at("evaluation", "intervals", msg=msg)
+
+    def _check_order(self, labels: list[str]) -> None:
+        if self.task == "regression":
+            raise InvalidSpec.at("ordinal", msg="values have an order of their own; leave it out")
+        if len(set(labels)) < len(labels):
+            raise InvalidSpec.at("ordinal", msg="a label is named twice")
+        if self.params.get("l1_ratio"):
+            raise InvalidSpec.at("params", "l1_ratio", msg="of ordered classes there is L2 alone; leave it out")
 
 
 class CompressSpec(JobSpec):

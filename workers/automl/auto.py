@@ -51,7 +51,10 @@ class Auto:
         scored = pool.folds < folds
         y = data.standard.restore(pool.y) if data.task == "regression" else pool.y
         answers = [member.out_of_fold(pool) for member in search.members]
-        choice = choose(answers, y[scored], data.metric, data.task, self.params["members"], data.training.seed)
+        choice = choose(
+            answers, y[scored], data.metric, data.task, self.params["members"], data.training.seed,
+            ordinal=data.signature.ordinal,
+        )  # fmt: skip
         return FittedAuto.of(data, search, choice, (y[scored], choice.combination.apply(answers)))
 
 

@@ -13,12 +13,12 @@ _TINY = 1e-7
 Score = Callable[[Array, Array], float]  # of targets and answers
 
 
-def scorer(metric: str, task: Task, y: Array) -> Score:
+def scorer(metric: str, task: Task, y: Array, *, ordinal: bool = False) -> Score:
     """The score of answers by `metric`; `y` are all targets, of which later ones may be a part."""
     quick = _QUICK.get(metric)
     if quick is not None:
         return quick
-    rule = Rule(positive_class(y))
+    rule = Rule(positive_class(y), ordinal=ordinal)
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
 
     def score(targets: Array, answers: Array) -> float:

@@ -17,6 +17,7 @@ from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.context import JobContext
 from workers.data.division import Grouped
+from workers.data.findings import listed
 from workers.data.images import choose_format, decode_all
 from workers.data.slices import slice_labels
 from workers.data.splits import Division, Split, divide_rows, load_split
@@ -104,7 +105,7 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     check_columns(frame, spec)
     frame = clean_rows(frame, spec, notes)
     types = {c["name"]: c["type"] for c in profile["columns"]}
-    target = read_target(frame[spec.target], spec.task)
+    target = read_labels(frame[spec.target], spec)
     step = coarse_step(frame[spec.target]) if spec.task == "regression" else None
     if step:
         notes.warnings.append(f"predictions of '{spec.target}' are told apart by {step:g} only; subtract a constant")
@@ -120,6 +121,21 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     row_ids = frame[ROW_ID].to_numpy()
     bounds = clip_bounds(columns, spec.features)
     return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, bounds, closer)
+
+
+def read_labels(column: pl.Series, spec: TrainSpec) -> Target:
+    """The target; its classes in the order of `spec.ordinal`, which names each label that there is, and no other."""
+    target = read_target(column, spec.task)
+    if spec.ordinal is None:
+        return target
+    for label in target.classes:
+        if label not in spec.ordinal:
+            raise InvalidSpec.at("ordinal", msg=f"rows have the label '{label}', which is not named; give it a place")
+    for at, label in enumerate(spec.ordinal):
+        if label not in target.classes:
+            msg = f"no row has the label '{label}'; the labels are {listed(list(target.classes))}"
+            raise InvalidSpec.at("ordinal", at, msg=msg)
+    return read_target(column, spec.task, tuple(spec.ordinal))
 
 
 def _divides_by(frame: pl.DataFrame, spec: TrainSpec) -> pl.Series | None:
@@ -169,7 +185,7 @@ def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes
         raise InvalidSpec.at("features", msg="picture data sets take no features and no clean steps")
     table = table.with_row_index("__position")
     kept = clean_rows(table, spec, notes)
-    target = read_target(kept["label"], spec.task)
+    target = read_labels(kept["label"], spec)
     fmt = choose_format(path, kept, spec.params.get("image_size"))
     pixels: Any = decode_all(path, fmt, len(table), job)
     if len(kept) < len(table):
@@ -202,7 +218,9 @@ def _signature(
     output = Tensor("value", "FP32", (-1,))
     if spec.task == "classification":
         output = Tensor("probabilities", "FP32", (-1, len(target.classes)))
-    return Signature(spec.task, inputs, (output,), columns, target.classes, spec.target, image)
+    return Signature(
+        spec.task, inputs, (output,), columns, target.classes, spec.target, image, ordinal=spec.ordinal is not None
+    )
 
 
 def reload(job: JobContext, signature: Signature, split_file: Path) -> Prepared:

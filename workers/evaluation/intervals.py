@@ -164,6 +164,13 @@ def _of_matrix(judged: Classified, matrices: _Floats) -> dict[str, _Floats]:
         "mcc": np.where(several, np.where(spread > 0, (accuracy - chance) / spread, 0.0), np.nan),
         "kappa": np.where(several, (accuracy - chance) / (1 - chance), np.nan),
     }  # fmt: skip
+    if judged.ordinal:
+        places = np.arange(judged.raw.shape[1])
+        off = np.abs(places[:, None] - places)
+        by_chance = np.einsum("bj,bk,jk->b", true, told, off**2.0) / rows
+        found["quadratic_kappa"] = np.where(several, 1 - np.einsum("bjk,jk->b", matrices, off**2.0) / by_chance, np.nan)
+        found["rank_mae"] = np.einsum("bjk,jk->b", matrices, off) / rows
+        found["accuracy_within_one"] = np.einsum("bjk,jk->b", matrices, off <= 1) / rows
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         found[name] = values[:, judged.positive] if judged.binary else macro(values)
     return found

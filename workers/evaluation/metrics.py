@@ -12,7 +12,9 @@ from sklearn import metrics as sk
 from app.core.signature import Task
 from workers.learning import PLAIN, Array, Rule
 
-LOWER_IS_BETTER = frozenset({"log_loss", "brier", "ece", "rmse", "mae", "mape", "interval_width", "pinball"})
+LOWER_IS_BETTER = frozenset(
+    {"log_loss", "brier", "ece", "rmse", "mae", "mape", "interval_width", "pinball", "rank_mae"}
+)
 BINS = 15  # of equal width, for calibration
 _EPSILON = 1e-7  # probabilities are float32; log loss needs them off 0 and 1
 
@@ -92,12 +94,15 @@ class Classified:
     probabilities: npt.NDArray[np.float64]
     predicted: npt.NDArray[np.int64]
     positive: int
+    ordinal: bool = False
 
     @classmethod
     def of(cls, y: Array, answers: Array, rule: Rule) -> "Classified":
         """From a model's answers."""
         clipped = np.clip(answers.astype(np.float64), _EPSILON, 1 - _EPSILON)
-        return cls(y, answers, clipped / clipped.sum(axis=1, keepdims=True), rule.labels(answers), rule.positive)
+        return cls(
+            y, answers, clipped / clipped.sum(axis=1, keepdims=True), rule.labels(answers), rule.positive, rule.ordinal
+        )
 
     @property
     def binary(self) -> bool:
@@ -173,6 +178,13 @@ def calibration_error(confidence: Array, right: Array) -> float:
     return float(np.abs(sums).sum() / len(confidence))
 
 
+def _quadratic_kappa(judged: Classified) -> float:
+    """Agreement beyond chance, where a mistake counts by the square of how many classes it is off (Cohen 1968)."""
+    if not judged.ordinal or not _several(judged):
+        return float("nan")
+    return float(sk.cohen_kappa_score(judged.y, judged.predicted, labels=judged.labels, weights="quadratic"))
+
+
 def _mean_of(name: str, judged: Valued) -> float:
     found = judged.of_intervals().get(name)
     return float("nan") if found is None else float(found.mean())
@@ -194,6 +206,9 @@ _CLASSIFICATION: dict[str, Callable[[Classified], float]] = {
     "ece": lambda c: calibration_error(c.probabilities.max(axis=1), c.likeliest_is_right),
     "mcc": lambda c: sk.matthews_corrcoef(c.y, c.predicted) if _several(c) else float("nan"),
     "kappa": lambda c: sk.cohen_kappa_score(c.y, c.predicted) if _several(c) else float("nan"),
+    "quadratic_kappa": _quadratic_kappa,
+    "rank_mae": lambda c: float(np.abs(c.y - c.predicted).mean()) if c.ordinal else float("nan"),
+    "accuracy_within_one": lambda c: float((np.abs(c.y - c.predicted) <= 1).mean()) if c.ordinal else float("nan"),
 }
 _REGRESSION: dict[str, Callable[[Valued], float]] = {
     "rmse": lambda v: sk.root_mean_squared_error(v.y, v.answers),

@@ -1,4 +1,4 @@
-"""Logistic regression and ridge on standardised numbers and one-hot categories (scikit-learn)."""
+"""Logistic regression, ordered or not, and ridge on standardised numbers and one-hot categories (scikit-learn)."""
 
 import warnings
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from workers.context import JobContext
 from workers.export.graph import Graph
 from workers.families.answers import answering_model, answers_of
 from workers.families.encoding import DenseEncoder
+from workers.families.ordinal import Cumulative, solve
 from workers.learning import Array, Inputs, LearningData
 
 _NEVER = -1e4  # a logit whose probability is 0 in float32
@@ -36,6 +37,8 @@ class Linear:
         """
         encoder = DenseEncoder.fit(data)
         x = _design(encoder, data.train.inputs)
+        if data.signature.ordinal:
+            return self._ordered(data, encoder, x)
         estimator = self._estimator(data, len(data.train))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
@@ -50,6 +53,14 @@ class Linear:
             weights, bias = _all_classes(weights, bias, estimator.classes_, data.n_classes)
         solved = int(np.max(estimator.n_iter_)) if estimator.n_iter_ is not None else 1
         return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), solved)
+
+    def _ordered(self, data: LearningData, encoder: DenseEncoder, x: sp.csr_matrix) -> "FittedLinear":
+        """Of classes that have an order: one score, and thresholds between them."""
+        weights, cumulative, iterations = solve(
+            x, data.train.y, data.n_classes, data.row_weights(data.train), self.params["regularization"],
+            self.params["max_iter"],
+        )  # fmt: skip
+        return FittedLinear(data, encoder, weights.astype(np.float32), np.zeros(1, np.float32), iterations, cumulative)
 
     def _estimator(self, data: LearningData, rows: int) -> Any:  # noqa: ANN401 - one of scikit-learn's
         p = self.params
@@ -74,11 +85,12 @@ class FittedLinear:
     weights: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
     iterations: int
+    cumulative: Cumulative | None = None
 
     def predict(self, inputs: Inputs) -> Array:
         """Probabilities [N, K] or values [N]."""
         scores = _design(self.encoder, inputs) @ self.weights.astype(np.float64) + self.bias
-        return answers_of(self.data, scores)
+        return answers_of(self.data, scores) if self.cumulative is None else self.cumulative.probabilities(scores)
 
     def to_onnx(self) -> onnx.ModelProto:
         """A matrix product for numbers and a sum of table rows for categories."""
@@ -93,7 +105,10 @@ class FittedLinear:
             picked = graph.add("Gather", graph.constant(table, np.float32), rows, axis=0)
             total = graph.add("ReduceSum", picked, graph.constant([1], np.int64), keepdims=0)
             score = graph.add("Add", total, score)
-        return answering_model(graph, score, self.data, self.weights.shape[1])
+        if self.cumulative is None:
+            return answering_model(graph, score, self.data, self.weights.shape[1])
+        self.cumulative.to_nodes(graph, score)
+        return graph.model(self.data.signature.inputs, self.data.signature.outputs)
 
     def facts(self) -> dict[str, Any]:
         """Solver iterations and number of weights."""

@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import polars as pl
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn import metrics as sk
 
 from app.core.errors import InvalidData, InvalidSpec
@@ -23,6 +24,7 @@ from workers.evaluation.intervals import weighted
 from workers.evaluation.metrics import evaluate
 from workers.evaluation.threshold import _VALUES, best_threshold
 from workers.export.runtime import open_session, predict
+from workers.families.ordinal import solve
 from workers.jobs import train
 from workers.learning import Array, Rule
 
@@ -310,3 +312,87 @@ def test_auto_finds_intervals_by_the_rows_that_its_models_left_out(make_job: Mak
     told = json.loads((job.output / "card.json").read_text())["prediction_intervals"]
     assert (told["rows"], told["of"]) == (354, "rows that its models left out")
     assert 0.8 <= result["metrics"]["coverage"] <= 1.0
+
+
+ORDER = ["poor", "fair", "good", "best"]
+
+
+@pytest.fixture(scope="module")
+def rated() -> pl.DataFrame:
+    """400 rows of a score that thresholds cut into four ordered classes."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(400, 5))
+    score = x @ [1.5, -1.0, 0.5, 0.0, 0.0] + rng.logistic(size=400)
+    labels = np.asarray(ORDER)[np.digitize(score, [-2.5, 0.0, 2.0])]
+    return pl.DataFrame({**{f"x{i}": x[:, i] for i in range(5)}, "target": labels})
+
+
+@pytest.mark.parametrize("family", ["linear", "gbdt", "auto"])
+def test_ordered_classes_are_judged_by_their_order(make_job: MakeJob, rated: pl.DataFrame, family: str):
+    params = {"families": ["linear"], "folds": 2, "time_limit_s": 60} if family == "auto" else {}
+    params = {"n_estimators": 40} if family == "gbdt" else params
+    spec = {"family": family, "params": params, "ordinal": ORDER, "metrics": ["quadratic_kappa"]}
+    job = make_job(rated, **spec)
+    result = train.run(job)
+    found = result["metrics"]
+    assert (result["main_metric"], result["signature"]["classes"]) == ("quadratic_kappa", tuple(ORDER))
+    labels, probabilities = _answers(job, rated)
+    y, told = np.asarray([ORDER.index(label) for label in labels]), probabilities.argmax(axis=1)
+    assert found["quadratic_kappa"] == pytest.approx(sk.cohen_kappa_score(y, told, weights="quadratic"))
+    assert found["rank_mae"] == pytest.approx(np.abs(y - told).mean())
+    assert found["accuracy_within_one"] == pytest.approx((np.abs(y - told) < 2).mean())
+    assert found["quadratic_kappa"] > 0.5
+    assert (probabilities >= 0).all()
+    assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_order_helps_where_rows_are_few(make_job: MakeJob, rated: pl.DataFrame):
+    found = {}
+    for order in (None, ORDER):
+        job = make_job(rated, name=f"{bool(order)}", family="linear", ordinal=order, split={"test": 0.7, "validation": 0.05})
+        found[bool(order)] = train.run(job)["metrics"]["log_loss"]
+    assert found[True] < found[False] - 0.02
+
+
+def test_the_cumulative_model_finds_what_made_the_data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 2))
+    y = np.digitize(x @ [1.0, -2.0] + rng.logistic(size=4000), [-2.0, 0.0, 1.5])
+    weights, cumulative, _ = solve(csr_matrix(x), y, 4, None, 1.0, 1000)
+    assert weights[:, 0] == pytest.approx([1.0, -2.0], abs=0.12)
+    assert cumulative.thresholds == pytest.approx([-2.0, 0.0, 1.5], abs=0.15)
+    assert cumulative.probabilities(x @ weights).mean(axis=0) == pytest.approx(np.bincount(y) / 4000, abs=0.01)
+    doubled, _, _ = solve(csr_matrix(x), y, 4, np.where(y == 3, 2.0, 1.0), 1.0, 1000)
+    rows = np.concatenate([np.arange(4000), np.flatnonzero(y == 3)])
+    repeated, _, _ = solve(csr_matrix(x[rows]), y[rows], 4, None, 1.0, 1000)
+    assert doubled == pytest.approx(repeated, abs=1e-3)
+
+
+def test_metrics_of_ordered_classes_are_resampled_alike():
+    rng = np.random.default_rng(2)
+    y, p = rng.integers(0, 4, 80), rng.random((80, 4))
+    drawn, rule = rng.integers(0, 80, 80), Rule(ordinal=True)
+    weights = np.bincount(drawn, minlength=80)[None].astype(float)
+    found = weighted("classification", y, p, rule, weights)
+    expected = evaluate("classification", y[drawn], p[drawn], rule=rule)
+    for name in ("quadratic_kappa", "rank_mae", "accuracy_within_one"):
+        assert found[name][0] == pytest.approx(expected[name])
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"ordinal": ["poor", "fair", "good"]}, ("ordinal",)),
+        ({"ordinal": ["poor", "fair", "good", "best", "bset"]}, ("ordinal", 4)),
+        ({"ordinal": [*ORDER, "poor"]}, ("ordinal",)),
+        ({"ordinal": ORDER, "params": {"l1_ratio": 0.5}}, ("params", "l1_ratio")),
+        ({"ordinal": ORDER, "task": "regression", "target": "x0"}, ("ordinal",)),
+        ({"metrics": ["rank_mae"]}, ("metrics",)),
+    ],
+)
+def test_an_order_that_does_not_fit_is_named(
+    make_job: MakeJob, rated: pl.DataFrame, change: dict[str, Any], where: tuple[str | int, ...]
+):
+    with pytest.raises(InvalidSpec) as caught:
+        train.run(make_job(rated, **{"family": "linear"} | change))
+    assert caught.value.errors[0].loc == where
