@@ -40,7 +40,7 @@ class Part:
     """Rows to learn from or to watch.
 
     `inputs` are the graph's inputs as the signature describes them. `y` is int64 [N] class indices, or float64 [N]
-    standardised values.
+    standardised values, or float32 [N, K] of 0 and 1 where a row may have several classes.
     """
 
     inputs: Inputs
@@ -67,7 +67,7 @@ class LearningData:
 
     @property
     def task(self) -> Task:
-        """Classification or regression."""
+        """What is learned."""
         return self.signature.learned_task
 
     def row_weights(self, part: Part) -> npt.NDArray[np.float64] | None:
@@ -103,7 +103,7 @@ class Rule:
         return cls(signature.classes.index(found.label), found.probability)
 
     def labels(self, probabilities: Array) -> npt.NDArray[np.int64]:
-        """Class indices [N] of probabilities [N, K]."""
+        """Class indices [N] of probabilities [N, K], of which one is right."""
         if self.threshold is None or probabilities.shape[1] != 2:  # noqa: PLR2004 - two classes
             return np.asarray(probabilities.argmax(axis=1), np.int64)
         # In double precision, as serving compares.

@@ -35,6 +35,9 @@ def prediction_schema(signature: Signature) -> Json:
             return _object({"value": number})
         said = f"low and high, which hold {signature.coverage:.4g} of the true values between them"
         return _object({"value": number, "interval": interval | {"description": said}})
+    if signature.task == "multilabel":
+        labels = {"type": "array", "items": {"type": "string", "enum": list(signature.classes)}}
+        return _object({"labels": labels, "probabilities": _object(dict.fromkeys(signature.classes, number))})
     label: Json = {"type": "string", "enum": list(signature.classes)}
     if (threshold := signature.threshold) is not None:
         label["description"] = f"'{threshold.label}' from a probability of {threshold.probability:g} on"

@@ -10,7 +10,8 @@ Tabular models take at most two tensors, rows first, whatever the number of colu
 
 Text models take `text` BYTES [-1, n_texts], UTF-8; the empty string = missing; tokens are made inside the graph.
 Image models take `image` UINT8 [-1, channels, height, width], raw 0-255; scaling is inside the graph.
-Classifiers give `probabilities` FP32 [-1, n_classes] in the order of `classes`; regressors give `value` FP32 [-1], and
+Classifiers give `probabilities` FP32 [-1, n_classes] in the order of `classes`, which add up to one unless the task is
+`multilabel`, where each class is by itself; regressors give `value` FP32 [-1], and
 with prediction intervals `lower` and `upper` FP32 [-1], between which a share `coverage` of the true values lies.
 
 Imported models (task `inference`) have the tensors that they have, and no columns. Where `batched` is false the first
@@ -20,8 +21,8 @@ dimension is not the batch, and a request is run by itself.
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Task = Literal["classification", "regression"]  # what can be trained
-ModelTask = Literal["classification", "regression", "inference"]
+Task = Literal["classification", "regression", "multilabel"]  # what can be trained
+ModelTask = Literal["classification", "regression", "multilabel", "inference"]
 Datatype = Literal[
     "BOOL",
     "UINT8",
@@ -100,6 +101,7 @@ class Signature:
     threshold: Threshold | None = None
     coverage: float | None = None
     ordinal: bool = False
+    separator: str = ""  # of the labels of one cell of the target
     version: int = field(default=SIGNATURE_VERSION)
 
     @property
@@ -134,4 +136,5 @@ class Signature:
             threshold=Threshold(**raw["threshold"]) if raw.get("threshold") else None,
             coverage=raw.get("coverage"),
             ordinal=raw.get("ordinal", False),
+            separator=raw.get("separator", ""),
         )

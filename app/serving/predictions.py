@@ -10,21 +10,23 @@ from app.core.signature import Signature
 from app.serving.nested import nested_predictions
 from app.serving.types import Tensors
 
+_HALF = 0.5
 PredictionEncoder = Callable[[Tensors], bytes]
 
 
 def prediction_encoder(signature: Signature) -> PredictionEncoder:
     """Encoder of outputs, in the signature's order, to a JSON list with one object per row.
 
-    A classifier's row is {"label", "probabilities": {label: p}}, a regressor's {"value"}, with
-    prediction intervals {"value", "interval": [low, high]}, and that of a model without columns nested lists by output
-    name. The label is the likeliest class, or the one that the signature's threshold
-    tells. A value that is not finite becomes null. Corrupt if the signature lacks the output that its task needs.
+    A classifier's row is {"label", "probabilities": {label: p}}, where the label is the likeliest class, or the one
+    that the signature's threshold tells; if a row may have several, it is {"labels", "probabilities"}. A regressor's is
+    {"value"}, with prediction intervals {"value", "interval": [low, high]}, and that of a model without columns nested
+    lists by output name. A value that is not finite becomes null. Corrupt if the signature lacks the output that its
+    task needs.
     """
     if signature.task == "inference":
         return partial(nested_predictions, signature)
     names = [tensor.name for tensor in signature.outputs]
-    wanted = "probabilities" if signature.task == "classification" else "value"
+    wanted = "value" if signature.task == "regression" else "probabilities"
     if wanted not in names:
         raise Corrupt(f"signature.json: a {signature.task} model needs the output '{wanted}', it has {names}")
     at = names.index(wanted)
@@ -36,6 +38,8 @@ def prediction_encoder(signature: Signature) -> PredictionEncoder:
     if signature.outputs[at].shape[-1] not in {-1, len(classes)}:
         raise Corrupt(f"signature.json: {len(classes)} classes for {signature.outputs[at].shape[-1]} probabilities")
 
+    if signature.task == "multilabel":
+        return partial(_labelled, classes, at)
     label_of = _labeller(signature)
 
     def classify(outputs: Tensors) -> bytes:
@@ -47,6 +51,14 @@ def prediction_encoder(signature: Signature) -> PredictionEncoder:
         )
 
     return classify
+
+
+def _labelled(classes: tuple[str, ...], at: int, outputs: Tensors) -> bytes:
+    """Every label of a probability of a half or more."""
+    rows = (dict(zip(classes, row, strict=True)) for row in outputs[at].tolist())
+    return orjson.dumps(
+        [{"labels": [name for name, p in row.items() if p >= _HALF], "probabilities": row} for row in rows]
+    )
 
 
 def _intervals(names: list[str]) -> PredictionEncoder:

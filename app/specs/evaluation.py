@@ -1,17 +1,32 @@
 """Metrics by name, and how closely a training looks at what it made."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+from app.core.signature import Task
 from app.specs.base import CHOICE, OBJECT, OTHER, Spec
 
 MetricName = Literal[
     "accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "f1_macro", "f1_micro",
     "f1_weighted", "pr_auc", "brier", "ece", "mcc", "kappa", "quadratic_kappa", "rank_mae",
-    "accuracy_within_one", "rmse", "mae", "r2", "mape",
+    "accuracy_within_one", "subset_accuracy", "hamming_loss", "label_ranking_ap", "rmse", "mae", "r2", "mape",
 ]  # fmt: skip
 REGRESSION_METRICS = frozenset({"rmse", "mae", "r2", "mape"})
+
+
+MULTILABEL_METRICS = frozenset({
+    "f1_micro", "f1_macro", "subset_accuracy", "hamming_loss", "label_ranking_ap", "roc_auc", "pr_auc", "log_loss",
+    "brier", "ece",
+})  # fmt: skip
+
+
+def metrics_of(task: Task) -> frozenset[str]:
+    """The metrics that a task has."""
+    if task == "regression":
+        return REGRESSION_METRICS
+    only = {"subset_accuracy", "hamming_loss", "label_ranking_ap"}
+    return MULTILABEL_METRICS if task == "multilabel" else frozenset(get_args(MetricName)) - REGRESSION_METRICS - only
 
 
 ThresholdMetric = Literal["f1", "f1_macro", "accuracy", "balanced_accuracy", "mcc", "kappa"]

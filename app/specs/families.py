@@ -212,9 +212,10 @@ class Family:
 
 
 _BOTH: tuple[Task, ...] = ("classification", "regression")
+_ALL: tuple[Task, ...] = (*_BOTH, "multilabel")
 LINEAR = Family(
     "linear",
-    _BOTH,
+    _ALL,
     "tabular",
     LinearParams,
     "workers.families.linear:Linear",
@@ -277,7 +278,7 @@ AUTO = Family(
 )
 MLP = Family(
     "mlp",
-    _BOTH,
+    _ALL,
     "tabular",
     MlpParams,
     "workers.families.mlp:Mlp",
@@ -287,7 +288,7 @@ MLP = Family(
 )
 FT_TRANSFORMER = Family(
     "ft_transformer",
-    _BOTH,
+    _ALL,
     "tabular",
     FtTransformerParams,
     "workers.families.ft_transformer:FtTransformer",
@@ -297,7 +298,7 @@ FT_TRANSFORMER = Family(
 )
 CNN = Family(
     "cnn",
-    ("classification",),
+    ("classification", "multilabel"),
     "image",
     CnnParams,
     "workers.families.cnn:Cnn",
@@ -307,7 +308,7 @@ CNN = Family(
 )
 TEXT_LINEAR = Family(
     "text_linear",
-    _BOTH,
+    _ALL,
     "text",
     TextLinearParams,
     "workers.families.text_linear:TextLinear",

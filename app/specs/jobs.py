@@ -8,12 +8,13 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from app.core.errors import InvalidSpec
 from app.core.signature import Task
 from app.specs.augment import AugmentSpec
-from app.specs.base import CHOICE, NO_NUL, OBJECT, OTHER, Name, Spec, VersionNumber
+from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.endpoints import EndpointName
-from app.specs.evaluation import ORDINAL_METRICS, REGRESSION_METRICS, EvaluationSpec, MetricName
+from app.specs.evaluation import ORDINAL_METRICS, EvaluationSpec, MetricName, metrics_of
 from app.specs.families import Family, family
 from app.specs.mapping import Mapping
 from app.specs.splits import SplitSpec
+from app.specs.targets import ClassWeight, check_targets
 
 Priority = Literal[0, 1, 2]
 _DATASET = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})@(?P<version>[1-9][0-9]{0,8})$")
@@ -111,10 +112,6 @@ class EarlyStoppingSpec(Spec):
     min_delta: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
-_Weights = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, max_length=1000)]
-ClassWeight = Annotated[Annotated[_Weights, OBJECT] | Annotated[Literal["balanced"], OTHER], CHOICE]
-
-
 class TrainingSpec(Spec):
     """The training loop. Families without a loop use `seed`, `early_stopping` and `class_weight` alone."""
 
@@ -204,6 +201,9 @@ class TrainSpec(JobSpec):
             examples=[["low", "medium", "high"]],
         ),
     ] = None
+    separator: Annotated[
+        str | None, Field(min_length=1, max_length=10, description="multilabel: between the labels of a cell; null: |")
+    ] = None
     family: Annotated[str, Field(examples=["gbdt"])]
     params: Annotated[dict[str, Any], Field(description="of the family; see GET /api/v1/families")] = {}
     features: FeatureSpec = FeatureSpec()
@@ -230,15 +230,15 @@ class TrainSpec(JobSpec):
         if self.task not in chosen.tasks:
             raise InvalidSpec.at("task", msg=f"family '{chosen.name}' does {', '.join(chosen.tasks)}, not {self.task}")
         for name in self.metrics:
-            if (name in REGRESSION_METRICS) != (self.task == "regression"):
+            if name not in metrics_of(self.task):
                 raise InvalidSpec.at("metrics", msg=f"'{name}' is not a metric of {self.task}")
             if name in ORDINAL_METRICS and self.ordinal is None:
                 raise InvalidSpec.at("metrics", msg=f"'{name}' takes classes that have an order; name it in ordinal")
         chosen.check_features(self.features.types, steps=len(self.features.steps))
         self._check_loop(chosen)
-        self._check_targets(chosen)
-        if self.split.method == "stratified" and self.task == "regression":
-            raise InvalidSpec.at("split", "method", msg="stratified needs classes; use random for regression")
+        check_targets(self, chosen)
+        if self.split.method == "stratified" and self.task != "classification":
+            raise InvalidSpec.at("split", "method", msg=f"stratified needs classes; use random for {self.task}")
         for loc, column in self.dividing_columns():
             if column == self.target:
                 raise InvalidSpec.at(*loc, msg=f"'{column}' is the target; name another column")
@@ -252,32 +252,12 @@ class TrainSpec(JobSpec):
         for name in ("label_smoothing", "ema"):
             if getattr(self.training, name) and not chosen.loop:
                 raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")
-        if self.training.label_smoothing and self.task == "regression":
-            raise InvalidSpec.at("training", "label_smoothing", msg="values have no labels to smooth; leave it out")
-
-    def _check_targets(self, chosen: Family) -> None:
-        """InvalidSpec names what is asked of classes or values that task or family do not have."""
-        if self.training.class_weight is not None:
-            if self.task == "regression":
-                raise InvalidSpec.at("training", "class_weight", msg="values have no classes; leave it out")
-            if not chosen.weighs_classes:
-                msg = f"'{chosen.name}' weighs no classes; evaluation.threshold moves the decision instead"
-                raise InvalidSpec.at("training", "class_weight", msg=msg)
-        if self.ordinal is not None:
-            self._check_order(self.ordinal)
-        if self.evaluation.threshold is not None and self.task == "regression":
-            raise InvalidSpec.at("evaluation", "threshold", msg="values have no classes to tell apart; leave it out")
-        if self.evaluation.intervals is not None and self.task == "classification":
-            msg = "intervals are of values, classes have probabilities; leave it out"
-            raise InvalidSpec.at("evaluation", "intervals", msg=msg)
-
-    def _check_order(self, labels: list[str]) -> None:
-        if self.task == "regression":
-            raise InvalidSpec.at("ordinal", msg="values have an order of their own; leave it out")
-        if len(set(labels)) < len(labels):
-            raise InvalidSpec.at("ordinal", msg="a label is named twice")
-        if self.params.get("l1_ratio"):
-            raise InvalidSpec.at("params", "l1_ratio", msg="of ordered classes there is L2 alone; leave it out")
+        if self.training.label_smoothing and self.task != "classification":
+            msg = f"{self.task} has no labels of which one is right; leave it out"
+            raise InvalidSpec.at("training", "label_smoothing", msg=msg)
+        for name in ("mixup", "cutmix"):
+            if self.task == "multilabel" and getattr(self.training.augment, name, False):
+                raise InvalidSpec.at("training", "augment", name, msg="blends pictures of one label each; leave it out")
 
 
 class CompressSpec(JobSpec):

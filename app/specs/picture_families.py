@@ -62,8 +62,8 @@ class VitParams(FamilyParams):
 
 def _family(name: str, params: type[FamilyParams], implementation: str, summary: str) -> Family:
     return Family(
-        name, ("classification",), "image", params, f"workers.families.{implementation}", summary, loop=True,
-        weighs_classes=True,
+        name, ("classification", "multilabel"), "image", params, f"workers.families.{implementation}", summary,
+        loop=True, weighs_classes=True,
     )  # fmt: skip
 
 

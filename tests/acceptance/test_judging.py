@@ -224,6 +224,26 @@ class TestTargets:
         assert {label for label, p in told if p < 0.05} == {"benign"}
         assert any(0.05 <= p < 0.5 for _, p in told)
 
+    def test_a_row_may_have_several_labels(self, platform: Platform) -> None:
+        pairs = [(a, b) for a in range(12) for b in range(12)]
+        labels = {(a, b): "|".join(["high"] * (a > 6) + ["even"] * (b > 4)) or "|" for a, b in pairs}
+        rows = [f"{a},{b},{labels[a, b]}" for a, b in pairs]
+        platform.upload("tags", "\n".join(["a,b,tags", *rows]).encode())
+        spec = {"kind": "train", "model": "tags", "dataset": "tags@1", "task": "multilabel", "target": "tags"}
+        check_problem(refused(platform, **spec, family="gbdt"), 422, "invalid_spec", ["task"])
+        result = ended(platform, **spec, family="linear", deploy={"endpoint": "tags"})
+        assert result["metrics"]["subset_accuracy"] > 0.8
+        report = ended(platform, kind="evaluate", model="tags", version=1, dataset="tags@1")
+        assert report["metrics"]["fp32"] == pytest.approx(result["metrics"])
+        platform.upload("more-tags", "\n".join(["a,b,tags", "11,11,even|high", "0,0,odd|high", *rows[:20]]).encode())
+        report = ended(platform, kind="evaluate", model="tags", version=1, dataset="more-tags@1")
+        assert (report["rows"]["judged"], report["unknown_labels"]) == (21, {"odd|high": 1})
+        instances = [{"a": 11, "b": 11}, {"a": 11, "b": 0}, {"a": 0, "b": 0}]
+        answer = platform.call("POST", "/api/v1/endpoints/tags/predict", json={"instances": instances})
+        assert [row["labels"] for row in answer["predictions"]] == [["even", "high"], ["high"], []]
+        files = [file["path"] for file in platform.call("GET", "/api/v1/models/tags/versions/1/files")["items"]]
+        assert {"plots/roc.svg", "plots/calibration.svg", "card.html"} <= set(files)
+
     def test_predictions_come_with_intervals(self, platform: Platform) -> None:
         spec = {"kind": "train", "model": "areas", "dataset": "cancer@1", "task": "regression", "target": "mean area"}
         spec |= {"family": "linear", "deploy": {"endpoint": "areas"}, "features": {"drop": ["mean perimeter"]}}

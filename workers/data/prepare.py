@@ -36,6 +36,7 @@ from workers.data.weights import class_weights
 from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
 IMAGE_COLUMN = "image"
+SEPARATOR = "|"  # of labels, unless the spec names another
 _REPEATS = 0.01  # share of the test rows from which on repeats are told of
 _SHARES = (0.1, 0.25, 0.5)  # of the training rows, for the learning curve
 _ROOM = 10  # times as many possible rows as there are: with fewer, rows are alike by accident
@@ -125,7 +126,7 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
 
 def read_labels(column: pl.Series, spec: TrainSpec) -> Target:
     """The target; its classes in the order of `spec.ordinal`, which names each label that there is, and no other."""
-    target = read_target(column, spec.task)
+    target = read_target(column, spec.task, separator=spec.separator or SEPARATOR)
     if spec.ordinal is None:
         return target
     for label in target.classes:
@@ -216,10 +217,18 @@ def _signature(
     image: Any = None,  # noqa: ANN401 - ImageFormat or None
 ) -> Signature:
     output = Tensor("value", "FP32", (-1,))
-    if spec.task == "classification":
+    if spec.task != "regression":
         output = Tensor("probabilities", "FP32", (-1, len(target.classes)))
     return Signature(
-        spec.task, inputs, (output,), columns, target.classes, spec.target, image, ordinal=spec.ordinal is not None
+        spec.task,
+        inputs,
+        (output,),
+        columns,
+        target.classes,
+        spec.target,
+        image,
+        ordinal=spec.ordinal is not None,
+        separator=(spec.separator or SEPARATOR) if spec.task == "multilabel" else "",
     )
 
 
@@ -237,7 +246,7 @@ def reload(job: JobContext, signature: Signature, split_file: Path) -> Prepared:
     row_ids = table[ROW_ID].to_numpy()
     split = load_split(split_file, row_ids)
     used = np.concatenate([split.train, split.validation, split.test])
-    target = read_target(table[signature.target][used], signature.learned_task, signature.classes)
-    y = np.zeros(len(table), target.y.dtype)
+    target = read_target(table[signature.target][used], signature.learned_task, signature.classes, signature.separator)
+    y = np.zeros((len(table), *target.y.shape[1:]), target.y.dtype)
     y[used] = target.y
     return Prepared(signature, inputs, y, row_ids, split, Notes())

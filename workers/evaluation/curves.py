@@ -40,6 +40,8 @@ def curves(
             )
         }
     names = [shorten(name, _WIDTH) for name in classes]
+    if task == "multilabel":
+        return _of_labels(y.astype(bool), answers, names, points)
     found: dict[str, Any] = {"confusion": _confusion(y, rule.labels(answers), names)}
     positive = rule.positive
     binary = answers.shape[1] == 2  # noqa: PLR2004 - binary
@@ -57,6 +59,19 @@ def curves(
         top = answers.max(axis=1)
         found["calibration"] = {"of": "the likeliest class", **_calibration(top, answers.argmax(axis=1) == y)}
     return found
+
+
+def _of_labels(there: Array, answers: Array, names: list[str], points: int) -> dict[str, Any]:
+    """A curve for each of the most frequent labels, and calibration of all labels together."""
+    counts = there.sum(axis=0)
+    shown = [int(k) for k in np.argsort(-counts, kind="stable")[:_CURVE_CLASSES] if 0 < counts[k] < len(there)]
+    found = {"calibration": {"of": "every label", **_calibration(answers.ravel(), there.ravel())}}
+    if not shown:
+        return found
+    return found | {
+        "roc": [_roc(there[:, k], answers[:, k], names[k], points) for k in shown],
+        "pr": [_precision_recall(there[:, k], answers[:, k], names[k], points) for k in shown],
+    }
 
 
 def _confusion(y: Array, predicted: Array, names: list[str]) -> dict[str, Any]:

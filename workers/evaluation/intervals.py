@@ -13,7 +13,9 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]  # scipy has no type information
 
 from app.core.signature import Task
+from workers.evaluation.areas import areas, mean_of_defined
 from workers.evaluation.metrics import BINS, Classified, Valued, calibration_bins
+from workers.evaluation.multilabel import weighted_labels
 from workers.learning import PLAIN, Array, Rule
 
 LEVEL = 0.95
@@ -85,6 +87,8 @@ def weighted(task: Task, y: Array, answers: Array, rule: Rule, weights: _Floats)
     Returns:
         [B] by metric, NaN where it is undefined.
     """
+    if task == "multilabel":
+        return weighted_labels(y, answers, weights, BINS)
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is what is undefined
         if task == "regression":
             return _values(Valued.of(y.astype(np.float64), answers.astype(np.float64), rule), weights)
@@ -119,17 +123,12 @@ def _classes(judged: Classified, weights: _Floats) -> dict[str, _Floats]:
     found["ece"] = np.abs(weights @ misses).sum(axis=1) / rows
     if judged.raw.shape[1] <= _CURVE_CLASSES:
         curves = [1, judged.positive] if judged.binary else judged.labels
-        areas = {k: _areas(judged.raw[:, k], judged.y == k, weights) for k in curves}
-        found["roc_auc"] = areas[1][0] if judged.binary else _mean([roc for roc, _ in areas.values()])
-        found["pr_auc"] = areas[judged.positive][1] if judged.binary else _mean([pr for _, pr in areas.values()])
+        curved = {k: areas(judged.raw[:, k], judged.y == k, weights) for k in curves}
+        found["roc_auc"] = curved[1][0] if judged.binary else mean_of_defined([roc for roc, _ in curved.values()])
+        found["pr_auc"] = (
+            curved[judged.positive][1] if judged.binary else mean_of_defined([pr for _, pr in curved.values()])
+        )
     return found
-
-
-def _mean(values: list[_Floats]) -> _Floats:
-    """Over the classes that a resample has."""
-    stacked = np.asarray(values)
-    there = np.isfinite(stacked)
-    return np.asarray(np.where(there, stacked, 0).sum(axis=0) / there.sum(axis=0))
 
 
 def _matrices(judged: Classified, weights: _Floats) -> _Floats:
@@ -174,19 +173,3 @@ def _of_matrix(judged: Classified, matrices: _Floats) -> dict[str, _Floats]:
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         found[name] = values[:, judged.positive] if judged.binary else macro(values)
     return found
-
-
-def _areas(scores: Array, positive: Array, weights: _Floats) -> tuple[_Floats, _Floats]:
-    """Areas under the ROC and the precision-recall curve [B], NaN where a resample has one of the two kinds only."""
-    ranked = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[ranked]) != 0, True))  # the last of equal scores
-    drawn, kind = weights[:, ranked], positive[ranked]
-    hits = np.cumsum(drawn * kind, axis=1)[:, ends]
-    misses = np.cumsum(drawn * ~kind, axis=1)[:, ends]
-    more_hits, more_misses = np.diff(hits, axis=1, prepend=0.0), np.diff(misses, axis=1, prepend=0.0)
-    all_hits, all_misses = hits[:, -1], misses[:, -1]
-    both = all_hits * all_misses
-    roc = (more_misses * (hits - more_hits / 2)).sum(axis=1) / both
-    precision = np.where(more_hits > 0, hits / (hits + misses), 0.0)
-    pr = (more_hits * precision).sum(axis=1) / all_hits
-    return np.where(both > 0, roc, np.nan), np.where(both > 0, pr, np.nan)

@@ -16,8 +16,11 @@ _DEPTH = 5
 
 
 def leak_hints(data: LearningData, test: Inputs, y_test: Array) -> list[str]:
-    """Warn of each column that alone predicts the target of unseen rows almost perfectly; texts may well do so."""
-    if "text" in data.train.inputs:
+    """Warn of each column that alone predicts the target of unseen rows almost perfectly; texts may well do so.
+
+    Targets of several labels are not looked at.
+    """
+    if "text" in data.train.inputs or data.task == "multilabel":
         return []
     encoder, x = TreeEncoder.learn(data, keep_missing=False)
     some = slice(0, _ROWS)

@@ -10,10 +10,11 @@ import numpy.typing as npt
 from sklearn import metrics as sk
 
 from app.core.signature import Task
+from workers.evaluation.multilabel import weighted_labels
 from workers.learning import PLAIN, Array, Rule
 
 LOWER_IS_BETTER = frozenset(
-    {"log_loss", "brier", "ece", "rmse", "mae", "mape", "interval_width", "pinball", "rank_mae"}
+    {"log_loss", "brier", "ece", "rmse", "mae", "mape", "interval_width", "pinball", "rank_mae", "hamming_loss"}
 )
 BINS = 15  # of equal width, for calibration
 _EPSILON = 1e-7  # probabilities are float32; log loss needs them off 0 and 1
@@ -21,8 +22,8 @@ _EPSILON = 1e-7  # probabilities are float32; log loss needs them off 0 and 1
 
 def default_metric(task: Task, n_classes: int) -> str:
     """The main metric where the spec names none."""
-    if task == "regression":
-        return "rmse"
+    if task != "classification":
+        return "rmse" if task == "regression" else "f1_micro"
     return "roc_auc" if n_classes == 2 else "accuracy"  # noqa: PLR2004 - binary
 
 
@@ -38,12 +39,15 @@ def evaluate(
 
     Args:
         task: classification or regression.
-        y: int64 class indices [N] or values [N].
+        y: int64 class indices [N], values [N], or which labels a row has, 0 or 1 [N, K].
         answers: probabilities [N, K], or values [N], or with prediction intervals value, lower and upper [N, 3].
         rule: how answers are read. Of two classes, precision, recall, F1 and the area under the precision-recall curve
             speak of the positive one; with more they are macro averages.
         names: of the metrics to compute; None: all.
     """
+    if task == "multilabel":
+        several = weighted_labels(y, answers, np.ones((1, len(y))), BINS)
+        return {k: float(v[0]) for k, v in several.items() if (names is None or k in names) and np.isfinite(v[0])}
     judged: Any = Valued.of(y, answers, rule) if task == "regression" else Classified.of(y, answers, rule)
     table: Mapping[str, Callable[[Any], float]] = _REGRESSION if task == "regression" else _CLASSIFICATION
     found = {name: float(compute(judged)) for name, compute in table.items() if names is None or name in names}
@@ -232,6 +236,8 @@ def baseline(task: Task, y_train: Array, count: int, n_classes: int) -> npt.NDAr
     """What a model without inputs answers for `count` rows: the training mean, or the training class shares."""
     if task == "regression":
         return np.full(count, float(np.mean(y_train)))
+    if task == "multilabel":
+        return np.tile(y_train.mean(axis=0, dtype=np.float64), (count, 1))
     shares = np.bincount(y_train, minlength=n_classes) / len(y_train)
     return np.tile(shares, (count, 1))
 

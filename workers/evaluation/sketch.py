@@ -34,7 +34,10 @@ def make_sketch(signature: Signature, inputs: Inputs, answers: Array, rule: Rule
     if signature.task == "regression":
         outputs: dict[str, Any] = {"value": _numbers(answers if answers.ndim == 1 else answers[:, 0])}
     else:
-        labels = np.bincount(rule.labels(answers), minlength=len(signature.classes))
+        if signature.task == "multilabel":
+            labels = (answers >= 0.5).sum(axis=0)  # noqa: PLR2004 - a half, from which a label is told
+        else:
+            labels = np.bincount(rule.labels(answers), minlength=len(signature.classes))
         outputs = {
             "label": {"type": "categories", "counts": dict(zip(signature.classes, labels.tolist(), strict=True))},
             "confidence": _numbers(answers.max(axis=1)),

@@ -14,6 +14,7 @@ from workers.learning import PLAIN, Inputs, Rule, rows_of, take
 MIN_ROWS = 1000
 BATCHES = (1, 7)
 TOLERANCE = 1e-4  # of probabilities; of values relative to their spread
+_HALF = 0.5
 _SINGLES = 64  # rows that are also sent one by one
 Predict = Callable[[Inputs], npt.NDArray[Any]]
 
@@ -42,7 +43,7 @@ def check_parity(
         model: serialised ONNX.
         trained: the trained model, from graph inputs to probabilities [N, K], or values [N] or, with intervals, [N, 3].
         inputs: real rows; all of them are used.
-        task: `classification` or `regression`.
+        task: what was learned.
         threads: of the ONNX session.
         spread: of a regression's target, for a model that answers nearly the same to all rows.
         rule: which class is told.
@@ -81,6 +82,10 @@ def _compare(
     if task == "regression":
         scale = max(float(np.std(expected)), spread, float(np.abs(expected).max()) * 1e-3) or 1.0
         return float(gap.max()) / scale, 0
+    if task == "multilabel":
+        told = (expected >= _HALF) != (actual >= _HALF)
+        flips = (told & (np.abs(expected - _HALF) > TOLERANCE)).any(axis=1)
+        return float(gap.max()), int(flips.sum())
     if rule.threshold is None:
         top = np.sort(expected, axis=1)
         margin = top[:, -1] - top[:, -2]

@@ -12,7 +12,7 @@ import scipy.sparse as sp  # type: ignore[import-untyped]  # no stubs
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
-from workers.context import JobContext
+from workers.context import JobContext, Stopped
 from workers.export.graph import Graph
 from workers.families.answers import answering_model, answers_of
 from workers.families.encoding import DenseEncoder
@@ -39,20 +39,31 @@ class Linear:
         x = _design(encoder, data.train.inputs)
         if data.signature.ordinal:
             return self._ordered(data, encoder, x)
+        if data.task == "multilabel":
+            return self._several(data, encoder, x, job)
         estimator = self._estimator(data, len(data.train))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            if (weights := data.row_weights(data.train)) is None:
-                estimator.fit(x, data.train.y)
-            else:
-                estimator.fit(x, data.train.y, sample_weight=weights)
-        for warning in caught:
-            job.log(f"linear: {str(warning.message).splitlines()[0]}", level="warning")
+        _fit(estimator, x, data.train.y, data.row_weights(data.train), job)
         weights, bias = np.atleast_2d(estimator.coef_).T, np.atleast_1d(estimator.intercept_)
         if data.task == "classification" and len(estimator.classes_) < data.n_classes:
             weights, bias = _all_classes(weights, bias, estimator.classes_, data.n_classes)
         solved = int(np.max(estimator.n_iter_)) if estimator.n_iter_ is not None else 1
         return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), solved)
+
+    def _several(self, data: LearningData, encoder: DenseEncoder, x: sp.csr_matrix, job: JobContext) -> "FittedLinear":
+        """A regression for each label. One that no row has, or each, is always or never told."""
+        weights, bias = np.zeros((x.shape[1], data.n_classes)), np.full(data.n_classes, _NEVER)
+        iterations = 0
+        for label, there in enumerate(data.train.y.T):
+            if there.min() == there.max():
+                bias[label] = -_NEVER if there.max() else _NEVER
+                continue
+            estimator = self._estimator(data, len(data.train))
+            _fit(estimator, x, there, None, job)
+            weights[:, label], bias[label] = estimator.coef_[0], estimator.intercept_[0]
+            iterations = max(iterations, int(estimator.n_iter_[0]))
+            if job.should_stop():
+                raise Stopped
+        return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), iterations)
 
     def _ordered(self, data: LearningData, encoder: DenseEncoder, x: sp.csr_matrix) -> "FittedLinear":
         """Of classes that have an order: one score, and thresholds between them."""
@@ -74,6 +85,18 @@ class Linear:
         return LogisticRegression(
             C=1 / p["regularization"], l1_ratio=l1_ratio, solver=solver, max_iter=p["max_iter"], random_state=seed
         )
+
+
+def _fit(estimator: Any, x: sp.csr_matrix, y: Array, weights: Array | None, job: JobContext) -> None:  # noqa: ANN401 - one of scikit-learn's
+    """Solve, and tell what the solver warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        if weights is None:
+            estimator.fit(x, y)
+        else:
+            estimator.fit(x, y, sample_weight=weights)
+    for warning in caught:
+        job.log(f"linear: {str(warning.message).splitlines()[0]}", level="warning")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from workers.families.encoding import DenseEncoder
 from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.batches import Tensors
 from workers.training.loop import train
-from workers.training.losses import ClassLoss
+from workers.training.losses import class_loss
 
 _BATCH = 2048  # rows of one prediction: attention needs memory for each pair of columns
 
@@ -53,7 +53,7 @@ class NetworkFamily:
         regression = data.task == "regression"
         outputs = 1 if regression else data.n_classes
         network = self.network(encoder, outputs, self.params, learn.inputs[0].numpy())
-        loss: nn.Module = ColumnLoss() if regression else ClassLoss(data.class_weights)
+        loss = ColumnLoss() if regression else class_loss(data)
         facts = train(network, loss, learn, watch, data.training, job, data.threads, data.device)
         _settle_unseen(network.table, encoder, learn.inputs[1])
         weights = sum(p.numel() for p in network.parameters())

@@ -19,6 +19,7 @@ from sklearn.linear_model import Ridge
 from sklearn.naive_bayes import ComplementNB
 from sklearn.svm import LinearSVC
 
+from app.core.signature import Task
 from workers.context import JobContext, Stopped
 from workers.learning import Array, LearningData
 
@@ -35,7 +36,7 @@ Weights = tuple[Array, Array]
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """FP64 weights [columns, outputs] and a bias [outputs]: logits, of the second class alone if there are two."""
+    """FP64 weights [columns, outputs] and a bias [outputs]: logits, of the second class if there are two."""
 
     weights: npt.NDArray[np.float64]
     bias: npt.NDArray[np.float64]
@@ -43,15 +44,23 @@ class Solution:
 
 
 class Solver:
-    """Solves for one data set. `strength` is of L2; None: chosen by left-out rows."""
+    """Solves for one data set. `strength` is of L2; None: chosen by left-out rows.
 
-    def __init__(self, data: LearningData, job: JobContext, strength: float | None) -> None:
-        self.task, self.n_classes, self.seed = data.task, data.n_classes, data.training.seed
+    `task` and `classes` are those of the data unless given.
+    """
+
+    def __init__(
+        self, data: LearningData, job: JobContext, strength: float | None, task: Task | None = None, classes: int = 0
+    ) -> None:
+        self.data, self.seed = data, data.training.seed
+        self.task, self.n_classes = task or data.task, classes or data.n_classes
         self.job, self.strength, self.class_weights = job, strength, data.class_weights
         self.done = 0
 
     def solve(self, x: sp.csr_matrix, y: Array) -> Solution:
         """From rows [N, columns] and their targets. Stopped when the job was asked to stop."""
+        if self.task == "multilabel":
+            return self._several(x, y)
         if self.task == "regression":
             strength = self.strength or self._best_ridge(x, y)
             weights, bias = self._ridge(x, y, strength)
@@ -65,6 +74,19 @@ class Solver:
             weights, bias = weights[:, [1]] - weights[:, [0]], bias[[1]] - bias[[0]]
         shown = {"machine": round(float(shares[0]), 4), "naive_bayes": round(float(shares[1]), 4)}
         return Solution(weights, bias, {"regularization": strength, "shares": shown})
+
+    def _several(self, x: sp.csr_matrix, y: Array) -> Solution:
+        """Each label by itself, as the second of two classes. One that no row has, or each, is always or never told."""
+        weights, bias, strengths = np.zeros((x.shape[1], y.shape[1])), np.full(y.shape[1], _NEVER), []
+        for label, there in enumerate(y.T.astype(np.int64)):
+            if there.min() == there.max():
+                bias[label] = -_NEVER if there.max() else _NEVER
+                continue
+            one = Solver(self.data, self.job, self.strength, "classification", 2)
+            found = one.solve(x, there)
+            weights[:, [label]], bias[[label]] = found.weights, found.bias
+            strengths.append(found.about["regularization"])
+        return Solution(weights, bias, {"regularization": strengths})
 
     def _machine(self, x: sp.csr_matrix, y: Array, strength: float) -> Weights:
         """Weights [columns, classes] and offsets [classes], each class against the others."""

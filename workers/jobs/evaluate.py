@@ -43,7 +43,7 @@ def run(job: JobContext) -> dict[str, Any]:
         metrics[name] = order(judge.score(answers), [main])
         reports[name] = report(judge, answers, rows.classes, _POINTS)
     job.progress(1.0, "done")
-    binary = len(rows.classes) == 2  # noqa: PLR2004 - two classes
+    binary = rows.task == "classification" and len(rows.classes) == 2  # noqa: PLR2004 - two classes
     return {
         "dataset": spec.dataset,
         "part": part,

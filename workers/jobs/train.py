@@ -54,7 +54,8 @@ def run(job: JobContext) -> dict[str, Any]:
     data = replace(data, metric=next(iter(spec.metrics), default_metric(spec.task, data.n_classes)))
     job.log(f"learning from {prepared.split.sizes()} rows, {len(prepared.signature.columns)} columns")
     job.progress(0.1, "training")
-    positive = positive_class(prepared.y) if data.n_classes == 2 else 1  # noqa: PLR2004 - binary
+    binary = spec.task == "classification" and data.n_classes == 2  # noqa: PLR2004 - two classes
+    positive = positive_class(prepared.y) if binary else 1
     check_settling(spec, prepared)
     refits = Refits(job, spec, prepared, positive, threads, device)
     fit = FitContext(job, count=1 + len(refits.splits))
@@ -126,8 +127,9 @@ class _Report:
         found["baseline"] = evaluate(self.spec.task, self.judge.y, guess, rule=self.judge.rule)
         main = next(iter(self.spec.metrics), default_metric(self.spec.task, self.data.n_classes))
         if main not in found["test"]:
-            self.prepared.notes.warnings.append(f"{main} is undefined on the test rows; accuracy is the main metric")
-            main = "accuracy"
+            other = "accuracy" if "accuracy" in found["test"] else next(iter(found["test"]))
+            self.prepared.notes.warnings.append(f"{main} is undefined on the test rows; {other} is the main metric")
+            main = other
         floor, reached = found["baseline"].get(main), found["test"][main]
         if floor is not None and metric_drop(main, floor, reached) >= 0:
             self.prepared.notes.warnings.append(
@@ -165,7 +167,8 @@ class _Report:
             notes.warnings += leak_hints(self.data, self.judge.inputs, self._test_target())
         for warning in notes.warnings:
             self.job.log(warning, level="warning")
-        positive = signature.classes[self.judge.rule.positive] if self.data.n_classes == 2 else None  # noqa: PLR2004 - binary
+        binary = spec.task == "classification" and self.data.n_classes == 2  # noqa: PLR2004 - two classes
+        positive = signature.classes[self.judge.rule.positive] if binary else None
         return {
             "version": _CARD_VERSION,
             "model": spec.model,

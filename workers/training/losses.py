@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workers.learning import Array
+from workers.learning import Array, LearningData
 
 
 class ClassLoss(nn.Module):
@@ -31,3 +31,8 @@ class ClassLoss(nn.Module):
             answers, y, self.weights, reduction="none", label_smoothing=self.smoothing
         )
         return loss.mean()
+
+
+def class_loss(data: LearningData) -> nn.Module:
+    """Of one class, weighted if the data say so; or of several labels, each by itself, a mean over labels too."""
+    return nn.BCEWithLogitsLoss() if data.task == "multilabel" else ClassLoss(data.class_weights)

@@ -72,6 +72,17 @@ SCHEMAS: dict[str, Json] = {
         },
         ["label", "probabilities"],
     ),
+    "Labels": object_of(
+        {
+            "labels": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "every label of a probability of a half or more",
+            },
+            "probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
+        },
+        ["labels", "probabilities"],
+    ),
     "Regression": object_of(
         {
             "value": {"type": ["number", "null"]},
@@ -87,7 +98,10 @@ SCHEMAS: dict[str, Json] = {
     ),
     "PredictResponse": object_of(
         {
-            "predictions": {"type": "array", "items": {"anyOf": [ref("Classification"), ref("Regression")]}},
+            "predictions": {
+                "type": "array",
+                "items": {"anyOf": [ref("Classification"), ref("Labels"), ref("Regression")]},
+            },
             "model": {"type": "string"},
             "version": {"type": "integer"},
             "variant": {"type": "string"},
