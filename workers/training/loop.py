@@ -40,8 +40,9 @@ class _Learner(LightningModule):
         super().__init__()
         self.network, self.loss, self.spec, self.job = network, loss, spec, job
         self.learning_loss = loss
-        if spec.label_smoothing and isinstance(loss, ClassLoss):
-            self.learning_loss = loss.smoothed(spec.label_smoothing)
+        if spec.label_smoothing:
+            plain = loss if isinstance(loss, ClassLoss) else ClassLoss()
+            self.learning_loss = plain.smoothed(spec.label_smoothing)
         self.average: AveragedModel | None = None
         if spec.ema is not None:
             self.average = _moving_average(network, spec.ema)
