@@ -23,7 +23,7 @@ class ClassLoss(nn.Module):
 
     def smoothed(self, share: float) -> "ClassLoss":
         """The same of labels of which a share is spread over all classes."""
-        return ClassLoss(None if self.weights is None else self.weights.numpy(), share)
+        return ClassLoss(None if self.weights is None else self.weights.cpu().numpy(), share)
 
     def forward(self, answers: Tensor, y: Tensor) -> Tensor:
         """The loss, a scalar."""
