@@ -260,6 +260,19 @@ class EvaluateSpec(JobSpec):
     mapping: Annotated[Mapping | None, Field(description="for imported versions only")] = None
 
 
+class ReproduceSpec(JobSpec):
+    """Train a version anew from its own spec and data, and compare: rows, graph, answers, metrics, environment.
+
+    The job's result is the comparison; no version is made. Its `verdict` is `identical` (the same graph, or the same
+    answers to all test rows), `equivalent` (the same test rows, and every metric within the 95 % interval of the
+    version's) or `different`.
+    """
+
+    kind: Literal["reproduce"]
+    model: Name
+    version: VersionNumber
+
+
 class IngestSpec(JobSpec):
     """Parse and profile an uploaded file; queued by the platform when data is uploaded."""
 
@@ -285,7 +298,9 @@ class ImportSpec(JobSpec):
     metadata: ImportMetadata = ImportMetadata()
 
 
-SubmittedSpec = TrainSpec | CompressSpec | EvaluateSpec
-SUBMITTED: dict[str, type[SubmittedSpec]] = {"train": TrainSpec, "compress": CompressSpec, "evaluate": EvaluateSpec}
+SubmittedSpec = TrainSpec | CompressSpec | EvaluateSpec | ReproduceSpec
+SUBMITTED: dict[str, type[SubmittedSpec]] = {
+    "train": TrainSpec, "compress": CompressSpec, "evaluate": EvaluateSpec, "reproduce": ReproduceSpec,
+}  # fmt: skip
 AnyJobSpec = Annotated[SubmittedSpec, Field(discriminator="kind")]
 NOT_BUILT_KINDS = frozenset({"tune", "explain", "ensemble", "predict"})
