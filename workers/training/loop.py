@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from app.core.errors import InvalidSpec, MemoryExceeded
 from app.specs.jobs import TrainingSpec
 from workers.context import JobContext, Stopped
-from workers.training.batches import Batch, Batches, Change, Tensors
+from workers.training.batches import Batch, Batches, Change, Source, Tensors
 from workers.training.optimizers import Plateau, make_optimizer, make_schedule
 
 _CHECKPOINT = "torch.ckpt"
@@ -168,7 +168,7 @@ def _save(trainer: Trainer, path: Path) -> None:
 
 
 def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
-    network: nn.Module, loss: nn.Module, data: Tensors, validation: Tensors, spec: TrainingSpec, job: JobContext,
+    network: nn.Module, loss: nn.Module, data: Source, validation: Tensors, spec: TrainingSpec, job: JobContext,
     threads: int, device: str, change: Change | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train `network` in place and leave it on the CPU, in evaluation mode, with its best weights.
@@ -177,7 +177,7 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
     its last whole epoch.
 
     Args:
-        network: maps the tensors of `data.inputs` to logits [N, K] or values [N, 1].
+        network: maps the input tensors of `data` to logits [N, K] or values [N, 1].
         loss: of the network's answers and `y`.
         data: training rows.
         validation: rows for early stopping.
