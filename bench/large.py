@@ -9,6 +9,7 @@ rows are read beside the plain bytes of the same file.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(".bench/large"))
     arguments = parser.parse_args()
     folder: Path = arguments.folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)  # checkpoints among others, from which a job would go on
     original = folder / "ingest" / "input" / "original"
     original.parent.mkdir(parents=True, exist_ok=True)
     generate(original, arguments.rows)
@@ -109,9 +111,7 @@ def main() -> None:
     for name, changes in JOBS.items():
         job = folder / name
         (job / "input").mkdir(parents=True, exist_ok=True)
-        link = job / "input" / "dataset"
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder / "ingest" / "output")
+        (job / "input" / "dataset").symlink_to(folder / "ingest" / "output")
         spec = {
             "kind": "train", "model": name, "dataset": "large@1", "task": "classification", "target": "answer",
             "resources": {"memory_mb": LIMIT_MB}, **changes,
