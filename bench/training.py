@@ -1,6 +1,6 @@
 """Training speed: the platform's fits and whole jobs beside the same training written by hand, in turns.
 
-    python -m bench.speed [--rounds 3] [NAME …]
+    python -m bench.training [--rounds 3] [NAME …]
 
 By hand is LightGBM's own `train`, or a bare torch loop, with the same rows, network, batches, optimizer and schedule.
 Both judge validation rows after each round or epoch and keep the best weights. A whole job also reads, divides,
@@ -177,7 +177,7 @@ def measure(name: str, rounds: int) -> None:
     print(
         f"{name:5} fit {seconds['fit']:6.1f} s, by hand {seconds['by hand']:6.1f} s: {ratio:.3f} "
         f"[{min(fits):.3f}, {max(fits):.3f}] ({'ok' if ratio <= WANTED else 'missed'}, wanted {WANTED}); "
-        f"job {seconds['job']:6.1f} s, by hand, with reading and judging, {seconds['by hand, whole']:6.1f} s: {whole:.2f}; "
+        f"job {seconds['job']:6.1f} s, by hand with reading, judging {seconds['by hand, whole']:6.1f} s: {whole:.2f}; "
         f"score {result['metrics'][result['main_metric']]:.4f}, by hand {score:.4f}",
         flush=True,
     )
