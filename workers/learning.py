@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,23 @@ class Part:
         return len(self.y)
 
 
+class WholeRows(Protocol):
+    """Training rows that do not fit memory, in groups."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def y(self) -> Array:
+        """Of all rows, [N], as a `Part` has it, in the order of the groups."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each group."""
+
+    def read(self, at: int) -> Part:
+        """One group."""
+
+
 @dataclass(frozen=True, slots=True)
 class LearningData:
     """All that a family learns from. Test rows are not here."""
@@ -64,15 +81,16 @@ class LearningData:
     device: str = "cpu"
     metric: str = ""  # the main one
     class_weights: npt.NDArray[np.float64] | None = None  # [K]: how much a row of each class counts; None: all alike
+    whole: WholeRows | None = None  # all training rows, where `train` holds some of them
 
     @property
     def task(self) -> Task:
         """What is learned."""
         return self.signature.learned_task
 
-    def row_weights(self, part: Part) -> npt.NDArray[np.float64] | None:
-        """How much each row of a part counts, [N], 1 on average over the training rows; None: all alike."""
-        return None if self.class_weights is None else self.class_weights[part.y]
+    def row_weights(self, y: Array) -> npt.NDArray[np.float64] | None:
+        """How much each row of these classes counts, [N], 1 on average over the training rows; None: all alike."""
+        return None if self.class_weights is None else self.class_weights[y]
 
     @property
     def n_classes(self) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,24 @@ from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Column, Signature, Tensor
 from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
 from app.specs.families import family
-from app.specs.jobs import TrainSpec
+from app.specs.jobs import Resources, TrainSpec
 from workers.context import JobContext
 from workers.data.division import Grouped
 from workers.data.findings import listed
 from workers.data.images import choose_format, decode_all
+from workers.data.large import (
+    Large,
+    RowStream,
+    among_held,
+    divide_large,
+    held_rows,
+    is_large,
+    load_parts,
+    read_rows,
+    with_gaps,
+)
 from workers.data.slices import slice_labels
-from workers.data.splits import Division, Split, divide_rows, load_split
+from workers.data.splits import Division, Split, divide_rows, group_codes, load_split
 from workers.data.tables import (
     Notes,
     check_columns,
@@ -70,6 +81,19 @@ class Prepared:
     notes: Notes
     bounds: tuple[Array, Array] | None = None
     closer: Closer = field(default_factory=Closer)
+    large: Large | None = None
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows of each part, in memory or not."""
+        return (self.split if self.large is None else self.large.split).sizes()
+
+    def save_split(self, path: Path) -> None:
+        """Which row is in which part, and in which fold it was held out."""
+        if self.large is not None:
+            self.large.save(path)
+        else:
+            self.split.save(self.row_ids, path, self.closer.folds)
 
     def part(self, name: str) -> tuple[dict[str, Array], Array]:
         """Inputs and target of `train`, `validation` or `test`."""
@@ -81,13 +105,15 @@ class Prepared:
         train, y_train = self.part("train")
         watched = np.setdiff1d(self.split.validation, self.closer.calibration)
         validation, y_validation = take(self.inputs, watched), self.y[watched]
-        standard = Standard()
+        standard, whole = Standard(), None if self.large is None else self.large.train
         if spec.task == "regression":
-            standard = Standard.of(y_train)
+            standard = Standard.of(y_train if whole is None else whole.y)
             y_train, y_validation = standard.shrink(y_train), standard.shrink(y_validation)
+            whole = whole and replace(whole, y=standard.shrink(whole.y))
         return LearningData(
             self.signature, Part(train, y_train), Part(validation, y_validation), standard, self.bounds, spec.training,
-            threads, device, class_weights=class_weights(spec.training.class_weight, self.signature.classes, y_train),
+            threads, device, whole=whole,
+            class_weights=class_weights(spec.training.class_weight, self.signature.classes, y_train),
         )  # fmt: skip
 
 
@@ -102,6 +128,8 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     notes = Notes()
     if wanted.data == "image":
         return _prepare_images(job, spec, folder, notes)
+    if wanted.data == "tabular" and is_large(profile, spec.resources.memory_mb):
+        return _prepare_large(spec, folder / DATA_FILE, profile, notes)
     frame = pl.read_parquet(folder / DATA_FILE)
     check_columns(frame, spec)
     frame = clean_rows(frame, spec, notes)
@@ -137,6 +165,34 @@ def read_labels(column: pl.Series, spec: TrainSpec) -> Target:
             msg = f"no row has the label '{label}'; the labels are {listed(list(target.classes))}"
             raise InvalidSpec.at("ordinal", at, msg=msg)
     return read_target(column, spec.task, tuple(spec.ordinal))
+
+
+def _prepare_large(spec: TrainSpec, path: Path, profile: Mapping[str, Any], notes: Notes) -> Prepared:
+    """Rows that are held of a table that does not fit memory, and where the others are."""
+    for name in ("folds", "learning_curve"):
+        if getattr(spec.evaluation, name):
+            msg = "this table is too large for further fits in resources.memory_mb; raise it, or leave this out"
+            raise InvalidData.at("evaluation", name, msg=msg)
+    wanted = {"task": spec.task == "multilabel", "ordinal": spec.ordinal is not None}
+    for where, asked in [*wanted.items(), ("evaluation.intervals", spec.evaluation.intervals is not None)]:
+        if asked:
+            msg = "this table is too large for that in resources.memory_mb; raise it, or leave this out"
+            raise InvalidData.at(*where.split("."), msg=msg)
+    divided = divide_large(path, spec, profile, notes)
+    held = held_rows(divided.split, profile, spec.resources.memory_mb)
+    positions, split = among_held(held)
+    frame = read_rows(path, positions)
+    columns, inputs = choose_columns(frame, {c["name"]: c["type"] for c in profile["columns"]}, spec, notes)
+    target = Target(divided.target_of(positions), divided.classes)
+    signature = _signature(spec, with_gaps(columns, profile), inputs, target)
+    notes.warnings += [*split.lacks(target.classes, target.y), divided.told(held)]
+    rows = divided.split.train
+    groups = group_codes(frame[spec.split.group]) if spec.split.group is not None else None
+    closer = Closer(slices={name: slice_labels(frame[name]) for name in spec.evaluation.slices}, groups=groups)
+    return Prepared(
+        signature, table_inputs(frame, signature), target.y, positions, split, notes, closer=closer,
+        large=Large(divided.split, RowStream(path, signature, rows, divided.target_of(rows))),
+    )  # fmt: skip
 
 
 def _divides_by(frame: pl.DataFrame, spec: TrainSpec) -> pl.Series | None:
@@ -236,7 +292,13 @@ def reload(job: JobContext, signature: Signature, split_file: Path) -> Prepared:
     """The rows of an existing version again, from its signature, its saved split and its data set."""
     path = job.input / "dataset" / DATA_FILE
     fmt = signature.image
-    table = pl.read_parquet(path) if fmt is None else read_image_table(path)
+    profile = json.loads((path.parent / PROFILE_FILE).read_text(encoding="utf-8"))
+    memory_mb = Resources.model_validate(job.spec.get("resources", {})).memory_mb
+    if profile["kind"] == "tabular" and is_large(profile, memory_mb):
+        positions, _ = among_held(held_rows(load_parts(split_file), profile, memory_mb))
+        table = read_rows(path, positions)
+    else:
+        table = pl.read_parquet(path) if fmt is None else read_image_table(path)
     missing = [c.name for c in signature.columns if fmt is None and c.name not in table.columns]
     missing += [name for name in (signature.target, ROW_ID) if name not in table.columns]
     if missing:

@@ -42,7 +42,7 @@ class Linear:
         if data.task == "multilabel":
             return self._several(data, encoder, x, job)
         estimator = self._estimator(data, len(data.train))
-        _fit(estimator, x, data.train.y, data.row_weights(data.train), job)
+        _fit(estimator, x, data.train.y, data.row_weights(data.train.y), job)
         weights, bias = np.atleast_2d(estimator.coef_).T, np.atleast_1d(estimator.intercept_)
         if data.task == "classification" and len(estimator.classes_) < data.n_classes:
             weights, bias = _all_classes(weights, bias, estimator.classes_, data.n_classes)
@@ -68,7 +68,7 @@ class Linear:
     def _ordered(self, data: LearningData, encoder: DenseEncoder, x: sp.csr_matrix) -> "FittedLinear":
         """Of classes that have an order: one score, and thresholds between them."""
         weights, cumulative, iterations = solve(
-            x, data.train.y, data.n_classes, data.row_weights(data.train), self.params["regularization"],
+            x, data.train.y, data.n_classes, data.row_weights(data.train.y), self.params["regularization"],
             self.params["max_iter"],
         )  # fmt: skip
         return FittedLinear(data, encoder, weights.astype(np.float32), np.zeros(1, np.float32), iterations, cumulative)

@@ -34,7 +34,7 @@ class NaiveBayes:
         known = np.unique(y)
         prior = np.full(classes, _NEVER)
         # A class is as dense wherever it counts more, so weights change how frequent it is taken to be, and no more.
-        counts = np.bincount(y, data.row_weights(data.train), classes)
+        counts = np.bincount(y, data.row_weights(data.train.y), classes)
         prior[known] = np.log(counts[known] / counts.sum())
         mean, deviation = np.zeros((classes, width)), np.ones((classes, width))
         if width:

@@ -42,7 +42,7 @@ class RandomForest:
             max_features=self.params["max_features"], n_jobs=data.threads, random_state=data.training.seed,
             warm_start=True,
         )  # fmt: skip
-        growth = _Growth(estimator, x, data.train.y, data.row_weights(data.train), self.params["n_estimators"], job)
+        growth = _Growth(estimator, x, data.train.y, data.row_weights(data.train.y), self.params["n_estimators"], job)
         growth.run(data.threads, data.training.checkpoint_every_s)
         estimator.set_params(n_jobs=1)
         return FittedForest(data, encoder, estimator)

@@ -68,7 +68,7 @@ def _matrix(x: Array, data: LearningData, part: Part | None = None) -> xgb.DMatr
     """Features, and the targets and weights of the part that they are of."""
     matrix = xgb.DMatrix(np.clip(x, -_LARGEST, _LARGEST), nthread=data.threads)
     if part is not None:
-        matrix.set_info(label=part.y, weight=data.row_weights(part))
+        matrix.set_info(label=part.y, weight=data.row_weights(part.y))
     return matrix
 
 
