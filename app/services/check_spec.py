@@ -113,6 +113,7 @@ def _check_columns(data: DatasetVersion, spec: TrainSpec) -> None:
         raise InvalidSpec(f"'{spec.dataset}' has these columns: {shown}", errors=errors)
     if spec.target in spec.features.drop:
         raise InvalidSpec.at("features", "drop", msg=f"'{spec.target}' is the target and cannot be dropped")
+    spec.features.check_steps({column["name"]: column["type"] for column in data.columns}, spec.target)
     target = next(column for column in data.columns if column["name"] == spec.target)
     if data.rows is not None and target["missing"] >= data.rows:
         raise InvalidSpec.at("target", msg=f"every value of '{spec.target}' is missing; choose a column with labels")
@@ -148,7 +149,7 @@ def _named(spec: TrainSpec) -> list[tuple[tuple[str | int, ...], str]]:
     named: list[tuple[tuple[str | int, ...], str]] = [(("target",), spec.target)]
     named += [(("features", "drop", i), name) for i, name in enumerate(spec.features.drop)]
     named += [(("features", "types", name), name) for name in spec.features.types]
-    named += [(("features", "steps", i, "column"), step.column) for i, step in enumerate(spec.features.steps)]
+    named += spec.features.named_by_steps()
     for i, step in enumerate(spec.clean):
         columns: list[str] = getattr(step, "columns", [])
         named += [(("clean", i, "columns", k), name) for k, name in enumerate(columns)]

@@ -12,6 +12,7 @@ from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.endpoints import EndpointName
 from app.specs.evaluation import REGRESSION_METRICS, EvaluationSpec, MetricName
 from app.specs.families import Family, family
+from app.specs.features import FeatureSpec
 from app.specs.mapping import Mapping
 from app.specs.splits import SplitSpec
 
@@ -49,27 +50,7 @@ class DropMissing(Spec):
     columns: Annotated[list[str], Field(min_length=1)]
 
 
-class Clip(Spec):
-    """Clip numbers of `column` into [low, high], in the graph as well."""
-
-    step: Literal["clip"]
-    column: str
-    low: float | None = None
-    high: float | None = None
-
-
 CleanStep = Annotated[DropDuplicates | DropMissing, Field(discriminator="step")]
-FeatureType = Literal["number", "category", "boolean", "text"]
-
-
-class FeatureSpec(Spec):
-    """Which columns the model sees and as what."""
-
-    drop: Annotated[list[str], Field(description="columns to leave out")] = []
-    types: Annotated[dict[str, FeatureType], Field(description="read these columns as this type")] = {}
-    steps: Annotated[
-        list[Clip], Field(description="transformations that become part of the model", max_length=100)
-    ] = []
 
 
 class OptimizerSpec(Spec):

@@ -30,7 +30,7 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "rich": ("app/cli",),
     "torch": ("workers/families", "workers/training", "workers/export", "workers/host.py"),
     "lightning": ("workers/training", "workers/families"),
-    "sklearn": ("workers/families", "workers/automl", "workers/data", "workers/evaluation"),
+    "sklearn": ("workers/families", "workers/features", "workers/automl", "workers/data", "workers/evaluation"),
     "lightgbm": ("workers/families",),
     "transformers": ("workers/families",),
     "xgboost": ("workers/families",),

@@ -25,7 +25,6 @@ from workers.data.tables import (
     check_columns,
     choose_columns,
     clean_rows,
-    clip_bounds,
     rows_of_columns,
     table_inputs,
 )
@@ -63,7 +62,6 @@ class Prepared:
     row_ids: Array
     split: Split
     notes: Notes
-    bounds: tuple[Array, Array] | None = None
     closer: Closer = field(default_factory=Closer)
 
     def part(self, name: str) -> tuple[dict[str, Array], Array]:
@@ -80,7 +78,7 @@ class Prepared:
             standard = Standard.of(y_train)
             y_train, y_validation = standard.shrink(y_train), standard.shrink(y_validation)
         return LearningData(
-            self.signature, Part(train, y_train), Part(validation, y_validation), standard, self.bounds, spec.training,
+            self.signature, Part(train, y_train), Part(validation, y_validation), standard, spec.training,
             threads, device,
         )  # fmt: skip
 
@@ -114,8 +112,7 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     if prod(frame[name].n_unique() for name in used) >= _ROOM * len(frame):
         _warn_of_repeats(rows_of_columns(frame, used), split, notes)
     row_ids = frame[ROW_ID].to_numpy()
-    bounds = clip_bounds(columns, spec.features)
-    return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, bounds, closer)
+    return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, closer)
 
 
 def _divides_by(frame: pl.DataFrame, spec: TrainSpec) -> pl.Series | None:

@@ -9,7 +9,7 @@ import polars as pl
 from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Column, ColumnType, Signature, Tensor
 from app.specs.data import ROW_ID
-from app.specs.jobs import DropDuplicates, FeatureSpec, TrainSpec
+from app.specs.jobs import DropDuplicates, TrainSpec
 from workers.data.findings import listed
 from workers.data.values import as_numbers, as_text, coarse_step
 from workers.learning import Array
@@ -35,7 +35,7 @@ def check_columns(frame: pl.DataFrame, spec: TrainSpec) -> None:
     asked: list[tuple[tuple[str | int, ...], str]] = [(("target",), spec.target)]
     asked += [(("features", "drop", i), name) for i, name in enumerate(spec.features.drop)]
     asked += [(("features", "types", name), name) for name in spec.features.types]
-    asked += [(("features", "steps", i, "column"), step.column) for i, step in enumerate(spec.features.steps)]
+    asked += spec.features.named_by_steps()
     for i, step in enumerate(spec.clean):
         if not isinstance(step, DropDuplicates):
             asked += [(("clean", i, "columns", j), name) for j, name in enumerate(step.columns)]
@@ -81,7 +81,6 @@ def choose_columns(
         hint = "; the family text_linear reads text" if "text" in types.values() else ""
         msg = f"no column is left to learn from; set features.types for those to use{hint}"
         raise InvalidData.at("features", msg=msg)
-    _check_clips({c.name: c.type for c in columns}, spec.features)
     inputs = (
         Tensor("numeric", "FP32", (-1, width["numeric"])),
         Tensor("categorical", "BYTES", (-1, width["categorical"])),
@@ -130,28 +129,6 @@ def _check_read(name: str, column: pl.Series, values: pl.Series, kind: ColumnTyp
             f"column '{name}': its 32-bit floats are {step:g} apart, so smaller differences are lost; "
             "subtract a constant, or make it a category"
         )
-
-
-def _check_clips(kinds: Mapping[str, ColumnType], features: FeatureSpec) -> None:
-    for i, step in enumerate(features.steps):
-        if kinds.get(step.column) not in {"number", "integer"}:
-            message = f"'{step.column}' is not a used column of numbers; clip takes those only"
-            raise InvalidSpec.at("features", "steps", i, "column", msg=message)
-        if step.low is not None and step.high is not None and step.low > step.high:
-            raise InvalidSpec.at("features", "steps", i, "low", msg="is above high; swap them")
-
-
-def clip_bounds(columns: Sequence[Column], features: FeatureSpec) -> tuple[Array, Array] | None:
-    """Low and high per column of `numeric`, FP32, infinite where open; None when nothing is clipped."""
-    if not features.steps:
-        return None
-    numeric = [c.name for c in columns if c.tensor == "numeric"]
-    low, high = np.full(len(numeric), -np.inf, np.float32), np.full(len(numeric), np.inf, np.float32)
-    for step in features.steps:
-        at = numeric.index(step.column)
-        low[at] = max(low[at], -np.inf if step.low is None else step.low)
-        high[at] = min(high[at], np.inf if step.high is None else step.high)
-    return low, high
 
 
 def table_inputs(frame: pl.DataFrame, signature: Signature) -> dict[str, Array]:

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from app.core.instance_schema import instance_schema
 from app.core.version_folder import CARD, MODEL, SKETCH, SPLIT
-from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.compression.variants import Compressor
 from workers.context import FitContext, JobContext
@@ -22,7 +21,8 @@ from workers.evaluation.variant import Judge, Variant
 from workers.export.parity import MIN_ROWS, Parity, check_parity
 from workers.export.runtime import open_session, predict
 from workers.export.version_files import write_contract, write_json
-from workers.families.base import Fitted, load_family
+from workers.families.base import Fitted
+from workers.features.recipe import learner_of
 from workers.host import choose_device, environment, job_threads
 from workers.jobs.closer import Judged, look_closer
 from workers.jobs.refits import Refits
@@ -47,7 +47,7 @@ def run(job: JobContext) -> dict[str, Any]:
     job.progress(0.0, "reading the data set")
     threads = job_threads(job)
     prepared = prepare(job, spec)
-    learner = load_family(family(spec.family), spec.params)
+    learner = learner_of(spec)
     device = choose_device(spec.resources.device, learner.devices)
     data = prepared.learning(spec, threads, device)
     data = replace(data, metric=next(iter(spec.metrics), default_metric(spec.task, data.n_classes)))

@@ -324,7 +324,7 @@ class TestColumns:
             ({"features": {"drop": ["text"]}}, InvalidData, ("features",), "no column of text is left"),
             ({"features": {"types": {"stars": "number"}}}, InvalidSpec, ("features", "types", "stars"), "text alone"),
             (
-                {"features": {"steps": [{"step": "clip", "column": "stars"}]}},
+                {"features": {"steps": [{"step": "clip", "columns": ["stars"], "low": 1}]}},
                 InvalidSpec,
                 ("features", "steps", 0),
                 "cannot be clipped",
