@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import TargetEncoder
 
 from app.core.signature import ColumnType
@@ -119,9 +120,9 @@ def target_encode(step: TargetEncode, on: Fitting) -> Made:
     target = "continuous" if data.task == "regression" else ("multiclass" if several else "binary")
     if classes.size and min(np.unique(on.y, return_counts=True)[1]) < step.folds:
         on.refuse(f"a class has fewer training rows than {step.folds} folds; use fewer, or drop the class", "folds")
-    encoder = TargetEncoder(
-        target_type=target, smooth=step.smooth, cv=step.folds, shuffle=True, random_state=data.training.seed
-    )
+    split: Any = KFold if data.task == "regression" else StratifiedKFold
+    folds = split(step.folds, shuffle=True, random_state=data.training.seed)
+    encoder = TargetEncoder(target_type=target, smooth=step.smooth, cv=folds)
     crossed = encoder.fit_transform(x, on.y)
     width = len(classes) if several else 1
     known = tuple(tuple(categories.tolist()) for categories in encoder.categories_)
