@@ -9,6 +9,7 @@ from app.core.errors import InvalidSpec
 from app.core.signature import Task
 from app.specs.augment import AugmentSpec
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
+from app.specs.clean import CleanStep
 from app.specs.endpoints import EndpointName
 from app.specs.evaluation import REGRESSION_METRICS, EvaluationSpec, MetricName
 from app.specs.families import Family, family
@@ -35,22 +36,6 @@ def _check_dataset(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over wha
 
 
 DatasetRef = Annotated[str, BeforeValidator(_check_dataset), Field(examples=["telco@1"])]
-
-
-class DropDuplicates(Spec):
-    """Drop rows that repeat an earlier row in every used column; counted in the model card."""
-
-    step: Literal["drop_duplicates"]
-
-
-class DropMissing(Spec):
-    """Drop rows in which any of `columns` is missing; counted in the model card."""
-
-    step: Literal["drop_missing"]
-    columns: Annotated[list[str], Field(min_length=1)]
-
-
-CleanStep = Annotated[DropDuplicates | DropMissing, Field(discriminator="step")]
 
 
 class OptimizerSpec(Spec):

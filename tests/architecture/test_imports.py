@@ -35,6 +35,7 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "transformers": ("workers/families",),
     "xgboost": ("workers/families",),
     "fastexcel": ("workers/data",),
+    "duckdb": ("workers/data/sql.py",),
     "polars": ("workers/data", "workers/jobs"),
     "pyarrow": ("workers/data", "workers/jobs"),
     "PIL": ("app/serving", "workers/data"),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import polars as pl
 
 from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Column, Signature, Tensor
+from app.specs.clean import DropOutliers
 from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.context import JobContext
 from workers.data.division import Grouped
 from workers.data.images import choose_format, decode_all
+from workers.data.outliers import without_outliers
 from workers.data.slices import slice_labels
 from workers.data.splits import Division, Split, divide_rows, load_split
 from workers.data.tables import (
@@ -108,6 +110,9 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     division = divide_rows(target.y, spec.task, spec.split, by=_divides_by(frame, spec))
     split, closer = division.split, _look_closer(frame, spec, division)
     notes.warnings += split.lacks(target.classes, target.y)
+    if any(isinstance(step, DropOutliers) for step in spec.clean):
+        numbers = [c.name for c in columns if c.type in {"number", "integer"}]
+        split, closer = _clean_training_rows(frame, numbers, target.y, spec, (split, closer), notes)
     used = [*(c.name for c in columns), spec.target]
     if prod(frame[name].n_unique() for name in used) >= _ROOM * len(frame):
         _warn_of_repeats(rows_of_columns(frame, used), split, notes)
@@ -129,6 +134,21 @@ def _look_closer(frame: pl.DataFrame, spec: TrainSpec, division: Division) -> Cl
         {name: slice_labels(frame[name]) for name in asked.slices},
         division.divider.groups if isinstance(division.divider, Grouped) else None,
     )
+
+
+def _clean_training_rows(
+    frame: pl.DataFrame, numbers: list[str], y: Array, spec: TrainSpec, found: tuple[Split, Closer], notes: Notes
+) -> tuple[Split, Closer]:
+    """The split, and those of folds and shares, each without the outliers of its own training rows."""
+    split, closer = found
+
+    def cleaned(one: Split) -> Split:
+        return without_outliers(frame, numbers, y, spec, one)
+
+    fewer = cleaned(split)
+    notes.counts["drop_outliers"] = len(split.train) - len(fewer.train)
+    shares = {share: cleaned(one) for share, one in closer.shares.items()}
+    return fewer, replace(closer, folds=tuple(map(cleaned, closer.folds)), shares=shares)
 
 
 def _warn_of_repeats(rows: pl.Series, split: Split, notes: Notes) -> None:

@@ -8,9 +8,11 @@ import polars as pl
 
 from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Column, ColumnType, Signature, Tensor
+from app.specs.clean import DropDuplicates, DropMissing, FilterRows, named_by_clean
 from app.specs.data import ROW_ID
-from app.specs.jobs import DropDuplicates, TrainSpec
+from app.specs.jobs import TrainSpec
 from workers.data.findings import listed
+from workers.data.sql import rows_where
 from workers.data.values import as_numbers, as_text, coarse_step
 from workers.learning import Array
 
@@ -36,10 +38,7 @@ def check_columns(frame: pl.DataFrame, spec: TrainSpec) -> None:
     asked += [(("features", "drop", i), name) for i, name in enumerate(spec.features.drop)]
     asked += [(("features", "types", name), name) for name in spec.features.types]
     asked += spec.features.named_by_steps()
-    for i, step in enumerate(spec.clean):
-        if not isinstance(step, DropDuplicates):
-            asked += [(("clean", i, "columns", j), name) for j, name in enumerate(step.columns)]
-    asked += spec.dividing_columns()
+    asked += named_by_clean(spec.clean) + spec.dividing_columns()
     for loc, name in asked:
         if name not in known:
             listed = ", ".join(known[:50])
@@ -154,13 +153,19 @@ def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFra
     notes.counts["missing_target"] = len(frame) - len(kept)
     if not len(kept):
         raise InvalidData.at("target", msg=f"every value of '{spec.target}' is missing; choose another target")
-    for step in spec.clean:
+    for i, step in enumerate(spec.clean):
         before = len(kept)
         if isinstance(step, DropDuplicates):
             used = [c for c in kept.columns if c != ROW_ID and c not in spec.features.drop]
             kept = kept.filter(rows_of_columns(kept, used).is_first_distinct())
-        else:
+        elif isinstance(step, FilterRows):
+            kept = rows_where(kept, step.where, ("clean", i, "where"))
+            if not len(kept):
+                raise InvalidData.at("clean", i, "where", msg="is true for no row; correct the predicate")
+        elif isinstance(step, DropMissing):
             kept = present(kept, step.columns)
+        else:
+            continue  # outliers are left out of training rows, once they are known
         notes.counts[step.step] = notes.counts.get(step.step, 0) + before - len(kept)
     return kept
 
