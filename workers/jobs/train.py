@@ -14,7 +14,7 @@ from app.specs.jobs import TrainSpec
 from workers.compression.variants import Compressor
 from workers.context import FitContext, JobContext
 from workers.data.prepare import Prepared, prepare
-from workers.evaluation.leaks import leak_hints
+from workers.evaluation.leaks import Associations, look_for_leaks
 from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, order, positive_class
 from workers.evaluation.sketch import make_sketch
 from workers.evaluation.variant import Judge, Variant
@@ -156,8 +156,10 @@ class _Report:
     ) -> dict[str, Any]:
         """The model card, JSON-ready."""
         spec, notes, signature = self.spec, self.prepared.notes, self.prepared.signature
+        found = Associations([], [])
         if signature.image is None:
-            notes.warnings += leak_hints(self.data, self.judge.inputs, self._test_target())
+            found = look_for_leaks(self.data, self.judge.inputs, self._test_target())
+        notes.warnings += found.hints
         for warning in notes.warnings:
             self.job.log(warning, level="warning")
         positive = signature.classes[self.judge.positive] if self.data.n_classes == 2 else None  # noqa: PLR2004 - binary
@@ -184,6 +186,7 @@ class _Report:
                 "rows": self.prepared.split.sizes(),
                 "file": SPLIT,
             },
+            "associations": found.columns,
             "fit": fitted.facts(),
             "main_metric": main,
             "metrics": dict(metrics),
