@@ -22,6 +22,7 @@ _SHOWN = 20
 # clean data sets the largest such fall is 0.08 (SKAB's flow rate); without the length of the call, models of bank
 # marketing lose 0.40.
 _STRONG, _LEANS = 0.5, 0.2
+_LEAST_COLUMNS = 8  # of fewer, each may well have something of its own to tell
 _LEANING_COLUMNS = 2  # of the strongest are left out in turn
 _LEANING_CLASSES = 10  # above, it takes long
 _LEAST_TEST_ROWS = 50
@@ -121,7 +122,8 @@ class _Rows:
 def _leans_on(rows: _Rows, names: list[str], scores: list[float], order: list[int]) -> Iterator[str]:
     """Strong columns without which a model tells much less; those that others can stand in for are none."""
     strong = [j for j in order[:_LEANING_COLUMNS] if scores[j] >= _STRONG]
-    if not strong or len(scores) == 1 or len(rows.y_test) < _LEAST_TEST_ROWS or rows.n_classes > _LEANING_CLASSES:
+    few = len(scores) < _LEAST_COLUMNS or len(rows.y_test) < _LEAST_TEST_ROWS
+    if not strong or few or rows.n_classes > _LEANING_CLASSES:
         return
     everything = list(range(len(scores)))
     full = rows.together(everything)
