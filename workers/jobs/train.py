@@ -176,6 +176,7 @@ class _Report:
                 "target": spec.target,
                 "classes": list(signature.classes),
                 "positive_class": positive,
+                "class_rows": self._class_rows(),
                 "dropped_rows": notes.counts,
                 "clean": [step.model_dump(mode="json") for step in spec.clean],
             },
@@ -197,6 +198,13 @@ class _Report:
             "seed": spec.training.seed,
             "duration_s": round(seconds, 3),
         }
+
+    def _class_rows(self) -> dict[str, int]:
+        """Training rows of each class."""
+        if not self.data.n_classes:
+            return {}
+        counts = np.bincount(self.data.train.y, minlength=self.data.n_classes).tolist()
+        return dict(zip(self.prepared.signature.classes, counts, strict=True))
 
     def _test_target(self) -> npt.NDArray[Any]:
         return self.data.standard.shrink(self.judge.y) if self.spec.task == "regression" else self.judge.y

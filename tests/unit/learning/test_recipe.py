@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from sklearn import decomposition, preprocessing
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.utils import murmurhash3_32
 
 from app.core.errors import AimassError, InvalidData, InvalidSpec
@@ -164,6 +165,28 @@ def test_target_means_are_cross_fitted_in_training_rows_alone(data: LearningData
     loose = LearningData(data.signature, Part(inputs, Y), data.validation)
     _, rows, _ = fitted(loose, {"step": "target_encode", "columns": ["city"], "smooth": 0})
     assert abs(np.corrcoef(rows["city"], Y)[0, 1]) < 0.2
+
+
+def test_target_means_of_several_classes_and_of_numbers(data: LearningData):
+    x = np.stack([CITY, SIZE], axis=1).astype(object)
+    three = np.where(SIZE == "L", 2, Y)
+    signature = replace(data.signature, classes=("no", "yes", "large"))
+    several = replace(data, signature=signature, train=Part(data.train.inputs, three))
+    peer = preprocessing.TargetEncoder(target_type="multiclass", cv=StratifiedKFold(5, shuffle=True, random_state=42))
+    crossed = peer.fit_transform(x, three)
+    names = [f"{name} target {label}" for name in ("city", "size") for label in signature.classes]
+    _, rows, held = fitted(several, {"step": "target_encode"})
+    np.testing.assert_allclose(np.stack([rows[name] for name in names], axis=1), crossed, rtol=1e-6)
+    served = peer.transform(HELD["categorical"])
+    np.testing.assert_allclose(np.stack([held[name] for name in names], axis=1), served, rtol=1e-6, atol=1e-9)
+    values = X[:, 0].astype(np.float64)
+    numbers = replace(
+        data, signature=replace(data.signature, task="regression", classes=()), train=Part(data.train.inputs, values)
+    )
+    peer = preprocessing.TargetEncoder(target_type="continuous", cv=KFold(5, shuffle=True, random_state=42))
+    peer.fit(x, values)
+    _, _, held = fitted(numbers, {"step": "target_encode", "columns": ["city"]})
+    np.testing.assert_allclose(held["city"], peer.transform(HELD["categorical"])[:, 0], rtol=1e-6)
 
 
 def test_dates_fall_into_their_parts():

@@ -327,7 +327,7 @@ class TestColumns:
                 {"features": {"steps": [{"step": "clip", "columns": ["stars"], "low": 1}]}},
                 InvalidSpec,
                 ("features", "steps", 0),
-                "cannot be clipped",
+                "families of tables",
             ),
             (
                 {"features": {"types": {"text": "text"}}, "family": "gbdt"},
