@@ -51,7 +51,7 @@ def test_raw_columns_are_answered(trained: Trained, visitors: dict[str, Any]) ->
     rows = [dict(zip(("age", "since", "city"), row, strict=True)) for row in asked]
     answer = trained.predict("visitors", rows)
     assert [row["label"] for row in answer["predictions"]] == ["no", "yes", "yes", "no"]
-    card = trained.version("visitors")["card"]
+    card = trained.platform.call("GET", "/api/v1/models/visitors/versions/1/card")
     assert card["data"]["dropped_rows"]["filter"] > 0
     recipe = card["fit"]["recipe"]
     assert [step["step"] for step in recipe["steps"]] == [step["step"] for step in STEPS]

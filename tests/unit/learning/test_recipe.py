@@ -408,6 +408,18 @@ def test_each_fold_fits_a_recipe_of_its_own(make_job: MakeJob, mixed: pl.DataFra
     assert abs(found["mean"] - 0.5) < 0.08
 
 
+def test_the_same_seed_gives_the_same_graph(make_job: MakeJob, mixed: pl.DataFrame):
+    steps = [{"step": "impute"}, {"step": "target_encode"}, {"step": "polynomial"}, {"step": "select", "k": 5},
+             {"step": "pca", "components": 3}]  # fmt: skip
+    graphs = []
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        spec = {"features": {"drop": ["amount"], "steps": steps}, "training": {"seed": seed}}
+        job = make_job(mixed, name=name, family="linear", **spec)
+        train.run(job)
+        graphs.append((job.output / "model.onnx").read_bytes())
+    assert graphs[0] == graphs[1] != graphs[2]
+
+
 def test_a_version_with_a_recipe_is_compressed(make_job: MakeJob, mixed: pl.DataFrame):
     features = {"drop": ["amount"], "steps": RECIPE}
     job = make_job(mixed, family="random_forest", params={"n_estimators": 60}, features=features)
