@@ -24,7 +24,7 @@ _SHOWN = 20
 _STRONG, _LEANS = 0.5, 0.2
 _LEAST_COLUMNS = 8  # of fewer, each may well have something of its own to tell
 _LEANING_COLUMNS = 2  # of the strongest are left out in turn
-_LEANING_CLASSES = 10  # above, it takes long
+_MOST_COLUMNS, _MOST_CLASSES = 300, 10  # with more it takes over five seconds
 _LEAST_TEST_ROWS = 50
 _CHANCE = 1e-6
 
@@ -122,8 +122,8 @@ class _Rows:
 def _leans_on(rows: _Rows, names: list[str], scores: list[float], order: list[int]) -> Iterator[str]:
     """Strong columns without which a model tells much less; those that others can stand in for are none."""
     strong = [j for j in order[:_LEANING_COLUMNS] if scores[j] >= _STRONG]
-    few = len(scores) < _LEAST_COLUMNS or len(rows.y_test) < _LEAST_TEST_ROWS
-    if not strong or few or rows.n_classes > _LEANING_CLASSES:
+    fits = _LEAST_COLUMNS <= len(scores) <= _MOST_COLUMNS and len(rows.y_test) >= _LEAST_TEST_ROWS
+    if not strong or not fits or rows.n_classes > _MOST_CLASSES:
         return
     everything = list(range(len(scores)))
     full = rows.together(everything)

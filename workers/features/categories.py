@@ -1,5 +1,6 @@
 """Steps on categories: impute, one-hot, ordinal, target mean, hash."""
 
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -73,6 +74,8 @@ def one_hot(step: OneHot, on: Fitting) -> Made:
         ranked = _by_frequency(values[values != ""])
         known.append(tuple(ranked[: step.max_categories]))
         seen[name] = len(ranked)
+    if not any(known):
+        on.refuse("the columns have no value in the training rows; name others, or drop them")
     on.check_count(sum(map(len, known)))
     owner = np.repeat(np.arange(len(known)), [len(categories) for categories in known])
     code = np.concatenate([np.arange(len(categories)) for categories in known]).astype(np.int64)
@@ -118,12 +121,14 @@ def target_encode(step: TargetEncode, on: Fitting) -> Made:
     classes = np.unique(on.y) if data.task == "classification" else np.zeros(0)
     several = len(classes) > 2  # noqa: PLR2004 - two classes need one column
     target = "continuous" if data.task == "regression" else ("multiclass" if several else "binary")
-    if classes.size and min(np.unique(on.y, return_counts=True)[1]) < step.folds:
-        on.refuse(f"a class has fewer training rows than {step.folds} folds; use fewer, or drop the class", "folds")
+    if classes.size and np.unique(on.y, return_counts=True)[1].max() < step.folds:
+        on.refuse(f"no class has {step.folds} training rows, one for each fold; use fewer", "folds")
     split: Any = KFold if data.task == "regression" else StratifiedKFold
     folds = split(step.folds, shuffle=True, random_state=data.training.seed)
     encoder = TargetEncoder(target_type=target, smooth=step.smooth, cv=folds)
-    crossed = encoder.fit_transform(x, on.y)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it is missing in some folds
+        crossed = encoder.fit_transform(x, on.y)
     width = len(classes) if several else 1
     known = tuple(tuple(categories.tolist()) for categories in encoder.categories_)
     unseen = np.broadcast_to(np.atleast_1d(encoder.target_mean_), (width,))

@@ -1,14 +1,11 @@
 """The feature recipe: steps as scikit-learn has them, in the graph of every family."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
-import polars as pl
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from sklearn import decomposition, preprocessing
@@ -19,7 +16,6 @@ from app.core.errors import AimassError, InvalidData, InvalidSpec
 from app.core.signature import Column, Signature, Tensor
 from app.specs.features import AnyStep, FeatureSpec
 from workers.features.recipe import Recipe, fit_recipe
-from workers.jobs import compress, train
 from workers.learning import LearningData, Part
 
 MakeJob = Callable[..., Any]
@@ -347,85 +343,3 @@ def test_the_profile_is_enough_to_refuse_a_column():
     ):
         with pytest.raises(InvalidSpec, match=words):
             check(step)
-
-
-RECIPE = [
-    {"step": "clip", "columns": ["age"], "quantiles": [0.01, 0.99]},
-    {"step": "impute", "flag": True},
-    {"step": "target_encode", "columns": ["city"]},
-    {"step": "polynomial", "columns": ["age", "visits"]},
-    {"step": "scale", "method": "yeo_johnson"},
-    {"step": "one_hot", "columns": ["plan"]},
-]
-
-
-def _replays(output: Any) -> None:
-    golden = json.loads((output / "golden.json").read_text())
-    session = ort.InferenceSession((output / "model.onnx").read_bytes(), providers=["CPUExecutionProvider"])
-    dtypes = {"FP32": np.float32, "BYTES": object}
-    feed = {
-        name: np.asarray([np.nan if v is None else v for v in raw["data"]], dtypes[raw["datatype"]]).reshape(
-            raw["shape"]
-        )
-        for name, raw in golden["inputs"].items()
-    }
-    [answer] = session.run(None, feed)
-    assert answer.ravel().tolist() == pytest.approx(next(iter(golden["outputs"].values()))["data"], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("family", "params"),
-    [
-        ("linear", {}), ("gbdt", {"n_estimators": 60}), ("xgboost", {"n_estimators": 40}), ("naive_bayes", {}),
-        ("random_forest", {"n_estimators": 20}), ("mlp", {}),
-        ("auto", {"time_limit_s": 60, "folds": 2, "families": ["gbdt", "linear"]}),
-    ],
-)  # fmt: skip
-def test_every_family_learns_behind_a_recipe(
-    make_job: MakeJob, mixed: pl.DataFrame, family: str, params: dict[str, Any]
-):
-    job = make_job(
-        mixed, family=family, params=params, training={"epochs": 5}, features={"drop": ["amount"], "steps": RECIPE}
-    )
-    result = train.run(job)
-    assert result["metrics"]["roc_auc"] > 0.8
-    assert [c["name"] for c in result["signature"]["columns"]] == ["city", "age", "visits", "member", "plan"]
-    _replays(job.output)
-    card = json.loads((job.output / "card.json").read_text())
-    recipe = card["fit"]["recipe"]
-    assert (recipe["version"], [line["step"] for line in recipe["steps"]]) == (1, [step["step"] for step in RECIPE])
-    assert recipe["steps"][-1]["columns_after"] == 10
-
-
-def test_each_fold_fits_a_recipe_of_its_own(make_job: MakeJob, mixed: pl.DataFrame):
-    """A category of many values that mean nothing would flatter folds that saw each other's targets."""
-    rng = np.random.default_rng(1)
-    frame = mixed.select("target", noise=pl.Series(rng.integers(0, 400, len(mixed)).astype(str)))
-    features = {"types": {"noise": "category"}, "steps": [{"step": "target_encode", "smooth": 0}]}
-    job = make_job(frame, family="linear", features=features, evaluation={"folds": 3})
-    train.run(job)
-    found = json.loads((job.output / "card.json").read_text())["cross_validation"]["metrics"]["roc_auc"]
-    assert abs(found["mean"] - 0.5) < 0.08
-
-
-def test_the_same_seed_gives_the_same_graph(make_job: MakeJob, mixed: pl.DataFrame):
-    steps = [{"step": "impute"}, {"step": "target_encode"}, {"step": "polynomial"}, {"step": "select", "k": 5},
-             {"step": "pca", "components": 3}]  # fmt: skip
-    graphs = []
-    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
-        spec = {"features": {"drop": ["amount"], "steps": steps}, "training": {"seed": seed}}
-        job = make_job(mixed, name=name, family="linear", **spec)
-        train.run(job)
-        graphs.append((job.output / "model.onnx").read_bytes())
-    assert graphs[0] == graphs[1] != graphs[2]
-
-
-def test_a_version_with_a_recipe_is_compressed(make_job: MakeJob, mixed: pl.DataFrame):
-    features = {"drop": ["amount"], "steps": RECIPE}
-    job = make_job(mixed, family="random_forest", params={"n_estimators": 60}, features=features)
-    train.run(job)
-    later = make_job(mixed, name="later", kind="compress")
-    later.spec = {"kind": "compress", "model": "m", "version": 1, "budget": {"max_metric_drop": 0.2}}
-    job.output.rename(later.input / "model")
-    [variant] = compress.run(later)["variants"]
-    assert (variant["name"], variant["state"]) == ("optimized", "accepted")
