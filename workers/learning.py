@@ -75,7 +75,6 @@ class LearningData:
     train: Part
     validation: Part
     standard: Standard = Standard()
-    bounds: tuple[Array, Array] | None = None  # clip the `numeric` tensor: low [n], high [n], infinite = open
     training: TrainingSpec = field(default_factory=TrainingSpec)
     threads: int = 1
     device: str = "cpu"

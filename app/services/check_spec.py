@@ -7,6 +7,7 @@ from app.registry.datasets import DatasetReader
 from app.registry.models import ModelReader
 from app.registry.session import ReadSession, WriteSession
 from app.services.deploy_version import check_deploy
+from app.specs.clean import check_clean, named_by_clean
 from app.specs.families import Family, family
 from app.specs.jobs import CompressSpec, EvaluateSpec, ReproduceSpec, SubmittedSpec, TrainSpec, parse_dataset
 from app.specs.mapping import check_judging
@@ -118,6 +119,9 @@ def _check_columns(data: DatasetVersion, spec: TrainSpec) -> None:
         raise InvalidSpec(f"'{spec.dataset}' has these columns: {shown}", errors=errors)
     if spec.target in spec.features.drop:
         raise InvalidSpec.at("features", "drop", msg=f"'{spec.target}' is the target and cannot be dropped")
+    types = {column["name"]: column["type"] for column in data.columns}
+    spec.features.check_steps(types, spec.target)
+    check_clean(spec.clean, types)
     target = next(column for column in data.columns if column["name"] == spec.target)
     if data.rows is not None and target["missing"] >= data.rows:
         raise InvalidSpec.at("target", msg=f"every value of '{spec.target}' is missing; choose a column with labels")
@@ -156,8 +160,5 @@ def _named(spec: TrainSpec) -> list[tuple[tuple[str | int, ...], str]]:
     named: list[tuple[tuple[str | int, ...], str]] = [(("target",), spec.target)]
     named += [(("features", "drop", i), name) for i, name in enumerate(spec.features.drop)]
     named += [(("features", "types", name), name) for name in spec.features.types]
-    named += [(("features", "steps", i, "column"), step.column) for i, step in enumerate(spec.features.steps)]
-    for i, step in enumerate(spec.clean):
-        columns: list[str] = getattr(step, "columns", [])
-        named += [(("clean", i, "columns", k), name) for k, name in enumerate(columns)]
-    return named + spec.dividing_columns()
+    named += spec.features.named_by_steps()
+    return named + named_by_clean(spec.clean) + spec.dividing_columns()

@@ -186,7 +186,7 @@ class Family:
         return "image" if self.data == "image" else "tabular"
 
     def check_features(self, types: Mapping[str, str], *, steps: int) -> None:
-        """InvalidSpec for column types, and steps on numbers, that the family has no use for."""
+        """InvalidSpec for column types, and steps, that the family has no use for."""
         for name, kind in types.items():
             if self.data == "text" and kind != "text":
                 msg = f"'{self.name}' reads text alone; make it text, or name it in features.drop"
@@ -194,8 +194,9 @@ class Family:
             if self.data == "tabular" and kind == "text":
                 msg = f"'{self.name}' reads no text; use the family text_linear, or make it a category"
                 raise InvalidSpec.at("features", "types", name, msg=msg)
-        if self.data == "text" and steps:
-            raise InvalidSpec.at("features", "steps", 0, msg=f"'{self.name}' reads text, which cannot be clipped")
+        if self.data != "tabular" and steps:
+            msg = f"'{self.name}' learns from {self.data} data; steps are for families of tables; leave them out"
+            raise InvalidSpec.at("features", "steps", 0, msg=msg)
 
     def schema(self) -> dict[str, Any]:
         """JSON schema of `params`."""

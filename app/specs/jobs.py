@@ -9,9 +9,11 @@ from app.core.errors import InvalidSpec
 from app.core.signature import Task
 from app.specs.augment import AugmentSpec
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
+from app.specs.clean import CleanStep
 from app.specs.endpoints import EndpointName
 from app.specs.evaluation import ORDINAL_METRICS, EvaluationSpec, MetricName, metrics_of
 from app.specs.families import Family, family
+from app.specs.features import FeatureSpec
 from app.specs.mapping import Mapping
 from app.specs.splits import SplitSpec
 from app.specs.targets import ClassWeight, check_targets
@@ -35,42 +37,6 @@ def _check_dataset(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over wha
 
 
 DatasetRef = Annotated[str, BeforeValidator(_check_dataset), Field(examples=["telco@1"])]
-
-
-class DropDuplicates(Spec):
-    """Drop rows that repeat an earlier row in every used column; counted in the model card."""
-
-    step: Literal["drop_duplicates"]
-
-
-class DropMissing(Spec):
-    """Drop rows in which any of `columns` is missing; counted in the model card."""
-
-    step: Literal["drop_missing"]
-    columns: Annotated[list[str], Field(min_length=1)]
-
-
-class Clip(Spec):
-    """Clip numbers of `column` into [low, high], in the graph as well."""
-
-    step: Literal["clip"]
-    column: str
-    low: float | None = None
-    high: float | None = None
-
-
-CleanStep = Annotated[DropDuplicates | DropMissing, Field(discriminator="step")]
-FeatureType = Literal["number", "category", "boolean", "text"]
-
-
-class FeatureSpec(Spec):
-    """Which columns the model sees and as what."""
-
-    drop: Annotated[list[str], Field(description="columns to leave out")] = []
-    types: Annotated[dict[str, FeatureType], Field(description="read these columns as this type")] = {}
-    steps: Annotated[
-        list[Clip], Field(description="transformations that become part of the model", max_length=100)
-    ] = []
 
 
 class OptimizerSpec(Spec):

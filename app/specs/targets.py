@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _Weights = Annotated[dict[str, Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, max_length=1000)]
 ClassWeight = Annotated[Annotated[_Weights, OBJECT] | Annotated[Literal["balanced"], OTHER], CHOICE]
+_BY_TARGET = frozenset({"target_encode", "select"})  # steps that are fitted by the target
 
 
 def check_targets(spec: TrainSpec, chosen: Family) -> None:
@@ -27,6 +28,10 @@ def check_targets(spec: TrainSpec, chosen: Family) -> None:
             raise InvalidSpec.at("training", "class_weight", msg=msg)
     if spec.separator is not None and spec.task != "multilabel":
         raise InvalidSpec.at("separator", msg=f"{spec.task} has one answer a row; leave it out")
+    for at, step in enumerate(spec.features.steps):
+        if spec.task == "multilabel" and step.step in _BY_TARGET:
+            msg = f"'{step.step}' takes a target of one answer a row; leave it out"
+            raise InvalidSpec.at("features", "steps", at, "step", msg=msg)
     if spec.ordinal is not None:
         _check_order(spec, spec.ordinal)
     if spec.evaluation.threshold is not None and spec.task != "classification":

@@ -33,8 +33,8 @@ class TestJobs:
             ({"features": {"drop": ["diagnosis"]}}, ["features", "drop"], "is the target and cannot be dropped"),
             ({"features": {"types": {"weight": "number"}}}, ["features", "types", "weight"], "no column 'weight'"),
             (
-                {"features": {"steps": [{"step": "clip", "column": "weight", "low": 0}]}},
-                ["features", "steps", 0, "column"],
+                {"features": {"steps": [{"step": "clip", "columns": ["weight"], "low": 0}]}},
+                ["features", "steps", 0, "columns", 0],
                 "no column 'weight'",
             ),
             (

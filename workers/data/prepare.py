@@ -12,6 +12,7 @@ import polars as pl
 
 from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Column, Signature, Tensor
+from app.specs.clean import DropOutliers
 from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
 from app.specs.families import family
 from app.specs.jobs import Resources, TrainSpec
@@ -30,6 +31,7 @@ from workers.data.large import (
     read_rows,
     with_gaps,
 )
+from workers.data.outliers import without_outliers
 from workers.data.slices import slice_labels
 from workers.data.splits import Division, Split, divide_rows, group_codes, load_split
 from workers.data.tables import (
@@ -37,7 +39,6 @@ from workers.data.tables import (
     check_columns,
     choose_columns,
     clean_rows,
-    clip_bounds,
     rows_of_columns,
     table_inputs,
 )
@@ -79,7 +80,6 @@ class Prepared:
     row_ids: Array
     split: Split
     notes: Notes
-    bounds: tuple[Array, Array] | None = None
     closer: Closer = field(default_factory=Closer)
     large: Large | None = None
 
@@ -111,7 +111,7 @@ class Prepared:
             y_train, y_validation = standard.shrink(y_train), standard.shrink(y_validation)
             whole = whole and replace(whole, y=standard.shrink(whole.y))
         return LearningData(
-            self.signature, Part(train, y_train), Part(validation, y_validation), standard, self.bounds, spec.training,
+            self.signature, Part(train, y_train), Part(validation, y_validation), standard, spec.training,
             threads, device, whole=whole,
             class_weights=class_weights(spec.training.class_weight, self.signature.classes, y_train),
         )  # fmt: skip
@@ -144,12 +144,14 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     division = divide_rows(target.y, spec.task, spec.split, by=_divides_by(frame, spec))
     split, closer = division.split, _look_closer(frame, spec, division)
     notes.warnings += split.lacks(target.classes, target.y)
+    if any(isinstance(step, DropOutliers) for step in spec.clean):
+        numbers = [c.name for c in columns if c.type in {"number", "integer"}]
+        split, closer = _clean_training_rows(frame, numbers, target.y, spec, (split, closer), notes)
     used = [*(c.name for c in columns), spec.target]
     if prod(frame[name].n_unique() for name in used) >= _ROOM * len(frame):
         _warn_of_repeats(rows_of_columns(frame, used), split, notes)
     row_ids = frame[ROW_ID].to_numpy()
-    bounds = clip_bounds(columns, spec.features)
-    return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, bounds, closer)
+    return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, closer)
 
 
 def read_labels(column: pl.Series, spec: TrainSpec) -> Target:
@@ -221,6 +223,21 @@ def _to_calibrate(spec: TrainSpec, division: Division) -> Array:
         msg = "the validation rows cannot be divided once more; raise split.validation or ask for evaluation.folds"
         raise InvalidSpec.at("evaluation", "intervals", msg=msg)
     return apart
+
+
+def _clean_training_rows(
+    frame: pl.DataFrame, numbers: list[str], y: Array, spec: TrainSpec, found: tuple[Split, Closer], notes: Notes
+) -> tuple[Split, Closer]:
+    """The split, and those of folds and shares, each without the outliers of its own training rows."""
+    split, closer = found
+
+    def cleaned(one: Split) -> Split:
+        return without_outliers(frame, numbers, y, spec, one)
+
+    fewer = cleaned(split)
+    notes.counts["drop_outliers"] = len(split.train) - len(fewer.train)
+    shares = {share: cleaned(one) for share, one in closer.shares.items()}
+    return fewer, replace(closer, folds=tuple(map(cleaned, closer.folds)), shares=shares)
 
 
 def _warn_of_repeats(rows: pl.Series, split: Split, notes: Notes) -> None:

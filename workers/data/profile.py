@@ -9,6 +9,7 @@ import polars as pl
 
 from app.specs.data import ROW_ID, ColumnKind, ColumnSchema
 from workers.data.findings import Findings, Tick, listed, shorten
+from workers.data.relations import warn_of_correlated
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BINS = 20
@@ -20,6 +21,7 @@ _RELATION_ROWS = 200_000
 _RELATION_UNIQUE = 1000
 _CATEGORY_UNIQUE, _CATEGORY_MOST = 50, 10_000
 _CATEGORY_CHARS = 100
+_DAY_US = 86_400e6
 _ID_ROWS = 20  # below, every value may well differ by chance
 _KINDS: dict[type[pl.DataType], ColumnKind] = {
     pl.Int64: "integer",
@@ -35,9 +37,10 @@ def profile_table(data: Path, findings: Findings, tick: Tick) -> list[dict[str, 
     Each has name, type, missing, unique (and whether that is an estimate), and by type:
     number, integer: min, max, mean, std, quantiles (of QUANTILES), histogram {edges, counts}
     category, text, boolean: top [{value, count}]; text and category: length {min, mean, max} in characters
-    datetime: min, max as ISO 8601, UTC where the file gave a zone
+    text: length_histogram {edges, counts} in characters
+    datetime: min, max as ISO 8601, UTC where the file gave a zone; histogram {edges, counts} in days since 1970-01-01
 
-    Columns are read one at a time. Constant, id-like and equal columns are warned about.
+    Columns are read one at a time. Constant, id-like, equal and correlated columns are warned about.
     """
     lazy = pl.scan_parquet(data)
     schema = [name for name in lazy.collect_schema() if name != ROW_ID]
@@ -48,6 +51,7 @@ def profile_table(data: Path, findings: Findings, tick: Tick) -> list[dict[str, 
         tick((i + 1) / len(schema), f"{i + 1} of {len(schema)} columns profiled")
     _warn_of_single(entries, rows, findings)
     _warn_of_equal(lazy, entries, rows, findings)
+    warn_of_correlated(lazy, entries, rows, findings)
     return entries
 
 
@@ -73,13 +77,15 @@ def profile_column(column: pl.LazyFrame, name: str, rows: int) -> dict[str, Any]
     if dtype.is_numeric():
         return entry | _numbers(lazy, rows)
     if isinstance(dtype, pl.Datetime):
-        return entry | _collect(
-            lazy.select(min=x.min().dt.to_string("iso:strict"), max=x.max().dt.to_string("iso:strict"))
-        )
+        days = lazy.select((x.dt.epoch("us") / _DAY_US).alias("x"))
+        shown = lazy.select(min=x.min().dt.to_string("iso:strict"), max=x.max().dt.to_string("iso:strict"))
+        return entry | _collect(shown) | {"histogram": _numbers(days, rows)["histogram"]}
     if dtype == pl.String:
         length = x.str.len_chars()
         entry["length"] = _collect(lazy.select(min=length.min(), mean=length.mean(), max=length.max()))
         entry["type"] = _string_kind(entry, rows)
+        if entry["type"] == "text":
+            entry["length_histogram"] = _numbers(lazy.select(length.alias("x")), rows)["histogram"]
     if entry["type"] != "text" or entry["length"]["mean"] * rows <= _TOP_CHARS:
         counts = lazy.drop_nulls().group_by("x").len().sort(["len", "x"], descending=[True, False])
         top = counts.head(TOP).collect(engine="streaming")

@@ -8,9 +8,11 @@ import polars as pl
 
 from app.core.errors import InvalidData, InvalidInput, InvalidSpec
 from app.core.signature import Column, ColumnType, Signature, Tensor
+from app.specs.clean import DropDuplicates, DropMissing, FilterRows, named_by_clean
 from app.specs.data import ROW_ID
-from app.specs.jobs import DropDuplicates, FeatureSpec, TrainSpec
+from app.specs.jobs import TrainSpec
 from workers.data.findings import listed
+from workers.data.sql import rows_where
 from workers.data.values import as_numbers, as_text, coarse_step
 from workers.learning import Array
 
@@ -35,11 +37,8 @@ def check_columns(frame: pl.DataFrame, spec: TrainSpec) -> None:
     asked: list[tuple[tuple[str | int, ...], str]] = [(("target",), spec.target)]
     asked += [(("features", "drop", i), name) for i, name in enumerate(spec.features.drop)]
     asked += [(("features", "types", name), name) for name in spec.features.types]
-    asked += [(("features", "steps", i, "column"), step.column) for i, step in enumerate(spec.features.steps)]
-    for i, step in enumerate(spec.clean):
-        if not isinstance(step, DropDuplicates):
-            asked += [(("clean", i, "columns", j), name) for j, name in enumerate(step.columns)]
-    asked += spec.dividing_columns()
+    asked += spec.features.named_by_steps()
+    asked += named_by_clean(spec.clean) + spec.dividing_columns()
     for loc, name in asked:
         if name not in known:
             listed = ", ".join(known[:50])
@@ -81,7 +80,6 @@ def choose_columns(
         hint = "; the family text_linear reads text" if "text" in types.values() else ""
         msg = f"no column is left to learn from; set features.types for those to use{hint}"
         raise InvalidData.at("features", msg=msg)
-    _check_clips({c.name: c.type for c in columns}, spec.features)
     inputs = (
         Tensor("numeric", "FP32", (-1, width["numeric"])),
         Tensor("categorical", "BYTES", (-1, width["categorical"])),
@@ -132,28 +130,6 @@ def _check_read(name: str, column: pl.Series, values: pl.Series, kind: ColumnTyp
         )
 
 
-def _check_clips(kinds: Mapping[str, ColumnType], features: FeatureSpec) -> None:
-    for i, step in enumerate(features.steps):
-        if kinds.get(step.column) not in {"number", "integer"}:
-            message = f"'{step.column}' is not a used column of numbers; clip takes those only"
-            raise InvalidSpec.at("features", "steps", i, "column", msg=message)
-        if step.low is not None and step.high is not None and step.low > step.high:
-            raise InvalidSpec.at("features", "steps", i, "low", msg="is above high; swap them")
-
-
-def clip_bounds(columns: Sequence[Column], features: FeatureSpec) -> tuple[Array, Array] | None:
-    """Low and high per column of `numeric`, FP32, infinite where open; None when nothing is clipped."""
-    if not features.steps:
-        return None
-    numeric = [c.name for c in columns if c.tensor == "numeric"]
-    low, high = np.full(len(numeric), -np.inf, np.float32), np.full(len(numeric), np.inf, np.float32)
-    for step in features.steps:
-        at = numeric.index(step.column)
-        low[at] = max(low[at], -np.inf if step.low is None else step.low)
-        high[at] = min(high[at], np.inf if step.high is None else step.high)
-    return low, high
-
-
 def table_inputs(frame: pl.DataFrame, signature: Signature) -> dict[str, Array]:
     """The signature's tensors: `numeric` FP32 [N, n], NaN = missing; the others str objects [N, m], "" = missing."""
     inputs: dict[str, Array] = {}
@@ -177,13 +153,19 @@ def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFra
     notes.counts["missing_target"] = len(frame) - len(kept)
     if not len(kept):
         raise no_target(spec.target)
-    for step in spec.clean:
+    for i, step in enumerate(spec.clean):
         before = len(kept)
         if isinstance(step, DropDuplicates):
             used = [c for c in kept.columns if c != ROW_ID and c not in spec.features.drop]
             kept = kept.filter(rows_of_columns(kept, used).is_first_distinct())
-        else:
+        elif isinstance(step, FilterRows):
+            kept = rows_where(kept, step.where, ("clean", i, "where"))
+            if not len(kept):
+                raise true_for_no_row(i)
+        elif isinstance(step, DropMissing):
             kept = present(kept, step.columns)
+        else:
+            continue  # outliers are left out of training rows, once they are known
         notes.counts[step.step] = notes.counts.get(step.step, 0) + before - len(kept)
     return kept
 
@@ -191,6 +173,11 @@ def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFra
 def no_target(name: str) -> InvalidInput:
     """InvalidData for a target without any value."""
     return InvalidData.at("target", msg=f"every value of '{name}' is missing; choose another target")
+
+
+def true_for_no_row(step: int) -> InvalidInput:
+    """InvalidData for a filter that keeps nothing."""
+    return InvalidData.at("clean", step, "where", msg="is true for no row; correct the predicate")
 
 
 def present(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:

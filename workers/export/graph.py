@@ -1,6 +1,6 @@
 """A small builder of ONNX graphs, for models whose every node is known."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,15 @@ class Graph:
         self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain, **attributes))
         return name
 
-    def include(self, model: onnx.ModelProto, prefix: str) -> str:
-        """Add the nodes of a model that a `Graph` made, over inputs of the same names; returns its output's name."""
-        shared = {value.name for value in model.graph.input} | {""}
+    def include(self, model: onnx.ModelProto, prefix: str, inputs: Mapping[str, str] | None = None) -> str:
+        """Add the nodes of a model that a `Graph` made; returns its output's name.
+
+        `inputs` says which value is which of the model's inputs; without it they have the same names.
+        """
+        shared = {value.name: value.name for value in model.graph.input} | {"": ""} | dict(inputs or {})
 
         def renamed(name: str) -> str:
-            return name if name in shared else f"{prefix}.{name}"
+            return shared.get(name, f"{prefix}.{name}")
 
         for tensor in model.graph.initializer:
             tensor.name = renamed(tensor.name)

@@ -18,47 +18,31 @@ _HONEST = 0.25
 
 @dataclass(frozen=True, slots=True)
 class NumericEncoder:
-    """Clips, then fills missing numbers. A NaN in `fill` leaves that column's gaps to the model."""
+    """Fills missing numbers. A NaN in `fill` leaves that column's gaps to the model."""
 
-    low: npt.NDArray[np.float32]
-    high: npt.NDArray[np.float32]
     fill: npt.NDArray[np.float32]
 
     @classmethod
     def fit(cls, data: LearningData, *, keep_missing: bool) -> "NumericEncoder":
         """Medians of training rows; with `keep_missing` only for columns that have no gap in training."""
         x = data.train.inputs["numeric"]
-        n = x.shape[1]
-        low, high = data.bounds or (np.full(n, -np.inf), np.full(n, np.inf))
-        low, high = low.astype(np.float32), high.astype(np.float32)
-        x = _clip(x, low, high)
         gaps = np.isnan(x)
-        fill = np.zeros(n, np.float32)
+        fill = np.zeros(x.shape[1], np.float32)
         for column in np.flatnonzero(~gaps.all(axis=0)):
             fill[column] = np.median(x[~gaps[:, column], column])
         if keep_missing:
             fill[gaps.any(axis=0)] = np.nan
-        return cls(low, high, fill)
+        return cls(fill)
 
     def transform(self, x: Array) -> npt.NDArray[np.float32]:
         """FP32 [N, n] to FP32 [N, n]."""
-        x = _clip(x, self.low, self.high)
         return np.where(np.isnan(x), self.fill, x)
 
     def to_nodes(self, graph: Graph, name: str) -> str:
         """The same as nodes."""
-        for op, bound in (("Less", self.low), ("Greater", self.high)):
-            if np.isfinite(bound).any():
-                limit = graph.constant(bound, np.float32)
-                name = graph.add("Where", graph.add(op, name, limit), limit, name)
         if np.isnan(self.fill).all():
             return name
         return graph.add("Where", graph.add("IsNaN", name), graph.constant(self.fill, np.float32), name)
-
-
-def _clip(x: Array, low: Array, high: Array) -> npt.NDArray[np.float32]:
-    x = np.where(x < low, low, x)
-    return np.where(x > high, high, x)
 
 
 @dataclass(frozen=True, slots=True)

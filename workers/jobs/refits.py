@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from scipy import stats  # type: ignore[import-untyped]  # scipy has no type information
 
-from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.context import FitContext, JobContext, Stopped
 from workers.data.prepare import Prepared
 from workers.data.splits import Split
 from workers.evaluation.intervals import LEVEL
 from workers.evaluation.metrics import evaluate
-from workers.families.base import load_family
+from workers.features.recipe import learner_of
 from workers.jobs.settling import settle_threshold
 from workers.learning import Array, Rule
 from workers.training.files import write_atomically
@@ -63,7 +62,7 @@ class Refits:
     def _fit(self, context: FitContext, split: Split) -> dict[str, Any]:
         context.progress(0.0, "training")
         prepared = replace(self.prepared, split=split)
-        learner = load_family(family(self.spec.family), self.spec.params)
+        learner = learner_of(self.spec)
         fitted = learner.fit(prepared.learning(self.spec, self.threads, self.device), context)
         threshold, _ = settle_threshold(self.spec, prepared, fitted, self.positive)
         rule = Rule.of(replace(prepared.signature, threshold=threshold), self.positive)

@@ -15,6 +15,7 @@ from workers.evaluation.conformal import offsets, rows_needed
 from workers.evaluation.threshold import best_threshold
 from workers.export.bounds import bound_tensors, with_bounds
 from workers.families.base import Fitted, HoldsOut
+from workers.features.recipe import FittedWithRecipe
 from workers.learning import Array, Inputs, take
 
 
@@ -92,8 +93,9 @@ def settle_threshold(
 
 def _held_out(prepared: Prepared, fitted: Fitted, rows: Array) -> tuple[Array, Array, str]:
     """Targets and answers of rows that it has not learned from: its own, else these of the validation rows."""
-    if isinstance(fitted, HoldsOut):
-        return *fitted.held_out(), "rows that its models left out"
+    own = fitted.fitted if isinstance(fitted, FittedWithRecipe) else fitted
+    if isinstance(own, HoldsOut):
+        return *own.held_out(), "rows that its models left out"
     return prepared.y[rows], fitted.predict(take(prepared.inputs, rows)), "validation rows"
 
 

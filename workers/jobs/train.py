@@ -10,19 +10,19 @@ import numpy.typing as npt
 
 from app.core.instance_schema import instance_schema
 from app.core.version_folder import CARD, MODEL, SKETCH, SPLIT
-from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.compression.variants import Compressor
 from workers.context import FitContext, JobContext
 from workers.data.prepare import Prepared, prepare
-from workers.evaluation.leaks import leak_hints
+from workers.evaluation.leaks import Associations, look_for_leaks
 from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, order, positive_class
 from workers.evaluation.sketch import make_sketch
 from workers.evaluation.variant import Judge, Variant
 from workers.export.parity import MIN_ROWS, Parity, check_parity
 from workers.export.runtime import open_session, predict
 from workers.export.version_files import write_contract, write_json
-from workers.families.base import Fitted, load_family
+from workers.families.base import Fitted
+from workers.features.recipe import learner_of
 from workers.host import choose_device, environment, job_threads
 from workers.jobs.closer import Judged, look_closer
 from workers.jobs.refits import Refits
@@ -48,7 +48,7 @@ def run(job: JobContext) -> dict[str, Any]:
     job.progress(0.0, "reading the data set")
     threads = job_threads(job)
     prepared = prepare(job, spec)
-    learner = load_family(family(spec.family), spec.params)
+    learner = learner_of(spec)
     device = choose_device(spec.resources.device, learner.devices)
     data = prepared.learning(spec, threads, device)
     data = replace(data, metric=next(iter(spec.metrics), default_metric(spec.task, data.n_classes)))
@@ -163,8 +163,10 @@ class _Report:
     ) -> dict[str, Any]:
         """The model card, JSON-ready."""
         spec, notes, signature = self.spec, self.prepared.notes, self.prepared.signature
+        found = Associations([], [])
         if signature.image is None:
-            notes.warnings += leak_hints(self.data, self.judge.inputs, self._test_target())
+            found = look_for_leaks(self.data, self.judge.inputs, self._test_target())
+        notes.warnings += found.hints
         for warning in notes.warnings:
             self.job.log(warning, level="warning")
         binary = spec.task == "classification" and self.data.n_classes == 2  # noqa: PLR2004 - two classes
@@ -182,6 +184,7 @@ class _Report:
                 "target": spec.target,
                 "classes": list(signature.classes),
                 "positive_class": positive,
+                "class_rows": self._class_rows(),
                 "dropped_rows": notes.counts,
                 "clean": [step.model_dump(mode="json") for step in spec.clean],
             },
@@ -192,6 +195,7 @@ class _Report:
                 "rows": self.prepared.rows,
                 "file": SPLIT,
             },
+            "associations": found.columns,
             "fit": fitted.facts(),
             "main_metric": main,
             "metrics": dict(metrics),
@@ -202,6 +206,14 @@ class _Report:
             "seed": spec.training.seed,
             "duration_s": round(seconds, 3),
         }
+
+    def _class_rows(self) -> dict[str, int]:
+        """Training rows of each class."""
+        if not self.data.n_classes:
+            return {}
+        y = self.data.train.y
+        counts = np.bincount(y, minlength=self.data.n_classes) if y.ndim == 1 else y.sum(axis=0).astype(np.int64)
+        return dict(zip(self.prepared.signature.classes, counts.tolist(), strict=True))
 
     def _test_target(self) -> npt.NDArray[Any]:
         return self.data.standard.shrink(self.judge.y) if self.spec.task == "regression" else self.judge.y

@@ -52,6 +52,13 @@ def test_a_network_resumes_to_the_very_same_weights(make_job: MakeJob, mixed: pl
     _same_when_resumed(make_job, mixed, family="mlp", training=training, **SPEC)
 
 
+def test_a_network_behind_a_recipe_resumes_to_the_very_same_weights(make_job: MakeJob, mixed: pl.DataFrame):
+    steps = [{"step": "impute", "flag": True}, {"step": "target_encode"}, {"step": "select", "k": 4}]
+    training = {"epochs": 4, "batch_size": 64, "checkpoint_every_s": 0}
+    features = {"drop": ["amount"], "steps": steps}
+    _same_when_resumed(make_job, mixed, family="mlp", training=training, features=features)
+
+
 def test_a_network_of_pictures_resumes_with_its_changes_and_its_average(make_job: MakeJob, digits: pl.DataFrame):
     augment = {"flip": True, "crop": 1, "rotate": 10, "erase": 0.1, "mixup": 0.2, "cutmix": 1}
     training = {

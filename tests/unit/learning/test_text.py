@@ -324,10 +324,10 @@ class TestColumns:
             ({"features": {"drop": ["text"]}}, InvalidData, ("features",), "no column of text is left"),
             ({"features": {"types": {"stars": "number"}}}, InvalidSpec, ("features", "types", "stars"), "text alone"),
             (
-                {"features": {"steps": [{"step": "clip", "column": "stars"}]}},
+                {"features": {"steps": [{"step": "clip", "columns": ["stars"], "low": 1}]}},
                 InvalidSpec,
                 ("features", "steps", 0),
-                "cannot be clipped",
+                "families of tables",
             ),
             (
                 {"features": {"types": {"text": "text"}}, "family": "gbdt"},

@@ -95,7 +95,7 @@ def test_regression(make_job: MakeJob, diabetes: pl.DataFrame, family: str):
 def test_gaps_and_categories(make_job: MakeJob, mixed: pl.DataFrame, family: str, task: str):
     target = "target" if task == "classification" else "amount"
     other = "amount" if task == "classification" else "target"
-    spec = {"features": {"drop": [other], "steps": [{"step": "clip", "column": "age", "low": 20, "high": 70}]}}
+    spec = {"features": {"drop": [other], "steps": [{"step": "clip", "columns": ["age"], "low": 20, "high": 70}]}}
     job = make_job(mixed, **_of(family), task=task, target=target, training=FAST, **spec)
     result = train.run(job)
     assert result["metrics"]["roc_auc" if task == "classification" else "r2"] > 0.75
@@ -185,9 +185,9 @@ def test_the_data_sets_own_division_is_followed(make_job: MakeJob, digits: pl.Da
         ({"features": {"types": {"nope": "number"}}}, InvalidSpec, ("features", "types", "nope")),
         ({"clean": [{"step": "drop_missing", "columns": ["age", "nope"]}]}, InvalidSpec, ("clean", 0, "columns", 1)),
         (
-            {"features": {"steps": [{"step": "clip", "column": "city"}]}},
+            {"features": {"steps": [{"step": "clip", "columns": ["city"], "low": 0}]}},
             InvalidSpec,
-            ("features", "steps", 0, "column"),
+            ("features", "steps", 0, "columns", 0),
         ),
         ({"task": "regression"}, InvalidData, ("target",)),
         ({"family": "cnn"}, InvalidSpec, ("family",)),

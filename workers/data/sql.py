@@ -1,0 +1,109 @@
+"""SQL predicates of users over a table: DuckDB in memory, without files, network, settings or a second statement."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+import polars as pl
+
+from app.core.errors import InvalidSpec
+from app.specs.data import ROW_ID
+
+Loc = tuple[str | int, ...]
+_CONFIG = {
+    "enable_external_access": "false", "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
+    "allow_community_extensions": "false", "memory_limit": "1GB", "max_temp_directory_size": "0GB", "threads": "1",
+}  # fmt: skip
+_QUERY = f"SELECT {ROW_ID} FROM rows WHERE (\n%s\n)"  # noqa: S608 - what takes the place is parsed and checked first
+_NODES = frozenset(
+    {"COMPARISON", "CONJUNCTION", "CONSTANT", "COLUMN_REF", "FUNCTION", "OPERATOR", "CASE", "CAST", "TYPE", "BETWEEN"}
+)
+# Of one row, cheap, and the same at any time and place.
+_OPERATORS = {"+", "-", "*", "/", "//", "%", "**", "^", "||", "~~", "!~~", "~~*", "!~~*"}
+_ESCAPES = {"like_escape", "ilike_escape", "not_like_escape", "not_ilike_escape"}  # LIKE … ESCAPE …
+_NAMED = {
+    "abs", "ceil", "ceiling", "floor", "round", "trunc", "sign", "sqrt", "cbrt", "exp", "ln", "log", "log2", "log10",
+    "pow", "power", "mod", "greatest", "least", "isnan", "isinf", "isfinite",
+    "lower", "upper", "length", "trim", "ltrim", "rtrim", "substring", "substr", "left", "right", "replace", "concat",
+    "contains", "starts_with", "ends_with", "prefix", "suffix", "strpos", "instr", "regexp_matches",
+    "regexp_full_match", "nullif", "ifnull", "coalesce",
+    "year", "quarter", "month", "day", "week", "dayofweek", "isodow", "dayofyear", "hour", "minute", "second",
+    "date_part", "date_trunc", "date_diff", "datediff", "make_date", "strptime", "try_strptime", "strftime", "epoch",
+}  # fmt: skip
+_FUNCTIONS = _OPERATORS | _ESCAPES | _NAMED
+
+
+def rows_where(frame: pl.DataFrame, predicate: str, where: Loc) -> pl.DataFrame:
+    """The rows for which `predicate` is true, in their order.
+
+    Args:
+        frame: with ROW_ID.
+        predicate: a boolean SQL expression over the columns; names are quoted as in SQL, "a b".
+        where: its place in the spec, for errors.
+
+    Raises:
+        InvalidSpec: the predicate is none, names what is not there, uses more than one row, or fails on a value.
+    """
+    try:
+        with duckdb.connect(":memory:", config=dict(_CONFIG)) as session:
+            session.register("rows", frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
+            session.execute("SET lock_configuration = true")
+            _check(session, predicate, frame.columns, where)
+            kept = session.execute(_QUERY % predicate).fetchnumpy()[ROW_ID]
+    except duckdb.Error as error:
+        raise InvalidSpec.at(*where, msg=f"{str(error).splitlines()[0]}; correct the predicate") from None
+    return frame.filter(frame[ROW_ID].is_in(pl.Series(kept).implode()))
+
+
+def _check(session: duckdb.DuckDBPyConnection, predicate: str, columns: list[str], where: Loc) -> None:
+    """The statement must be the one that is meant, but for its predicate; and that of plain parts."""
+    found, meant = _parsed(session, predicate, where), _parsed(session, "true", where)
+    condition = found["node"].pop("where_clause", None)
+    meant["node"].pop("where_clause")
+    if found != meant:
+        raise InvalidSpec.at(*where, msg="must be one predicate, such as age >= 18; no statement and no clause of one")
+    known = [name.casefold() for name in columns]
+    for node in _nodes(condition):
+        kind, function = node["class"], node.get("function_name", "")
+        if kind not in _NODES:
+            msg = f"a predicate takes no {kind.lower()}; use comparisons of columns and values"
+            raise InvalidSpec.at(*where, msg=msg)
+        if kind == "FUNCTION" and (function not in _FUNCTIONS or node.get("schema") or node.get("catalog")):
+            msg = f"there is no function '{function}' here; there are {', '.join(sorted(_NAMED))}"
+            raise InvalidSpec.at(*where, msg=msg)
+        if kind == "COLUMN_REF":
+            name = ".".join(node["column_names"])
+            if known.count(name.casefold()) != 1:
+                msg = f"'{name}' is not one column of the data set; SQL does not tell upper from lower case"
+                raise InvalidSpec.at(*where, msg=msg, type="unknown_column")
+
+
+def _parsed(session: duckdb.DuckDBPyConnection, predicate: str, where: Loc) -> dict[str, Any]:
+    """The statement's syntax tree by DuckDB's own parser, without positions in the text."""
+    row = session.execute("SELECT json_serialize_sql(?)", [_QUERY % predicate]).fetchone()
+    answer: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
+    if answer["error"]:
+        raise InvalidSpec.at(*where, msg=f"{answer.get('error_message', 'is no SQL')}; write one predicate")
+    if len(answer["statements"]) != 1:
+        raise InvalidSpec.at(*where, msg="must be one predicate, not several statements")
+    tree: dict[str, Any] = _without_places(answer["statements"][0])
+    return tree
+
+
+def _without_places(tree: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(tree, dict):
+        return {key: _without_places(value) for key, value in tree.items() if not key.startswith("query_location")}
+    return [_without_places(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any JSON value
+    """Every node of an expression."""
+    if isinstance(tree, dict):
+        if "class" in tree:
+            yield tree
+        for value in tree.values():
+            yield from _nodes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _nodes(value)
