@@ -40,7 +40,7 @@ class Part:
     """Rows to learn from or to watch.
 
     `inputs` are the graph's inputs as the signature describes them. `y` is int64 [N] class indices, or float64 [N]
-    standardised values.
+    standardised values, or float32 [N, K] of 0 and 1 where a row may have several classes.
     """
 
     inputs: Inputs
@@ -79,17 +79,56 @@ class LearningData:
     threads: int = 1
     device: str = "cpu"
     metric: str = ""  # the main one
+    class_weights: npt.NDArray[np.float64] | None = None  # [K]: how much a row of each class counts; None: all alike
     whole: WholeRows | None = None  # all training rows, where `train` holds some of them
 
     @property
     def task(self) -> Task:
-        """Classification or regression."""
+        """What is learned."""
         return self.signature.learned_task
+
+    def row_weights(self, y: Array) -> npt.NDArray[np.float64] | None:
+        """How much each row of these classes counts, [N], 1 on average over the training rows; None: all alike."""
+        return None if self.class_weights is None else self.class_weights[y]
 
     @property
     def n_classes(self) -> int:
         """Classes, or 0 for regression."""
         return len(self.signature.classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What has to be known of a model to judge its answers.
+
+    `positive` is, of two classes, the one that precision, recall, F1 and the curves speak of. It is told from the
+    probability `threshold` on; without one, and of more classes, the likeliest class is. `coverage` is the share of
+    values that prediction intervals promise to hold. With `ordinal` classes are as far apart as their indices.
+    """
+
+    positive: int = 1
+    threshold: float | None = None
+    coverage: float | None = None
+    ordinal: bool = False
+
+    @classmethod
+    def of(cls, signature: Signature, positive: int) -> "Rule":
+        """Of a model that was trained here; a threshold's own class is the positive one."""
+        found = signature.threshold
+        if found is None:
+            return cls(positive, coverage=signature.coverage, ordinal=signature.ordinal)
+        return cls(signature.classes.index(found.label), found.probability)
+
+    def labels(self, probabilities: Array) -> npt.NDArray[np.int64]:
+        """Class indices [N] of probabilities [N, K], of which one is right."""
+        if self.threshold is None or probabilities.shape[1] != 2:  # noqa: PLR2004 - two classes
+            return np.asarray(probabilities.argmax(axis=1), np.int64)
+        # In double precision, as serving compares.
+        told = probabilities[:, self.positive].astype(np.float64) >= self.threshold
+        return np.where(told, self.positive, 1 - self.positive).astype(np.int64)
+
+
+PLAIN = Rule()
 
 
 def rows_of(inputs: Inputs) -> int:

@@ -25,13 +25,22 @@ def instance_schema(signature: Signature) -> Json:
 
 
 def prediction_schema(signature: Signature) -> Json:
-    """One prediction: label and probabilities, a value, or nested lists by output."""
+    """One prediction: label and probabilities, a value and its interval, or nested lists by output."""
     number: Json = {"type": ["number", "null"]}
     if signature.task == "inference":
         return _object({tensor.name: _nested(tensor, batched=signature.batched) for tensor in signature.outputs})
     if signature.task == "regression":
-        return _object({"value": number})
-    label = {"type": "string", "enum": list(signature.classes)}
+        interval = {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
+        if signature.coverage is None:
+            return _object({"value": number})
+        said = f"low and high, which hold {signature.coverage:.4g} of the true values between them"
+        return _object({"value": number, "interval": interval | {"description": said}})
+    if signature.task == "multilabel":
+        labels = {"type": "array", "items": {"type": "string", "enum": list(signature.classes)}}
+        return _object({"labels": labels, "probabilities": _object(dict.fromkeys(signature.classes, number))})
+    label: Json = {"type": "string", "enum": list(signature.classes)}
+    if (threshold := signature.threshold) is not None:
+        label["description"] = f"'{threshold.label}' from a probability of {threshold.probability:g} on"
     return _object({"label": label, "probabilities": _object(dict.fromkeys(signature.classes, number))})
 
 

@@ -10,7 +10,9 @@ Tabular models take at most two tensors, rows first, whatever the number of colu
 
 Text models take `text` BYTES [-1, n_texts], UTF-8; the empty string = missing; tokens are made inside the graph.
 Image models take `image` UINT8 [-1, channels, height, width], raw 0-255; scaling is inside the graph.
-Classifiers give `probabilities` FP32 [-1, n_classes] in the order of `classes`; regressors give `value` FP32 [-1].
+Classifiers give `probabilities` FP32 [-1, n_classes] in the order of `classes`, which add up to one unless the task is
+`multilabel`, where each class is by itself; regressors give `value` FP32 [-1], and
+with prediction intervals `lower` and `upper` FP32 [-1], between which a share `coverage` of the true values lies.
 
 Imported models (task `inference`) have the tensors that they have, and no columns. Where `batched` is false the first
 dimension is not the batch, and a request is run by itself.
@@ -19,8 +21,8 @@ dimension is not the batch, and a request is run by itself.
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Task = Literal["classification", "regression"]  # what can be trained
-ModelTask = Literal["classification", "regression", "inference"]
+Task = Literal["classification", "regression", "multilabel"]  # what can be trained
+ModelTask = Literal["classification", "regression", "multilabel", "inference"]
 Datatype = Literal[
     "BOOL",
     "UINT8",
@@ -74,8 +76,19 @@ class ImageFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class Threshold:
+    """Of two classes, `label` is told from `probability` on, the other one below."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Signature:
-    """A model's complete contract with its callers."""
+    """A model's complete contract with its callers.
+
+    Without `threshold` the likeliest class is the label. With `ordinal` the order of the classes means something.
+    """
 
     task: ModelTask
     inputs: tuple[Tensor, ...]
@@ -85,6 +98,10 @@ class Signature:
     target: str = ""
     image: ImageFormat | None = None
     batched: bool = True
+    threshold: Threshold | None = None
+    coverage: float | None = None
+    ordinal: bool = False
+    separator: str = ""  # of the labels of one cell of the target
     version: int = field(default=SIGNATURE_VERSION)
 
     @property
@@ -116,4 +133,8 @@ class Signature:
             target=raw["target"],
             image=ImageFormat(**raw["image"]) if raw.get("image") else None,
             batched=raw.get("batched", True),
+            threshold=Threshold(**raw["threshold"]) if raw.get("threshold") else None,
+            coverage=raw.get("coverage"),
+            ordinal=raw.get("ordinal", False),
+            separator=raw.get("separator", ""),
         )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from app.core.errors import FieldError
 
@@ -17,6 +17,18 @@ VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 NO_NUL = r"^[^\x00]*$"  # PostgreSQL keeps no NUL in text
 
 
+_CHOICE = "one of: "
+
+
+def _form(value: Any) -> str:  # noqa: ANN401 - whatever was sent
+    return f"{_CHOICE}object" if isinstance(value, Mapping | BaseModel) else f"{_CHOICE}other"
+
+
+# A field that is an object or something simpler: `Annotated[Annotated[X, OBJECT] | Annotated[Y, OTHER], CHOICE]`.
+# Errors are those of the form that was sent, at the field itself.
+OBJECT, OTHER, CHOICE = Tag(f"{_CHOICE}object"), Tag(f"{_CHOICE}other"), Discriminator(_form)
+
+
 class Spec(BaseModel):
     """A validated part of a request."""
 
@@ -25,7 +37,8 @@ class Spec(BaseModel):
 
 def field_error(found: Mapping[str, Any]) -> FieldError:
     """One entry of pydantic's `errors()`, in words that say what to do."""
-    loc, msg, kind, context = tuple(found["loc"]), str(found["msg"]), str(found["type"]), found.get("ctx", {})
+    loc = tuple(part for part in found["loc"] if not str(part).startswith(_CHOICE))
+    msg, kind, context = str(found["msg"]), str(found["type"]), found.get("ctx", {})
     if kind == "extra_forbidden":
         msg = "there is no such field; remove it or correct its name"
     elif kind == "missing":

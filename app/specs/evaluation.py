@@ -1,16 +1,48 @@
 """Metrics by name, and how closely a training looks at what it made."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from app.specs.base import Spec
+from app.core.signature import Task
+from app.specs.base import CHOICE, OBJECT, OTHER, Spec
 
 MetricName = Literal[
     "accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "f1_macro", "f1_micro",
-    "f1_weighted", "pr_auc", "brier", "ece", "mcc", "kappa", "rmse", "mae", "r2", "mape",
+    "f1_weighted", "pr_auc", "brier", "ece", "mcc", "kappa", "quadratic_kappa", "rank_mae",
+    "accuracy_within_one", "subset_accuracy", "hamming_loss", "label_ranking_ap", "rmse", "mae", "r2", "mape",
 ]  # fmt: skip
 REGRESSION_METRICS = frozenset({"rmse", "mae", "r2", "mape"})
+
+
+MULTILABEL_METRICS = frozenset({
+    "f1_micro", "f1_macro", "subset_accuracy", "hamming_loss", "label_ranking_ap", "roc_auc", "pr_auc", "log_loss",
+    "brier", "ece",
+})  # fmt: skip
+
+
+def metrics_of(task: Task) -> frozenset[str]:
+    """The metrics that a task has."""
+    if task == "regression":
+        return REGRESSION_METRICS
+    only = {"subset_accuracy", "hamming_loss", "label_ranking_ap"}
+    return MULTILABEL_METRICS if task == "multilabel" else frozenset(get_args(MetricName)) - REGRESSION_METRICS - only
+
+
+ThresholdMetric = Literal["f1", "f1_macro", "accuracy", "balanced_accuracy", "mcc", "kappa"]
+
+
+class TunedThreshold(Spec):
+    """The threshold that is best for a metric on validation rows; of `auto` on rows that each model left out."""
+
+    maximize: Annotated[ThresholdMetric, Field(description="f1 is of the rarer class")]
+
+
+_Probability = Annotated[float, Field(gt=0, lt=1)]
+_Threshold = Annotated[Annotated[TunedThreshold, OBJECT] | Annotated[_Probability, OTHER], CHOICE]
+
+
+ORDINAL_METRICS = frozenset({"quadratic_kappa", "rank_mae", "accuracy_within_one"})
 
 
 class EvaluationSpec(Spec):
@@ -26,4 +58,19 @@ class EvaluationSpec(Spec):
     learning_curve: Annotated[
         bool, Field(description="fit on 10, 25 and 50 % of the training rows too, to see if more rows would help")
     ] = False
+    threshold: Annotated[
+        _Threshold | None,
+        Field(
+            description="of two classes: the rarer one is told from this probability on; null: the likelier one",
+            examples=[0.3, {"maximize": "f1"}],
+        ),
+    ] = None
+    intervals: Annotated[
+        float | None,
+        Field(
+            ge=0.5,
+            le=0.99,
+            description="regression: give intervals that hold this share of the true values, such as 0.9",
+        ),
+    ] = None
     plots: Annotated[bool, Field(description="draw plots, which takes half a second")] = True

@@ -166,7 +166,8 @@ class Family:
 
     `implementation` is `module:attribute`, imported by the job child alone; it satisfies
     `workers.families.base.Family`. With `loop` it learns by `workers.training.loop`, and so takes `label_smoothing` and
-    `ema`; families of pictures take `augment`.
+    `ema`; families of pictures take `augment`. With `weighs_classes` it heeds `LearningData.class_weights`.
+    With `holds_out` its models are `workers.families.base.HoldsOut`.
     """
 
     name: str
@@ -176,6 +177,8 @@ class Family:
     implementation: str
     summary: str
     loop: bool = False
+    weighs_classes: bool = False
+    holds_out: bool = False
 
     @property
     def dataset(self) -> Literal["tabular", "image"]:
@@ -210,10 +213,25 @@ class Family:
 
 
 _BOTH: tuple[Task, ...] = ("classification", "regression")
+_ALL: tuple[Task, ...] = (*_BOTH, "multilabel")
 LINEAR = Family(
-    "linear", _BOTH, "tabular", LinearParams, "workers.families.linear:Linear", "logistic regression, ridge"
+    "linear",
+    _ALL,
+    "tabular",
+    LinearParams,
+    "workers.families.linear:Linear",
+    "logistic regression, ridge",
+    weighs_classes=True,
 )
-GBDT = Family("gbdt", _BOTH, "tabular", GbdtParams, "workers.families.gbdt:Gbdt", "gradient-boosted trees (LightGBM)")
+GBDT = Family(
+    "gbdt",
+    _BOTH,
+    "tabular",
+    GbdtParams,
+    "workers.families.gbdt:Gbdt",
+    "gradient-boosted trees (LightGBM)",
+    weighs_classes=True,
+)
 RANDOM_FOREST = Family(
     "random_forest",
     _BOTH,
@@ -221,9 +239,16 @@ RANDOM_FOREST = Family(
     RandomForestParams,
     "workers.families.random_forest:RandomForest",
     "random forest (scikit-learn)",
+    weighs_classes=True,
 )
 XGBOOST = Family(
-    "xgboost", _BOTH, "tabular", XgboostParams, "workers.families.xgboost:Xgboost", "gradient-boosted trees (XGBoost)"
+    "xgboost",
+    _BOTH,
+    "tabular",
+    XgboostParams,
+    "workers.families.xgboost:Xgboost",
+    "gradient-boosted trees (XGBoost)",
+    weighs_classes=True,
 )
 EXTRA_TREES = Family(
     "extra_trees",
@@ -232,6 +257,7 @@ EXTRA_TREES = Family(
     ExtraTreesParams,
     "workers.families.random_forest:ExtraTrees",
     "extremely randomised trees (scikit-learn)",
+    weighs_classes=True,
 )
 NAIVE_BAYES = Family(
     "naive_bayes",
@@ -240,36 +266,55 @@ NAIVE_BAYES = Family(
     NaiveBayesParams,
     "workers.families.naive_bayes:NaiveBayes",
     "naive Bayes (scikit-learn)",
+    weighs_classes=True,
 )
-AUTO = Family("auto", _BOTH, "tabular", AutoParams, "workers.automl.auto:Auto", "the best ensemble in a given time")
+AUTO = Family(
+    "auto",
+    _BOTH,
+    "tabular",
+    AutoParams,
+    "workers.automl.auto:Auto",
+    "the best ensemble in a given time",
+    holds_out=True,
+)
 MLP = Family(
-    "mlp", _BOTH, "tabular", MlpParams, "workers.families.mlp:Mlp", "multi-layer perceptron (torch)", loop=True
+    "mlp",
+    _ALL,
+    "tabular",
+    MlpParams,
+    "workers.families.mlp:Mlp",
+    "multi-layer perceptron (torch)",
+    loop=True,
+    weighs_classes=True,
 )
 FT_TRANSFORMER = Family(
     "ft_transformer",
-    _BOTH,
+    _ALL,
     "tabular",
     FtTransformerParams,
     "workers.families.ft_transformer:FtTransformer",
     "transformer over columns (torch)",
     loop=True,
+    weighs_classes=True,
 )
 CNN = Family(
     "cnn",
-    ("classification",),
+    ("classification", "multilabel"),
     "image",
     CnnParams,
     "workers.families.cnn:Cnn",
     "convolutional network (torch)",
     loop=True,
+    weighs_classes=True,
 )
 TEXT_LINEAR = Family(
     "text_linear",
-    _BOTH,
+    _ALL,
     "text",
     TextLinearParams,
     "workers.families.text_linear:TextLinear",
     "support vector machine and naive Bayes, ridge on TF-IDF of words and characters",
+    weighs_classes=True,
 )
 
 

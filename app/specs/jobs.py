@@ -11,11 +11,12 @@ from app.specs.augment import AugmentSpec
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.clean import CleanStep
 from app.specs.endpoints import EndpointName
-from app.specs.evaluation import REGRESSION_METRICS, EvaluationSpec, MetricName
+from app.specs.evaluation import ORDINAL_METRICS, EvaluationSpec, MetricName, metrics_of
 from app.specs.families import Family, family
 from app.specs.features import FeatureSpec
 from app.specs.mapping import Mapping
 from app.specs.splits import SplitSpec
+from app.specs.targets import ClassWeight, check_targets
 
 Priority = Literal[0, 1, 2]
 _DATASET = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})@(?P<version>[1-9][0-9]{0,8})$")
@@ -90,7 +91,7 @@ class FreezeSpec(Spec):
 
 
 class TrainingSpec(Spec):
-    """The training loop. Families without a loop use `seed` and `early_stopping` alone."""
+    """The training loop. Families without a loop use `seed`, `early_stopping` and `class_weight` alone."""
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 256
@@ -113,6 +114,14 @@ class TrainingSpec(Spec):
     ] = None
     freeze: FreezeSpec | None = None
     augment: Annotated[AugmentSpec | None, Field(description="families of pictures only")] = None
+    class_weight: Annotated[
+        ClassWeight | None,
+        Field(
+            description="how much a row counts by its label, 1 if it is not named; balanced: every class as much as "
+            "any other; scaled to 1 on average over the training rows",
+            examples=["balanced", {"yes": 5.0}],
+        ),
+    ] = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     checkpoint_every_s: Annotated[float, Field(ge=0, le=86_400, description="0: after every epoch")] = 30.0
 
@@ -166,6 +175,18 @@ class TrainSpec(JobSpec):
     dataset: DatasetRef
     task: Task
     target: Annotated[str, Field(min_length=1)]
+    ordinal: Annotated[
+        list[str] | None,
+        Field(
+            min_length=3,
+            max_length=100,
+            description="classes that have an order: all labels, the lowest first",
+            examples=[["low", "medium", "high"]],
+        ),
+    ] = None
+    separator: Annotated[
+        str | None, Field(min_length=1, max_length=10, description="multilabel: between the labels of a cell; null: |")
+    ] = None
     family: Annotated[str, Field(examples=["gbdt"])]
     params: Annotated[dict[str, Any], Field(description="of the family; see GET /api/v1/families")] = {}
     features: FeatureSpec = FeatureSpec()
@@ -192,12 +213,15 @@ class TrainSpec(JobSpec):
         if self.task not in chosen.tasks:
             raise InvalidSpec.at("task", msg=f"family '{chosen.name}' does {', '.join(chosen.tasks)}, not {self.task}")
         for name in self.metrics:
-            if (name in REGRESSION_METRICS) != (self.task == "regression"):
+            if name not in metrics_of(self.task):
                 raise InvalidSpec.at("metrics", msg=f"'{name}' is not a metric of {self.task}")
+            if name in ORDINAL_METRICS and self.ordinal is None:
+                raise InvalidSpec.at("metrics", msg=f"'{name}' takes classes that have an order; name it in ordinal")
         chosen.check_features(self.features.types, steps=len(self.features.steps))
         self._check_loop(chosen)
-        if self.split.method == "stratified" and self.task == "regression":
-            raise InvalidSpec.at("split", "method", msg="stratified needs classes; use random for regression")
+        check_targets(self, chosen)
+        if self.split.method == "stratified" and self.task != "classification":
+            raise InvalidSpec.at("split", "method", msg=f"stratified needs classes; use random for {self.task}")
         for loc, column in self.dividing_columns():
             if column == self.target:
                 raise InvalidSpec.at(*loc, msg=f"'{column}' is the target; name another column")
@@ -213,8 +237,12 @@ class TrainSpec(JobSpec):
                 raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")
         if self.training.ema and self.training.swa:
             raise InvalidSpec.at("training", "swa", msg="ema averages weights already; leave one of them out")
-        if self.training.label_smoothing and self.task == "regression":
-            raise InvalidSpec.at("training", "label_smoothing", msg="values have no labels to smooth; leave it out")
+        if self.training.label_smoothing and self.task != "classification":
+            msg = f"{self.task} has no labels of which one is right; leave it out"
+            raise InvalidSpec.at("training", "label_smoothing", msg=msg)
+        for name in ("mixup", "cutmix"):
+            if self.task == "multilabel" and getattr(self.training.augment, name, False):
+                raise InvalidSpec.at("training", "augment", name, msg="blends pictures of one label each; leave it out")
 
 
 class CompressSpec(JobSpec):

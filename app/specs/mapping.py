@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from app.core.errors import FieldError, InvalidSpec
-from app.core.signature import Signature, Task, Tensor
+from app.core.signature import Signature, Tensor
 from app.specs.base import NO_NUL, Spec
 
 Text = Annotated[str, Field(pattern=NO_NUL)]
@@ -38,7 +38,7 @@ class TensorMapping(Spec):
 class Mapping(Spec):
     """What an imported model's tensors mean, so that a data set with labels can judge it."""
 
-    task: Task
+    task: Literal["classification", "regression"]
     target: Annotated[Text, Field(min_length=1, description="the column that holds the labels")] = PICTURES_TARGET
     inputs: Annotated[
         dict[Text, TensorMapping], Field(description="by input name; may be left out for a model of one picture tensor")

@@ -61,7 +61,10 @@ class VitParams(FamilyParams):
 
 
 def _family(name: str, params: type[FamilyParams], implementation: str, summary: str) -> Family:
-    return Family(name, ("classification",), "image", params, f"workers.families.{implementation}", summary, loop=True)
+    return Family(
+        name, ("classification", "multilabel"), "image", params, f"workers.families.{implementation}", summary,
+        loop=True, weighs_classes=True,
+    )  # fmt: skip
 
 
 RESNET = _family("resnet", ResnetParams, "resnet:Resnet", "residual network (torch)")

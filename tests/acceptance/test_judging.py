@@ -223,3 +223,65 @@ class TestReproduced:
         platform.call("DELETE", "/api/v1/datasets/brief/versions/1?detach=true", 204)
         answer = refused(platform, kind="reproduce", model="brief", version=1)
         check_problem(answer, 422, "invalid_spec", ["version"])
+
+
+class TestTargets:
+    def test_a_threshold_holds_wherever_labels_are_told(self, platform: Platform) -> None:
+        spec = {"kind": "train", "model": "cautious", "dataset": "cancer@1", "task": "classification"}
+        spec |= {"target": "diagnosis", "family": "mlp", "deploy": {"endpoint": "cautious"}}
+        refusal = refused(platform, **spec, evaluation={"threshold": {"maximize": "roc_auc"}})
+        check_problem(refusal, 422, "invalid_spec", ["evaluation", "threshold", "maximize"])
+        refusal = refused(platform, **spec | {"target": "mean area"}, evaluation={"threshold": 0.1})
+        check_problem(refusal, 422, "invalid_spec", ["evaluation", "threshold"])
+        training = {"epochs": 8, "optimizer": {"lr": 0.01}, "class_weight": {"malignant": 2.0}}
+        result = ended(platform, **spec, training=training, evaluation={"threshold": 0.05, "plots": False})
+        version = platform.call("GET", "/api/v1/models/cautious/versions/1")
+        assert version["signature"]["threshold"] == {"label": "malignant", "probability": 0.05}
+        report = ended(platform, kind="evaluate", model="cautious", version=1, dataset="cancer@1")
+        assert report["metrics"]["fp32"] == pytest.approx(result["metrics"])
+        assert ended(platform, kind="compress", model="cautious", version=1)["metrics"] == report["metrics"]["fp32"]
+        head, *lines = (line.rsplit(",", 1)[0] for line in breast_cancer_csv().decode().splitlines())
+        rows = [dict(zip(head.split(","), map(float, line.split(",")), strict=True)) for line in lines]
+        answer = platform.call("POST", "/api/v1/endpoints/cautious/predict", json={"instances": rows})
+        told = [(row["label"], row["probabilities"]["malignant"]) for row in answer["predictions"]]
+        assert {label for label, p in told if p >= 0.05} == {"malignant"}
+        assert {label for label, p in told if p < 0.05} == {"benign"}
+        assert any(0.05 <= p < 0.5 for _, p in told)
+
+    def test_a_row_may_have_several_labels(self, platform: Platform) -> None:
+        pairs = [(a, b) for a in range(12) for b in range(12)]
+        labels = {(a, b): "|".join(["high"] * (a > 6) + ["even"] * (b > 4)) or "|" for a, b in pairs}
+        rows = [f"{a},{b},{labels[a, b]}" for a, b in pairs]
+        platform.upload("tags", "\n".join(["a,b,tags", *rows]).encode())
+        spec = {"kind": "train", "model": "tags", "dataset": "tags@1", "task": "multilabel", "target": "tags"}
+        check_problem(refused(platform, **spec, family="gbdt"), 422, "invalid_spec", ["task"])
+        result = ended(platform, **spec, family="linear", deploy={"endpoint": "tags"})
+        assert result["metrics"]["subset_accuracy"] > 0.8
+        report = ended(platform, kind="evaluate", model="tags", version=1, dataset="tags@1")
+        assert report["metrics"]["fp32"] == pytest.approx(result["metrics"])
+        platform.upload("more-tags", "\n".join(["a,b,tags", "11,11,even|high", "0,0,odd|high", *rows[:20]]).encode())
+        report = ended(platform, kind="evaluate", model="tags", version=1, dataset="more-tags@1")
+        assert (report["rows"]["judged"], report["unknown_labels"]) == (21, {"odd|high": 1})
+        instances = [{"a": 11, "b": 11}, {"a": 11, "b": 0}, {"a": 0, "b": 0}]
+        answer = platform.call("POST", "/api/v1/endpoints/tags/predict", json={"instances": instances})
+        assert [row["labels"] for row in answer["predictions"]] == [["even", "high"], ["high"], []]
+        files = [file["path"] for file in platform.call("GET", "/api/v1/models/tags/versions/1/files")["items"]]
+        assert {"plots/roc.svg", "plots/calibration.svg", "card.html"} <= set(files)
+
+    def test_predictions_come_with_intervals(self, platform: Platform) -> None:
+        spec = {"kind": "train", "model": "areas", "dataset": "cancer@1", "task": "regression", "target": "mean area"}
+        spec |= {"family": "linear", "deploy": {"endpoint": "areas"}, "features": {"drop": ["mean perimeter"]}}
+        result = ended(platform, **spec, evaluation={"intervals": 0.8, "folds": 5})
+        assert result["metrics"]["coverage"] > 0.7
+        report = ended(platform, kind="evaluate", model="areas", version=1, dataset="cancer@1")
+        assert report["metrics"]["fp32"] == pytest.approx(result["metrics"])
+        low, high = report["reports"]["fp32"]["intervals"]["metrics"]["coverage"]
+        assert low <= result["metrics"]["coverage"] <= high
+        schema = platform.call("GET", "/api/v1/models/areas/versions/1")["schema"]
+        instance = dict.fromkeys(schema["properties"], 1.0) | {"diagnosis": "benign"}
+        answer = platform.call("POST", "/api/v1/endpoints/areas/predict", json={"instances": [instance]})
+        (row,) = answer["predictions"]
+        low, high = row["interval"]
+        assert low < row["value"] < high
+        infer = platform.call("GET", "/v2/models/areas")
+        assert [tensor["name"] for tensor in infer["outputs"]] == ["value", "lower", "upper"]

@@ -51,8 +51,11 @@ class Auto:
         scored = pool.folds < folds
         y = data.standard.restore(pool.y) if data.task == "regression" else pool.y
         answers = [member.out_of_fold(pool) for member in search.members]
-        choice = choose(answers, y[scored], data.metric, data.task, self.params["members"], data.training.seed)
-        return FittedAuto.of(data, search, choice)
+        choice = choose(
+            answers, y[scored], data.metric, data.task, self.params["members"], data.training.seed,
+            ordinal=data.signature.ordinal,
+        )  # fmt: skip
+        return FittedAuto.of(data, search, choice, (y[scored], choice.combination.apply(answers)))
 
 
 @dataclass(slots=True)
@@ -149,9 +152,10 @@ class FittedAuto:
     used: tuple[Member, ...]
     combination: Combination
     report: dict[str, Any]
+    left_out: tuple[Array, Array]  # targets and answers out of fold
 
     @classmethod
-    def of(cls, data: LearningData, search: _Search, choice: Choice) -> "FittedAuto":
+    def of(cls, data: LearningData, search: _Search, choice: Choice, left_out: tuple[Array, Array]) -> "FittedAuto":
         """Keep what the choice needs, and say what was tried."""
         weights = choice.combination.weights
         tried: list[dict[str, Any]] = [
@@ -173,7 +177,7 @@ class FittedAuto:
             "seconds": round(search.spent_s, 2),
         }
         used = tuple(member for member, weight in zip(search.members, weights, strict=True) if weight)
-        return cls(data, used, choice.combination, report)
+        return cls(data, used, choice.combination, report, left_out)
 
     def predict(self, inputs: Inputs) -> Array:
         """Probabilities [N, K] or values [N], combined in double precision from the answers of each model."""
@@ -184,6 +188,10 @@ class FittedAuto:
     def _member(self, member: Member, inputs: Inputs) -> Array:
         answers = [predict(open_session(graph, self.data.threads), inputs) for graph in member.graphs]
         return np.asarray(np.mean(np.stack(answers), axis=0, dtype=np.float64))
+
+    def held_out(self) -> tuple[Array, Array]:
+        """Every row, answered by models that had not seen it. The few weights of the combination have."""
+        return self.left_out
 
     def to_onnx(self) -> onnx.ModelProto:
         """All models in one graph over the same inputs."""

@@ -27,7 +27,9 @@ class Choice:
     why: str
 
 
-def choose(answers: Sequence[Array], y: Array, metric: str, task: Task, most: int, seed: int) -> Choice:
+def choose(
+    answers: Sequence[Array], y: Array, metric: str, task: Task, most: int, seed: int, *, ordinal: bool = False
+) -> Choice:
     """Fit each way to combine on parts of the rows, judge it by the others, and fit the best on all.
 
     Args:
@@ -37,8 +39,9 @@ def choose(answers: Sequence[Array], y: Array, metric: str, task: Task, most: in
         task: classification or regression.
         most: members in a combination.
         seed: of the parts.
+        ordinal: classes are as far apart as their indices.
     """
-    score, sign = scorer(metric, task, y), -1.0 if metric in LOWER_IS_BETTER else 1.0
+    score, sign = scorer(metric, task, y, ordinal=ordinal), -1.0 if metric in LOWER_IS_BETTER else 1.0
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.permutation(len(y))[:_ROWS])
     few, y_few = [answer[rows] for answer in answers], y[rows]

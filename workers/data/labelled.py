@@ -65,13 +65,15 @@ def read_labelled(job: JobContext, signature: Signature, mapping: Mapping | None
     if not len(kept):
         raise InvalidData.at("dataset", msg=f"every value of '{name}' is missing; there is no label to judge by")
     try:
-        target = read_target(kept[name], task, classes, to_learn=False)
+        target = read_target(kept[name], task, classes, signature.separator, to_learn=False)
     except InvalidData as error:
         raise InvalidData.at("mapping" if mapping else "dataset", "target", msg=error.errors[0].msg) from None
     if task == "classification" and not classes and target.classes != tuple(map(str, range(len(target.classes)))):
         msg = f"is required: say which labels the output's columns mean, in which order: {listed(list(target.classes))}"
         raise InvalidData.at("mapping", "classes", msg=msg)
-    known = target.y >= 0 if task == "classification" else np.ones(len(kept), bool)
+    known: Array = np.ones(len(kept), bool)
+    if task != "regression":
+        known = np.asarray((target.y.reshape(len(kept), -1) >= 0).all(axis=1))
     unknown = _count_unknown(job, kept[name], known, classes)
     left_out["of_unknown_class"] = int((~known).sum())
     kept, y = kept.filter(pl.Series(known)), target.y[known]

@@ -18,6 +18,7 @@ from app.specs.families import family
 from app.specs.jobs import Resources, TrainSpec
 from workers.context import JobContext
 from workers.data.division import Grouped
+from workers.data.findings import listed
 from workers.data.images import choose_format, decode_all
 from workers.data.large import (
     Large,
@@ -43,9 +44,11 @@ from workers.data.tables import (
 )
 from workers.data.texts import choose_texts
 from workers.data.values import Target, coarse_step, read_target
+from workers.data.weights import class_weights
 from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
 IMAGE_COLUMN = "image"
+SEPARATOR = "|"  # of labels, unless the spec names another
 _REPEATS = 0.01  # share of the test rows from which on repeats are told of
 _SHARES = (0.1, 0.25, 0.5)  # of the training rows, for the learning curve
 _ROOM = 10  # times as many possible rows as there are: with fewer, rows are alike by accident
@@ -57,12 +60,14 @@ class Closer:
 
     `folds` are splits of the rows that are not test rows, `shares` splits with that share of the training rows,
     `slices` the slice of each row, [N] text, by column, and `groups` the group of each row [N], if rows are grouped.
+    `calibration` are validation rows that no family sees, since prediction intervals are found by them.
     """
 
     folds: tuple[Split, ...] = ()
     shares: Mapping[float, Split] = field(default_factory=dict)
     slices: Mapping[str, Array] = field(default_factory=dict)
     groups: Array | None = None
+    calibration: Array = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,8 @@ class Prepared:
     def learning(self, spec: TrainSpec, threads: int, device: str) -> LearningData:
         """What a family may see: training and validation rows."""
         train, y_train = self.part("train")
-        validation, y_validation = self.part("validation")
+        watched = np.setdiff1d(self.split.validation, self.closer.calibration)
+        validation, y_validation = take(self.inputs, watched), self.y[watched]
         standard, whole = Standard(), None if self.large is None else self.large.train
         if spec.task == "regression":
             standard = Standard.of(y_train if whole is None else whole.y)
@@ -107,6 +113,7 @@ class Prepared:
         return LearningData(
             self.signature, Part(train, y_train), Part(validation, y_validation), standard, spec.training,
             threads, device, whole=whole,
+            class_weights=class_weights(spec.training.class_weight, self.signature.classes, y_train),
         )  # fmt: skip
 
 
@@ -127,7 +134,7 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     check_columns(frame, spec)
     frame = clean_rows(frame, spec, notes)
     types = {c["name"]: c["type"] for c in profile["columns"]}
-    target = read_target(frame[spec.target], spec.task)
+    target = read_labels(frame[spec.target], spec)
     step = coarse_step(frame[spec.target]) if spec.task == "regression" else None
     if step:
         notes.warnings.append(f"predictions of '{spec.target}' are told apart by {step:g} only; subtract a constant")
@@ -147,12 +154,32 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, closer)
 
 
+def read_labels(column: pl.Series, spec: TrainSpec) -> Target:
+    """The target; its classes in the order of `spec.ordinal`, which names each label that there is, and no other."""
+    target = read_target(column, spec.task, separator=spec.separator or SEPARATOR)
+    if spec.ordinal is None:
+        return target
+    for label in target.classes:
+        if label not in spec.ordinal:
+            raise InvalidSpec.at("ordinal", msg=f"rows have the label '{label}', which is not named; give it a place")
+    for at, label in enumerate(spec.ordinal):
+        if label not in target.classes:
+            msg = f"no row has the label '{label}'; the labels are {listed(list(target.classes))}"
+            raise InvalidSpec.at("ordinal", at, msg=msg)
+    return read_target(column, spec.task, tuple(spec.ordinal))
+
+
 def _prepare_large(spec: TrainSpec, path: Path, profile: Mapping[str, Any], notes: Notes) -> Prepared:
     """Rows that are held of a table that does not fit memory, and where the others are."""
     for name in ("folds", "learning_curve"):
         if getattr(spec.evaluation, name):
             msg = "this table is too large for further fits in resources.memory_mb; raise it, or leave this out"
             raise InvalidData.at("evaluation", name, msg=msg)
+    wanted = {"task": spec.task == "multilabel", "ordinal": spec.ordinal is not None}
+    for where, asked in [*wanted.items(), ("evaluation.intervals", spec.evaluation.intervals is not None)]:
+        if asked:
+            msg = "this table is too large for that in resources.memory_mb; raise it, or leave this out"
+            raise InvalidData.at(*where.split("."), msg=msg)
     divided = divide_large(path, spec, profile, notes)
     held = held_rows(divided.split, profile, spec.resources.memory_mb)
     positions, split = among_held(held)
@@ -183,7 +210,19 @@ def _look_closer(frame: pl.DataFrame, spec: TrainSpec, division: Division) -> Cl
         {share: split for share, split in shares.items() if split is not None},
         {name: slice_labels(frame[name]) for name in asked.slices},
         division.divider.groups if isinstance(division.divider, Grouped) else None,
+        _to_calibrate(spec, division),
     )
+
+
+def _to_calibrate(spec: TrainSpec, division: Division) -> Array:
+    """Half of the validation rows, where intervals are not found by rows that other models left out."""
+    if spec.evaluation.intervals is None or spec.evaluation.folds or family(spec.family).holds_out:
+        return np.zeros(0, np.int64)
+    watched, apart = division.divider.cut(division.split.validation, 0.5)
+    if not len(watched):
+        msg = "the validation rows cannot be divided once more; raise split.validation or ask for evaluation.folds"
+        raise InvalidSpec.at("evaluation", "intervals", msg=msg)
+    return apart
 
 
 def _clean_training_rows(
@@ -220,7 +259,7 @@ def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes
         raise InvalidSpec.at("features", msg="picture data sets take no features and no clean steps")
     table = table.with_row_index("__position")
     kept = clean_rows(table, spec, notes)
-    target = read_target(kept["label"], spec.task)
+    target = read_labels(kept["label"], spec)
     fmt = choose_format(path, kept, spec.params.get("image_size"))
     pixels: Any = decode_all(path, fmt, len(table), job)
     if len(kept) < len(table):
@@ -251,9 +290,19 @@ def _signature(
     image: Any = None,  # noqa: ANN401 - ImageFormat or None
 ) -> Signature:
     output = Tensor("value", "FP32", (-1,))
-    if spec.task == "classification":
+    if spec.task != "regression":
         output = Tensor("probabilities", "FP32", (-1, len(target.classes)))
-    return Signature(spec.task, inputs, (output,), columns, target.classes, spec.target, image)
+    return Signature(
+        spec.task,
+        inputs,
+        (output,),
+        columns,
+        target.classes,
+        spec.target,
+        image,
+        ordinal=spec.ordinal is not None,
+        separator=(spec.separator or SEPARATOR) if spec.task == "multilabel" else "",
+    )
 
 
 def reload(job: JobContext, signature: Signature, split_file: Path) -> Prepared:
@@ -276,7 +325,7 @@ def reload(job: JobContext, signature: Signature, split_file: Path) -> Prepared:
     row_ids = table[ROW_ID].to_numpy()
     split = load_split(split_file, row_ids)
     used = np.concatenate([split.train, split.validation, split.test])
-    target = read_target(table[signature.target][used], signature.learned_task, signature.classes)
-    y = np.zeros(len(table), target.y.dtype)
+    target = read_target(table[signature.target][used], signature.learned_task, signature.classes, signature.separator)
+    y = np.zeros((len(table), *target.y.shape[1:]), target.y.dtype)
     y[used] = target.y
     return Prepared(signature, inputs, y, row_ids, split, Notes())

@@ -42,7 +42,8 @@ class Split:
         """What has to be said of classes without a row in some part."""
         found = []
         for part, effect in (("train", "so they are never predicted"), ("test", "so the metrics say nothing of them")):
-            there = set(np.unique(y[getattr(self, part)]).tolist())
+            rows = y[getattr(self, part)]
+            there = set((np.unique(rows) if rows.ndim == 1 else np.flatnonzero(rows.any(axis=0))).tolist())
             absent = [label for i, label in enumerate(classes) if i not in there]
             if absent:
                 found.append(f"classes without a {part} row, {effect}: {listed(absent)}")

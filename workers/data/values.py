@@ -72,18 +72,25 @@ def coarse_step(column: pl.Series, kind: ColumnType = "number") -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The target: int64 class indices with `classes`, or float64 values."""
+    """The target: int64 class indices with `classes`, float64 values, or which of `classes` a row has, 0 or 1 [N, L].
+
+    What is none of given classes is -1; of a row with such a label everything is.
+    """
 
     y: Array
     classes: tuple[str, ...] = ()
 
 
-def read_target(column: pl.Series, task: Task, classes: tuple[str, ...] = (), *, to_learn: bool = True) -> Target:
+def read_target(
+    column: pl.Series, task: Task, classes: tuple[str, ...] = (), separator: str = "", *, to_learn: bool = True
+) -> Target:
     """Check and encode a target without missing values. With `classes` the order is given, and others become -1.
 
-    `to_learn`: a target of one value is refused.
+    `to_learn`: a target of one value is refused. `separator`: of the labels of a cell, where a row may have several.
     """
     name = column.name
+    if task == "multilabel":
+        return _several_labels(as_text(column), name, classes, separator)
     if task == "regression":
         if not column.dtype.is_numeric():
             message = f"'{name}' is not a column of numbers; use task classification or another target"
@@ -101,6 +108,19 @@ def read_target(column: pl.Series, task: Task, classes: tuple[str, ...] = (), *,
     index = {label: i for i, label in enumerate(classes)}
     codes = pl.Series([index.get(label, -1) for label in labels.to_list()], dtype=pl.Int64)
     return Target(column.replace_strict(distinct, codes, return_dtype=pl.Int64).to_numpy(), classes)
+
+
+def _several_labels(cells: pl.Series, name: str, classes: tuple[str, ...], separator: str) -> Target:
+    rows = [{label for part in cell.split(separator) if (label := part.strip())} for cell in cells.to_list()]
+    classes = classes or check_classes(pl.Series(sorted(set().union(*rows)) or [""]), name)
+    index = {label: at for at, label in enumerate(classes)}
+    y = np.zeros((len(rows), len(classes)), np.float32)
+    for at, labels in enumerate(rows):
+        if labels <= index.keys():
+            y[at, [index[label] for label in labels]] = 1
+        else:
+            y[at] = -1
+    return Target(y, classes)
 
 
 def check_classes(labels: pl.Series, name: str = "") -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from sklearn import metrics as sk
 
 from app.core.signature import Task
 from workers.data.findings import shorten
-from workers.evaluation.metrics import BINS, calibration_bins
-from workers.learning import Array
+from workers.evaluation.metrics import BINS, Valued, calibration_bins
+from workers.learning import Array, Rule
 
 _MATRIX_CLASSES = 30  # with more, only the most frequent confusions are listed
 _CURVE_CLASSES = 10
@@ -20,23 +20,30 @@ _HISTOGRAM = 20
 
 
 def curves(
-    task: Task, y: Array, answers: Array, positive: int, classes: Sequence[str], points: int = 200
+    task: Task, y: Array, answers: Array, rule: Rule, classes: Sequence[str], points: int = 200
 ) -> dict[str, Any]:
     """Everything that the rows at hand define.
 
     Args:
         task: classification or regression.
         y: int64 class indices [N] or values [N].
-        answers: probabilities [N, K] or values [N].
-        positive: of two classes, the one that the curves are of; with more there is a curve for each of the ten most
-            frequent.
+        answers: probabilities [N, K], or values [N] or [N, 3].
+        rule: how answers are read. Of two classes the curves are of the positive one; with more there is a curve for
+            each of the ten most frequent.
         classes: their names.
         points: of a curve, at most.
     """
     if task == "regression":
-        return {"residuals": _residuals(y.astype(np.float64), answers.astype(np.float64), points)}
+        return {
+            "residuals": _residuals(
+                y.astype(np.float64), Valued.of(y, answers.astype(np.float64), rule).answers, points
+            )
+        }
     names = [shorten(name, _WIDTH) for name in classes]
-    found: dict[str, Any] = {"confusion": _confusion(y, answers.argmax(axis=1), names)}
+    if task == "multilabel":
+        return _of_labels(y.astype(bool), answers, names, points)
+    found: dict[str, Any] = {"confusion": _confusion(y, rule.labels(answers), names)}
+    positive = rule.positive
     binary = answers.shape[1] == 2  # noqa: PLR2004 - binary
     counts = np.bincount(y, minlength=len(names))
     shown = [positive] if binary else [int(k) for k in np.argsort(-counts, kind="stable")[:_CURVE_CLASSES]]
@@ -52,6 +59,19 @@ def curves(
         top = answers.max(axis=1)
         found["calibration"] = {"of": "the likeliest class", **_calibration(top, answers.argmax(axis=1) == y)}
     return found
+
+
+def _of_labels(there: Array, answers: Array, names: list[str], points: int) -> dict[str, Any]:
+    """A curve for each of the most frequent labels, and calibration of all labels together."""
+    counts = there.sum(axis=0)
+    shown = [int(k) for k in np.argsort(-counts, kind="stable")[:_CURVE_CLASSES] if 0 < counts[k] < len(there)]
+    found = {"calibration": {"of": "every label", **_calibration(answers.ravel(), there.ravel())}}
+    if not shown:
+        return found
+    return found | {
+        "roc": [_roc(there[:, k], answers[:, k], names[k], points) for k in shown],
+        "pr": [_precision_recall(there[:, k], answers[:, k], names[k], points) for k in shown],
+    }
 
 
 def _confusion(y: Array, predicted: Array, names: list[str]) -> dict[str, Any]:

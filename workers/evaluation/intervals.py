@@ -13,8 +13,10 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix  # type: ignore[import-untyped]  # scipy has no type information
 
 from app.core.signature import Task
-from workers.evaluation.metrics import BINS, Classified, calibration_bins
-from workers.learning import Array
+from workers.evaluation.areas import areas, mean_of_defined
+from workers.evaluation.metrics import BINS, Classified, Valued, calibration_bins
+from workers.evaluation.multilabel import weighted_labels
+from workers.learning import PLAIN, Array, Rule
 
 LEVEL = 0.95
 _MOST, _FEWEST = 1000, 100  # resamples
@@ -40,7 +42,7 @@ class Intervals:
         return self.bounds[name][1] - self.bounds[name][0] if name in self.bounds else None
 
 
-def bootstrap(task: Task, y: Array, answers: Array, *, positive: int = 1, groups: Array | None = None) -> Intervals:
+def bootstrap(task: Task, y: Array, answers: Array, *, rule: Rule = PLAIN, groups: Array | None = None) -> Intervals:
     """Intervals of all metrics, the same for the same rows; arguments as of `workers.evaluation.metrics.evaluate`.
 
     Rows are taken to be independent of each other. Where `groups` [N] says that they are not, as rows of one person,
@@ -49,7 +51,7 @@ def bootstrap(task: Task, y: Array, answers: Array, *, positive: int = 1, groups
     if groups is not None and len(np.unique(groups)) < _LEAST_GROUPS:
         return Intervals("groups", 0, {})
     resamples = int(np.clip(_WORK // max(1, len(y)), _FEWEST, _MOST))
-    parts = [weighted(task, y, answers, positive, weights) for weights in _resampled(len(y), resamples, groups)]
+    parts = [weighted(task, y, answers, rule, weights) for weights in _resampled(len(y), resamples, groups)]
     bounds = {}
     for name in parts[0]:
         values = np.concatenate([part[name] for part in parts])
@@ -72,27 +74,29 @@ def _resampled(rows: int, resamples: int, groups: Array | None) -> Iterator[_Flo
         yield weights if groups is None else weights[:, units]
 
 
-def weighted(task: Task, y: Array, answers: Array, positive: int, weights: _Floats) -> dict[str, _Floats]:
+def weighted(task: Task, y: Array, answers: Array, rule: Rule, weights: _Floats) -> dict[str, _Floats]:
     """Each metric for each resample.
 
     Args:
         task: classification or regression.
         y: int64 class indices [N] or values [N].
-        answers: probabilities [N, K] or values [N].
-        positive: of two classes.
+        answers: probabilities [N, K], or values [N] or [N, 3].
+        rule: how answers are read.
         weights: how often each row counts, [B, N].
 
     Returns:
         [B] by metric, NaN where it is undefined.
     """
+    if task == "multilabel":
+        return weighted_labels(y, answers, weights, BINS)
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is what is undefined
         if task == "regression":
-            return _values(y.astype(np.float64), answers.astype(np.float64), weights)
-        return _classes(Classified.of(y, answers, positive), weights)
+            return _values(Valued.of(y.astype(np.float64), answers.astype(np.float64), rule), weights)
+        return _classes(Classified.of(y, answers, rule), weights)
 
 
-def _values(y: _Floats, answers: _Floats, weights: _Floats) -> dict[str, _Floats]:
-    rows, error = weights.sum(axis=1), answers - y
+def _values(judged: Valued, weights: _Floats) -> dict[str, _Floats]:
+    y, rows, error = judged.y, weights.sum(axis=1), judged.answers - judged.y
     squares = weights @ error**2
     found = {"rmse": np.sqrt(squares / rows), "mae": weights @ np.abs(error) / rows}
     centred = y - y.mean()
@@ -100,7 +104,7 @@ def _values(y: _Floats, answers: _Floats, weights: _Floats) -> dict[str, _Floats
     found["r2"] = np.where(spread > 0, 1 - squares / spread, np.nan)
     if np.all(y):
         found["mape"] = weights @ np.abs(error / y) / rows
-    return found
+    return found | {name: weights @ values / rows for name, values in judged.of_intervals().items()}
 
 
 def _classes(judged: Classified, weights: _Floats) -> dict[str, _Floats]:
@@ -115,21 +119,16 @@ def _classes(judged: Classified, weights: _Floats) -> dict[str, _Floats]:
     if squares is not None:
         found["brier"] = weights @ squares / rows / (2 if judged.binary else 1)
     confidence = p.max(axis=1)
-    misses = (confidence - (judged.y == judged.predicted))[:, None] * np.eye(BINS)[calibration_bins(confidence)]
+    misses = (confidence - judged.likeliest_is_right)[:, None] * np.eye(BINS)[calibration_bins(confidence)]
     found["ece"] = np.abs(weights @ misses).sum(axis=1) / rows
     if judged.raw.shape[1] <= _CURVE_CLASSES:
         curves = [1, judged.positive] if judged.binary else judged.labels
-        areas = {k: _areas(judged.raw[:, k], judged.y == k, weights) for k in curves}
-        found["roc_auc"] = areas[1][0] if judged.binary else _mean([roc for roc, _ in areas.values()])
-        found["pr_auc"] = areas[judged.positive][1] if judged.binary else _mean([pr for _, pr in areas.values()])
+        curved = {k: areas(judged.raw[:, k], judged.y == k, weights) for k in curves}
+        found["roc_auc"] = curved[1][0] if judged.binary else mean_of_defined([roc for roc, _ in curved.values()])
+        found["pr_auc"] = (
+            curved[judged.positive][1] if judged.binary else mean_of_defined([pr for _, pr in curved.values()])
+        )
     return found
-
-
-def _mean(values: list[_Floats]) -> _Floats:
-    """Over the classes that a resample has."""
-    stacked = np.asarray(values)
-    there = np.isfinite(stacked)
-    return np.asarray(np.where(there, stacked, 0).sum(axis=0) / there.sum(axis=0))
 
 
 def _matrices(judged: Classified, weights: _Floats) -> _Floats:
@@ -164,22 +163,13 @@ def _of_matrix(judged: Classified, matrices: _Floats) -> dict[str, _Floats]:
         "mcc": np.where(several, np.where(spread > 0, (accuracy - chance) / spread, 0.0), np.nan),
         "kappa": np.where(several, (accuracy - chance) / (1 - chance), np.nan),
     }  # fmt: skip
+    if judged.ordinal:
+        places = np.arange(judged.raw.shape[1])
+        off = np.abs(places[:, None] - places)
+        by_chance = np.einsum("bj,bk,jk->b", true, told, off**2.0) / rows
+        found["quadratic_kappa"] = np.where(several, 1 - np.einsum("bjk,jk->b", matrices, off**2.0) / by_chance, np.nan)
+        found["rank_mae"] = np.einsum("bjk,jk->b", matrices, off) / rows
+        found["accuracy_within_one"] = np.einsum("bjk,jk->b", matrices, off <= 1) / rows
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         found[name] = values[:, judged.positive] if judged.binary else macro(values)
     return found
-
-
-def _areas(scores: Array, positive: Array, weights: _Floats) -> tuple[_Floats, _Floats]:
-    """Areas under the ROC and the precision-recall curve [B], NaN where a resample has one of the two kinds only."""
-    ranked = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[ranked]) != 0, True))  # the last of equal scores
-    drawn, kind = weights[:, ranked], positive[ranked]
-    hits = np.cumsum(drawn * kind, axis=1)[:, ends]
-    misses = np.cumsum(drawn * ~kind, axis=1)[:, ends]
-    more_hits, more_misses = np.diff(hits, axis=1, prepend=0.0), np.diff(misses, axis=1, prepend=0.0)
-    all_hits, all_misses = hits[:, -1], misses[:, -1]
-    both = all_hits * all_misses
-    roc = (more_misses * (hits - more_hits / 2)).sum(axis=1) / both
-    precision = np.where(more_hits > 0, hits / (hits + misses), 0.0)
-    pr = (more_hits * precision).sum(axis=1) / all_hits
-    return np.where(both > 0, roc, np.nan), np.where(both > 0, pr, np.nan)

@@ -41,8 +41,11 @@ class Associations:
 
 
 def look_for_leaks(data: LearningData, test: Inputs, y_test: Array) -> Associations:
-    """Measure each column, and warn of what may be known only after the target is; texts may well predict it."""
-    if "text" in data.train.inputs:
+    """Measure each column, and warn of what may be known only after the target is; texts may well predict it.
+
+    Targets of several labels are not looked at.
+    """
+    if "text" in data.train.inputs or data.task == "multilabel":
         return Associations([], [])
     encoder, x = TreeEncoder.learn(data, keep_missing=True)
     some, some_test = (_sample(len(y), data.training.seed) for y in (data.train.y, y_test))

@@ -11,7 +11,7 @@ from workers.learning import Array
 
 def intervals_of(judge: Judge, answers: Array) -> Intervals:
     """By resampling the judge's rows, or their groups."""
-    return bootstrap(judge.task, judge.y, answers, positive=judge.positive, groups=judge.groups)
+    return bootstrap(judge.task, judge.y, answers, rule=judge.rule, groups=judge.groups)
 
 
 def intervals_json(found: Intervals) -> dict[str, Any]:
@@ -26,5 +26,5 @@ def report(judge: Judge, answers: Array, classes: Sequence[str], points: int) ->
     """Intervals and curves of all rows of a judge, JSON-ready; see `workers.evaluation.curves.curves`."""
     return {
         "intervals": intervals_json(intervals_of(judge, answers)),
-        "curves": curves(judge.task, judge.y, answers, judge.positive, classes, points),
+        "curves": curves(judge.task, judge.y, answers, judge.rule, classes, points),
     }

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from app.core.signature import Signature
-from workers.learning import Array, Inputs
+from workers.learning import PLAIN, Array, Inputs, Rule
 
 _BINS = 20
 _TOP = 50
 
 
-def make_sketch(signature: Signature, inputs: Inputs, answers: Array) -> dict[str, Any]:
+def make_sketch(signature: Signature, inputs: Inputs, answers: Array, rule: Rule = PLAIN) -> dict[str, Any]:
     """One entry a column and one an output.
 
     Numbers: `edges` (quantiles, ascending) and `counts` of the bins between, `missing`. Categories: `counts` of the
@@ -32,9 +32,12 @@ def make_sketch(signature: Signature, inputs: Inputs, answers: Array) -> dict[st
         else:
             columns[column.name] = _numbers(inputs["numeric"][:, column.index])
     if signature.task == "regression":
-        outputs: dict[str, Any] = {"value": _numbers(answers)}
+        outputs: dict[str, Any] = {"value": _numbers(answers if answers.ndim == 1 else answers[:, 0])}
     else:
-        labels = np.bincount(answers.argmax(axis=1), minlength=len(signature.classes))
+        if signature.task == "multilabel":
+            labels = (answers >= 0.5).sum(axis=0)  # noqa: PLR2004 - a half, from which a label is told
+        else:
+            labels = np.bincount(rule.labels(answers), minlength=len(signature.classes))
         outputs = {
             "label": {"type": "categories", "counts": dict(zip(signature.classes, labels.tolist(), strict=True))},
             "confidence": _numbers(answers.max(axis=1)),

@@ -9,7 +9,7 @@ from workers.evaluation.answers import Answering
 from workers.evaluation.latency import Latency, compare_latency, usual_batch
 from workers.evaluation.metrics import evaluate
 from workers.export.runtime import open_session, predict
-from workers.learning import Array, Inputs
+from workers.learning import Array, Inputs, Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Judge:
     task: Task
     inputs: Inputs
     y: Array
-    positive: int
+    rule: Rule
     threads: int
     answering: Answering = field(default_factory=Answering)
     groups: Array | None = None
@@ -33,7 +33,7 @@ class Judge:
         self, answers: Array, rows: Array | slice = slice(None), names: Collection[str] | None = None
     ) -> dict[str, float]:
         """Every metric of the answers, or of the chosen ones; or those in `names`."""
-        return evaluate(self.task, self.y[rows], answers[rows], positive=self.positive, names=names)
+        return evaluate(self.task, self.y[rows], answers[rows], rule=self.rule, names=names)
 
     def metrics(self, model: bytes) -> dict[str, float]:
         """Every metric of a serialised model on these rows."""

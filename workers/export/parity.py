@@ -9,11 +9,12 @@ import numpy.typing as npt
 
 from app.core.errors import ParityFailed
 from workers.export.runtime import open_session, predict
-from workers.learning import Inputs, rows_of, take
+from workers.learning import PLAIN, Inputs, Rule, rows_of, take
 
 MIN_ROWS = 1000
 BATCHES = (1, 7)
 TOLERANCE = 1e-4  # of probabilities; of values relative to their spread
+_HALF = 0.5
 _SINGLES = 64  # rows that are also sent one by one
 Predict = Callable[[Inputs], npt.NDArray[Any]]
 
@@ -34,17 +35,18 @@ class Parity:
 
 
 def check_parity(
-    model: bytes, trained: Predict, inputs: Inputs, task: str, threads: int, spread: float = 0.0
+    model: bytes, trained: Predict, inputs: Inputs, task: str, threads: int, spread: float = 0.0, rule: Rule = PLAIN
 ) -> Parity:
     """Compare on real rows, and on the same rows with values missing and categories unseen.
 
     Args:
         model: serialised ONNX.
-        trained: the trained model, from graph inputs to FP [N, K] probabilities or [N] values.
+        trained: the trained model, from graph inputs to probabilities [N, K], or values [N] or, with intervals, [N, 3].
         inputs: real rows; all of them are used.
-        task: `classification` or `regression`.
+        task: what was learned.
         threads: of the ONNX session.
         spread: of a regression's target, for a model that answers nearly the same to all rows.
+        rule: which class is told.
 
     Raises:
         ParityFailed: a difference is above the tolerance, or a label changed.
@@ -58,7 +60,7 @@ def check_parity(
         for batch in (*BATCHES, rows):
             count = min(rows, _SINGLES * batch) if batch < rows else rows
             actual = predict(session, take(sample, slice(0, count)), batch)
-            difference, flipped = _compare(expected[:count], actual, task, spread)
+            difference, flipped = _compare(expected[:count], actual, task, spread, rule)
             differences.append(difference)
             flips = max(flips, flipped)
     result = Parity(rows, (*BATCHES, rows), max(differences), TOLERANCE, flips)
@@ -70,7 +72,9 @@ def check_parity(
     return result
 
 
-def _compare(expected: npt.NDArray[Any], actual: npt.NDArray[Any], task: str, spread: float) -> tuple[float, int]:
+def _compare(
+    expected: npt.NDArray[Any], actual: npt.NDArray[Any], task: str, spread: float, rule: Rule
+) -> tuple[float, int]:
     """Largest difference and changed labels; infinite for another shape or a value that is not finite."""
     if expected.shape != actual.shape or not np.isfinite(actual).all():
         return float("inf"), 0
@@ -78,9 +82,16 @@ def _compare(expected: npt.NDArray[Any], actual: npt.NDArray[Any], task: str, sp
     if task == "regression":
         scale = max(float(np.std(expected)), spread, float(np.abs(expected).max()) * 1e-3) or 1.0
         return float(gap.max()) / scale, 0
-    top = np.sort(expected, axis=1)
-    tie = top[:, -1] - top[:, -2] <= TOLERANCE  # within the tolerance either label is right
-    flips = (expected.argmax(axis=1) != actual.argmax(axis=1)) & ~tie
+    if task == "multilabel":
+        told = (expected >= _HALF) != (actual >= _HALF)
+        flips = (told & (np.abs(expected - _HALF) > TOLERANCE)).any(axis=1)
+        return float(gap.max()), int(flips.sum())
+    if rule.threshold is None:
+        top = np.sort(expected, axis=1)
+        margin = top[:, -1] - top[:, -2]
+    else:
+        margin = np.abs(expected[:, rule.positive] - rule.threshold)
+    flips = (rule.labels(expected) != rule.labels(actual)) & (margin > TOLERANCE)  # within it either label is right
     return float(gap.max()), int(flips.sum())
 
 

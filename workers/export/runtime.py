@@ -7,6 +7,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from app.serving.bfloat16 import runner
+from workers.export.bounds import LOWER, UPPER, VALUE
 from workers.learning import Inputs, rows_of, take
 
 _ERRORS_ONLY = 3
@@ -25,7 +26,12 @@ def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
 def predict(
     session: ort.InferenceSession, inputs: Inputs, batch: int = 1024, output: str | None = None
 ) -> npt.NDArray[Any]:
-    """One output, the first if none is named, for all rows, run in batches: [N, …]."""
-    run, name = runner(session), output or session.get_outputs()[0].name
-    parts = [run([name], take(inputs, slice(start, start + batch)))[0] for start in range(0, rows_of(inputs), batch)]
-    return np.concatenate(parts)
+    """One output, the first if none is named, for all rows, run in batches: [N, …].
+
+    Of a regressor with prediction intervals, if none is named, value, lower and upper [N, 3].
+    """
+    run, there = runner(session), [found.name for found in session.get_outputs()]
+    names = [output] if output else there if there == [VALUE, LOWER, UPPER] else there[:1]
+    parts = [run(names, take(inputs, slice(start, start + batch))) for start in range(0, rows_of(inputs), batch)]
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)

@@ -9,7 +9,7 @@ from workers.learning import Array, LearningData
 
 
 def answers_of(data: LearningData, scores: Array) -> Array:
-    """Probabilities [N, K] of logits, or values [N] of standardised ones.
+    """Probabilities [N, K] of logits, which add up to one if one class is right, or values [N] of standardised ones.
 
     Args:
         data: task and the target's unit.
@@ -17,6 +17,8 @@ def answers_of(data: LearningData, scores: Array) -> Array:
     """
     if data.task == "regression":
         return data.standard.restore(scores[:, 0])
+    if data.task == "multilabel":
+        return np.asarray(expit(scores))
     if scores.shape[1] == 1:
         second = expit(scores)
         return np.concatenate([1 - second, second], axis=1)
@@ -27,6 +29,8 @@ def answering_model(graph: Graph, score: str, data: LearningData, columns: int) 
     """The graph with its output, from a score of `columns` columns, as `answers_of` reads them."""
     if data.task == "regression":
         value_output(graph, score, data.standard.mean, data.standard.scale)
+    elif data.task == "multilabel":
+        graph.add("Sigmoid", score, output="probabilities")
     elif columns == 1:
         binary_probabilities(graph, score, is_probability=False)
     else:

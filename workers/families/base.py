@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import onnx
 
@@ -23,6 +23,14 @@ class Fitted(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What the model card says about the fit, JSON-ready."""
+
+
+@runtime_checkable
+class HoldsOut(Protocol):
+    """A trained model that answers for rows it has not learned from, because parts of it left them out."""
+
+    def held_out(self) -> tuple[Array, Array]:
+        """Targets [N], in their own unit, and answers to these rows, as `predict` gives them."""
 
 
 class Family(Protocol):

@@ -33,10 +33,14 @@ class Gbdt:
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
         encoder, x = TreeEncoder.learn(data, keep_missing=True)
         if data.whole is None:
-            train = lgb.Dataset(x, label=data.train.y, free_raw_data=False)
+            train = lgb.Dataset(x, label=data.train.y, weight=data.row_weights(data.train.y), free_raw_data=False)
         else:
-            train = lgb.Dataset(_Group.all_of(data.whole, encoder), label=data.whole.y)
-        watched = train.create_valid(encoder.transform(data.validation.inputs), label=data.validation.y)
+            rows = _Group.all_of(data.whole, encoder)
+            train = lgb.Dataset(rows, label=data.whole.y, weight=data.row_weights(data.whole.y))
+        watched = train.create_valid(
+            encoder.transform(data.validation.inputs), label=data.validation.y,
+            weight=data.row_weights(data.validation.y),
+        )  # fmt: skip
         total = self.params["n_estimators"]
         before = _resume(job) if data.whole is None else None  # LightGBM goes on with rows in memory alone
         done = before.current_iteration() if before else 0

@@ -1,4 +1,4 @@
-"""Logistic regression and ridge on standardised numbers and one-hot categories (scikit-learn)."""
+"""Logistic regression, ordered or not, and ridge on standardised numbers and one-hot categories (scikit-learn)."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,10 +12,11 @@ import scipy.sparse as sp  # type: ignore[import-untyped]  # no stubs
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 
-from workers.context import JobContext
+from workers.context import JobContext, Stopped
 from workers.export.graph import Graph
 from workers.families.answers import answering_model, answers_of
 from workers.families.encoding import DenseEncoder
+from workers.families.ordinal import Cumulative, solve
 from workers.learning import Array, Inputs, LearningData
 
 _NEVER = -1e4  # a logit whose probability is 0 in float32
@@ -36,17 +37,41 @@ class Linear:
         """
         encoder = DenseEncoder.fit(data)
         x = _design(encoder, data.train.inputs)
+        if data.signature.ordinal:
+            return self._ordered(data, encoder, x)
+        if data.task == "multilabel":
+            return self._several(data, encoder, x, job)
         estimator = self._estimator(data, len(data.train))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
-            estimator.fit(x, data.train.y)
-        for warning in caught:
-            job.log(f"linear: {str(warning.message).splitlines()[0]}", level="warning")
+        _fit(estimator, x, data.train.y, data.row_weights(data.train.y), job)
         weights, bias = np.atleast_2d(estimator.coef_).T, np.atleast_1d(estimator.intercept_)
         if data.task == "classification" and len(estimator.classes_) < data.n_classes:
             weights, bias = _all_classes(weights, bias, estimator.classes_, data.n_classes)
         solved = int(np.max(estimator.n_iter_)) if estimator.n_iter_ is not None else 1
         return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), solved)
+
+    def _several(self, data: LearningData, encoder: DenseEncoder, x: sp.csr_matrix, job: JobContext) -> "FittedLinear":
+        """A regression for each label. One that no row has, or each, is always or never told."""
+        weights, bias = np.zeros((x.shape[1], data.n_classes)), np.full(data.n_classes, _NEVER)
+        iterations = 0
+        for label, there in enumerate(data.train.y.T):
+            if there.min() == there.max():
+                bias[label] = -_NEVER if there.max() else _NEVER
+                continue
+            estimator = self._estimator(data, len(data.train))
+            _fit(estimator, x, there, None, job)
+            weights[:, label], bias[label] = estimator.coef_[0], estimator.intercept_[0]
+            iterations = max(iterations, int(estimator.n_iter_[0]))
+            if job.should_stop():
+                raise Stopped
+        return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), iterations)
+
+    def _ordered(self, data: LearningData, encoder: DenseEncoder, x: sp.csr_matrix) -> "FittedLinear":
+        """Of classes that have an order: one score, and thresholds between them."""
+        weights, cumulative, iterations = solve(
+            x, data.train.y, data.n_classes, data.row_weights(data.train.y), self.params["regularization"],
+            self.params["max_iter"],
+        )  # fmt: skip
+        return FittedLinear(data, encoder, weights.astype(np.float32), np.zeros(1, np.float32), iterations, cumulative)
 
     def _estimator(self, data: LearningData, rows: int) -> Any:  # noqa: ANN401 - one of scikit-learn's
         p = self.params
@@ -62,6 +87,18 @@ class Linear:
         )
 
 
+def _fit(estimator: Any, x: sp.csr_matrix, y: Array, weights: Array | None, job: JobContext) -> None:  # noqa: ANN401 - one of scikit-learn's
+    """Solve, and tell what the solver warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        if weights is None:
+            estimator.fit(x, y)
+        else:
+            estimator.fit(x, y, sample_weight=weights)
+    for warning in caught:
+        job.log(f"linear: {str(warning.message).splitlines()[0]}", level="warning")
+
+
 @dataclass(frozen=True, slots=True)
 class FittedLinear:
     """Weights over the dense columns, then over the rows of the category table: FP32 [columns, outputs]."""
@@ -71,11 +108,12 @@ class FittedLinear:
     weights: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
     iterations: int
+    cumulative: Cumulative | None = None
 
     def predict(self, inputs: Inputs) -> Array:
         """Probabilities [N, K] or values [N]."""
         scores = _design(self.encoder, inputs) @ self.weights.astype(np.float64) + self.bias
-        return answers_of(self.data, scores)
+        return answers_of(self.data, scores) if self.cumulative is None else self.cumulative.probabilities(scores)
 
     def to_onnx(self) -> onnx.ModelProto:
         """A matrix product for numbers and a sum of table rows for categories."""
@@ -90,7 +128,10 @@ class FittedLinear:
             picked = graph.add("Gather", graph.constant(table, np.float32), rows, axis=0)
             total = graph.add("ReduceSum", picked, graph.constant([1], np.int64), keepdims=0)
             score = graph.add("Add", total, score)
-        return answering_model(graph, score, self.data, self.weights.shape[1])
+        if self.cumulative is None:
+            return answering_model(graph, score, self.data, self.weights.shape[1])
+        self.cumulative.to_nodes(graph, score)
+        return graph.model(self.data.signature.inputs, self.data.signature.outputs)
 
     def facts(self) -> dict[str, Any]:
         """Solver iterations and number of weights."""

@@ -33,7 +33,9 @@ class NaiveBayes:
         y, classes, width = data.train.y, data.n_classes, encoder.width
         known = np.unique(y)
         prior = np.full(classes, _NEVER)
-        prior[known] = np.log(np.bincount(y, minlength=classes)[known] / len(y))
+        # A class is as dense wherever it counts more, so weights change how frequent it is taken to be, and no more.
+        counts = np.bincount(y, data.row_weights(data.train.y), classes)
+        prior[known] = np.log(counts[known] / counts.sum())
         mean, deviation = np.zeros((classes, width)), np.ones((classes, width))
         if width:
             normal = GaussianNB(var_smoothing=self.params["var_smoothing"]).fit(dense.astype(np.float64), y)

@@ -17,6 +17,7 @@ from workers.families.encoding import DenseEncoder
 from workers.learning import Array, Inputs, LearningData, Part, WholeRows, rows_of
 from workers.training.batches import Tensors, Window, joined
 from workers.training.loop import train
+from workers.training.losses import class_loss
 
 _GROUPS = 8  # groups of streamed rows that are shuffled together
 _BATCH = 2048  # rows of one prediction: attention needs memory for each pair of columns
@@ -54,7 +55,7 @@ class NetworkFamily:
         regression = data.task == "regression"
         outputs = 1 if regression else data.n_classes
         network = self.network(encoder, outputs, self.params, learn.inputs[0].numpy())
-        loss: nn.Module = ColumnLoss() if regression else nn.CrossEntropyLoss()
+        loss = ColumnLoss() if regression else class_loss(data)
         rows = learn if data.whole is None else StreamedRows(data.whole, encoder)
         facts = train(network, loss, rows, watch, data.training, job, data.threads, data.device)
         _settle_unseen(network.table, encoder, learn.inputs[1])

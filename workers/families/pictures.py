@@ -16,6 +16,7 @@ from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.augment import Augment
 from workers.training.batches import Tensors
 from workers.training.loop import train
+from workers.training.losses import class_loss
 
 _BATCH = 512
 
@@ -42,7 +43,7 @@ class Pictures(ABC):
         network = self.network(shape, data.n_classes)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
         facts = train(
-            network, nn.CrossEntropyLoss(), _tensors(data.train), _tensors(data.validation), data.training, job,
+            network, class_loss(data), _tensors(data.train), _tensors(data.validation), data.training, job,
             data.threads, data.device, change,
         )  # fmt: skip
         return FittedPictures(data, network, {**facts, "weights": sum(p.numel() for p in network.parameters())})
@@ -53,16 +54,16 @@ def _tensors(part: Part) -> Tensors:
 
 
 class _Probabilities(nn.Module):
-    """The network with a softmax, as it is exported."""
+    """The network with a softmax, or of several labels the logistic function, as it is exported."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, several: bool) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.several = network, several
 
     def forward(self, image: Tensor) -> Tensor:
         """Probabilities."""
         logits: Tensor = self.network(image)
-        return logits.softmax(dim=1)
+        return logits.sigmoid() if self.several else logits.softmax(dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,19 @@ class FittedPictures:
 
     def predict(self, inputs: Inputs) -> Array:
         """Probabilities [N, K]."""
-        pictures, answers = torch.from_numpy(np.asarray(inputs["image"])), []
+        pictures, answering = torch.from_numpy(np.asarray(inputs["image"])), self._answering()
         with torch.inference_mode():
-            answers = [self.network(pictures[i : i + _BATCH]).softmax(dim=1) for i in range(0, rows_of(inputs), _BATCH)]
+            answers = [answering(pictures[i : i + _BATCH]) for i in range(0, rows_of(inputs), _BATCH)]
         return np.asarray(torch.cat(answers).numpy())
 
     def to_onnx(self) -> onnx.ModelProto:
         """By torch's exporter, in the default memory format, which is ONNX's."""
-        network = self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
+        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as above
         example = torch.zeros((2, *self.data.signature.inputs[0].shape[1:]), dtype=torch.uint8)
-        return export_module(_Probabilities(network), example, self.data.signature)
+        return export_module(self._answering(), example, self.data.signature)
+
+    def _answering(self) -> nn.Module:
+        return _Probabilities(self.network, several=self.data.task == "multilabel")
 
     def facts(self) -> dict[str, Any]:
         """Epochs, the best one, and number of weights."""

@@ -42,7 +42,7 @@ class RandomForest:
             max_features=self.params["max_features"], n_jobs=data.threads, random_state=data.training.seed,
             warm_start=True,
         )  # fmt: skip
-        growth = _Growth(estimator, x, data.train.y, self.params["n_estimators"], job)
+        growth = _Growth(estimator, x, data.train.y, data.row_weights(data.train.y), self.params["n_estimators"], job)
         growth.run(data.threads, data.training.checkpoint_every_s)
         estimator.set_params(n_jobs=1)
         return FittedForest(data, encoder, estimator)
@@ -61,20 +61,21 @@ class _Growth:
     estimator: Any
     x: Array
     y: Array
+    weights: Array | None
     total: int
     job: JobContext
     saved: int = 0  # trees on disk
 
     def run(self, threads: int, save_every_s: float) -> None:
         """To `total` trees; raises Stopped, with all grown trees on disk, when the job is asked to stop."""
-        self.estimator.fit(self.x, self.y)  # one tree
+        self.estimator.fit(self.x, self.y, self.weights)  # one tree
         done = self._resume()
         begun = saved_at = time.monotonic()
         start, size = done, threads
         while done < self.total:
             began = time.monotonic()
             done = min(self.total, done + size)
-            self.estimator.set_params(n_estimators=done).fit(self.x, self.y)
+            self.estimator.set_params(n_estimators=done).fit(self.x, self.y, self.weights)
             now = time.monotonic()
             size *= 2 if now - began < _CHUNK_S / 2 else 1
             left = (now - begun) / (done - start) * (self.total - done)

@@ -19,6 +19,7 @@ from sklearn.linear_model import Ridge
 from sklearn.naive_bayes import ComplementNB
 from sklearn.svm import LinearSVC
 
+from app.core.signature import Task
 from workers.context import JobContext, Stopped
 from workers.learning import Array, LearningData
 
@@ -35,7 +36,7 @@ Weights = tuple[Array, Array]
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """FP64 weights [columns, outputs] and a bias [outputs]: logits, of the second class alone if there are two."""
+    """FP64 weights [columns, outputs] and a bias [outputs]: logits, of the second class if there are two."""
 
     weights: npt.NDArray[np.float64]
     bias: npt.NDArray[np.float64]
@@ -43,15 +44,23 @@ class Solution:
 
 
 class Solver:
-    """Solves for one data set. `strength` is of L2; None: chosen by left-out rows."""
+    """Solves for one data set. `strength` is of L2; None: chosen by left-out rows.
 
-    def __init__(self, data: LearningData, job: JobContext, strength: float | None) -> None:
-        self.task, self.n_classes, self.seed = data.task, data.n_classes, data.training.seed
-        self.job, self.strength = job, strength
+    `task` and `classes` are those of the data unless given.
+    """
+
+    def __init__(
+        self, data: LearningData, job: JobContext, strength: float | None, task: Task | None = None, classes: int = 0
+    ) -> None:
+        self.data, self.seed = data, data.training.seed
+        self.task, self.n_classes = task or data.task, classes or data.n_classes
+        self.job, self.strength, self.class_weights = job, strength, data.class_weights
         self.done = 0
 
     def solve(self, x: sp.csr_matrix, y: Array) -> Solution:
         """From rows [N, columns] and their targets. Stopped when the job was asked to stop."""
+        if self.task == "multilabel":
+            return self._several(x, y)
         if self.task == "regression":
             strength = self.strength or self._best_ridge(x, y)
             weights, bias = self._ridge(x, y, strength)
@@ -66,6 +75,19 @@ class Solver:
         shown = {"machine": round(float(shares[0]), 4), "naive_bayes": round(float(shares[1]), 4)}
         return Solution(weights, bias, {"regularization": strength, "shares": shown})
 
+    def _several(self, x: sp.csr_matrix, y: Array) -> Solution:
+        """Each label by itself, as the second of two classes. One that no row has, or each, is always or never told."""
+        weights, bias, strengths = np.zeros((x.shape[1], y.shape[1])), np.full(y.shape[1], _NEVER), []
+        for label, there in enumerate(y.T.astype(np.int64)):
+            if there.min() == there.max():
+                bias[label] = -_NEVER if there.max() else _NEVER
+                continue
+            one = Solver(self.data, self.job, self.strength, "classification", 2)
+            found = one.solve(x, there)
+            weights[:, [label]], bias[[label]] = found.weights, found.bias
+            strengths.append(found.about["regularization"])
+        return Solution(weights, bias, {"regularization": strengths})
+
     def _machine(self, x: sp.csr_matrix, y: Array, strength: float) -> Weights:
         """Weights [columns, classes] and offsets [classes], each class against the others."""
         self._tell()
@@ -73,7 +95,7 @@ class Solver:
         estimator = LinearSVC(C=1 / strength, random_state=self.seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # near enough: left-out rows judge what it gives
-            estimator.fit(x @ sp.diags(scale), y)
+            estimator.fit(x @ sp.diags(scale), y, self._weights(y))
         weights, offsets = estimator.coef_.T * scale[:, None], np.atleast_1d(estimator.intercept_)
         if weights.shape[1] == 1:  # of two known classes, half for each
             weights, offsets = np.hstack([-weights, weights]) / 2, np.hstack([-offsets, offsets]) / 2
@@ -85,7 +107,7 @@ class Solver:
 
     def _bayes(self, x: sp.csr_matrix, y: Array) -> Array:
         """Weights [columns, classes]."""
-        estimator = ComplementNB(alpha=_SMOOTHING).fit(x, y)
+        estimator = ComplementNB(alpha=_SMOOTHING).fit(x, y, self._weights(y))
         weights = np.zeros((x.shape[1], self.n_classes))
         own = estimator.feature_log_prob_.T
         weights[:, estimator.classes_] = own - own.mean(axis=1, keepdims=True)  # to have no digits in common
@@ -109,7 +131,7 @@ class Solver:
         for strength in (self.strength,) if self.strength else _MACHINE:
             solved = [(held, *self._machine(x[kept], y[kept], strength)) for kept, held in parts]
             machine = np.concatenate([x[held] @ weights + offsets for held, weights, offsets in solved])
-            found = _weigh(machine, bayes, target)
+            found = _weigh(machine, bayes, target, self._weights(target))
             self.job.metric("cross_validation_loss", self.done, found[0])
             if found[0] > best[0]:
                 break
@@ -139,6 +161,9 @@ class Solver:
         parts = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(_FOLDS)]
         return parts[:1] if x.nnz > _FOLD_VALUES else parts
 
+    def _weights(self, y: Array) -> Array | None:
+        return None if self.class_weights is None else self.class_weights[y]
+
     def _tell(self) -> None:
         if self.job.should_stop():
             raise Stopped
@@ -159,13 +184,13 @@ def _unevenness(x: sp.csr_matrix, y: Array) -> npt.NDArray[np.float64]:
     return largest
 
 
-def _weigh(machine: Array, bayes: Array, y: Array) -> tuple[float, Array]:
+def _weigh(machine: Array, bayes: Array, y: Array, weights: Array | None) -> tuple[float, Array]:
     """The best log loss of `a * machine + b * bayes` [N, classes] as logits, and (a, b)."""
     rows = np.arange(len(y))
 
     def loss(logs: Array) -> float:
         a, b = np.exp(logs)
-        return -float(np.mean(log_softmax(a * machine + b * bayes, axis=1)[rows, y]))
+        return -float(np.average(log_softmax(a * machine + b * bayes, axis=1)[rows, y], weights=weights))
 
     found = minimize(loss, np.log(_SHARES), method="Nelder-Mead", options={"maxiter": 200})
     return float(found.fun), np.exp(found.x)

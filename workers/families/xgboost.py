@@ -16,7 +16,7 @@ from workers.export.trees import Ensemble
 from workers.families.answers import answering_model
 from workers.families.boosting import EVERY, PATIENCE_FACTOR, Best
 from workers.families.encoding import TreeEncoder
-from workers.learning import Array, Inputs, LearningData
+from workers.learning import Array, Inputs, LearningData, Part
 from workers.training.files import write_atomically
 
 _CHECKPOINT, _BEST = "xgboost.ubj", "xgboost-best.json"  # XGBoost's own binary JSON; the state of early stopping
@@ -34,8 +34,8 @@ class Xgboost:
     def fit(self, data: LearningData, job: JobContext) -> "FittedXgboost":
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
         encoder, x = TreeEncoder.learn(data, keep_missing=True)
-        train = _matrix(x, data.threads, data.train.y)
-        watched = _matrix(encoder.transform(data.validation.inputs), data.threads, data.validation.y)
+        train = _matrix(x, data, data.train)
+        watched = _matrix(encoder.transform(data.validation.inputs), data, data.validation)
         watch = _Watch(data, self.params["n_estimators"], job)
         before = watch.resume()
         done = before.num_boosted_rounds() if before else 0
@@ -64,8 +64,12 @@ class Xgboost:
         return settings
 
 
-def _matrix(x: Array, threads: int, y: Array | None = None) -> xgb.DMatrix:
-    return xgb.DMatrix(np.clip(x, -_LARGEST, _LARGEST), label=y, nthread=threads)
+def _matrix(x: Array, data: LearningData, part: Part | None = None) -> xgb.DMatrix:
+    """Features, and the targets and weights of the part that they are of."""
+    matrix = xgb.DMatrix(np.clip(x, -_LARGEST, _LARGEST), nthread=data.threads)
+    if part is not None:
+        matrix.set_info(label=part.y, weight=data.row_weights(part.y))
+    return matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ class FittedXgboost:
 
     def predict(self, inputs: Inputs) -> Array:
         """Probabilities [N, K] or values [N]."""
-        rows = _matrix(self.encoder.transform(inputs), self.data.threads)
+        rows = _matrix(self.encoder.transform(inputs), self.data)
         answer = self.booster.predict(rows, iteration_range=(0, self.rounds))
         if self.data.task == "regression":
             return self.data.standard.restore(answer)

@@ -80,7 +80,7 @@ def look_closer(judged: Judged, points: Mapping[str, Sequence[tuple[int, float]]
     evaluation = {
         "version": _VERSION, "main_metric": main, "rows": prepared.split.sizes(), "metrics": judged.metrics, **card,
         "curves": curves(
-            judge.task, judge.y, judged.answers, judge.positive, prepared.signature.classes, _POINTS
+            judge.task, judge.y, judged.answers, judge.rule, prepared.signature.classes, _POINTS
         ),
         "training": {name: _thinned(steps) for name, steps in points.items() if len(steps) > 1},
     }  # fmt: skip

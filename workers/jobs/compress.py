@@ -52,8 +52,8 @@ def _own(job: JobContext, version: Version) -> tuple[Prepared, Judge, str]:
     inputs, y = prepared.part("test")
     if not len(y) or not len(prepared.split.validation):
         raise InvalidData.at("dataset", msg="the version's validation or test rows are no longer in this data set")
-    main, positive = version.trained_judge
-    return prepared, Judge(version.signature.learned_task, inputs, y, positive, job_threads(job)), main
+    main, rule = version.trained_judge
+    return prepared, Judge(version.signature.learned_task, inputs, y, rule, job_threads(job)), main
 
 
 def _given(job: JobContext, spec: CompressSpec, version: Version, model: bytes) -> tuple[Prepared, Judge, str]:

@@ -43,7 +43,7 @@ def run(job: JobContext) -> dict[str, Any]:
         metrics[name] = order(judge.score(answers), [main])
         reports[name] = report(judge, answers, rows.classes, _POINTS)
     job.progress(1.0, "done")
-    binary = len(rows.classes) == 2  # noqa: PLR2004 - two classes
+    binary = rows.task == "classification" and len(rows.classes) == 2  # noqa: PLR2004 - two classes
     return {
         "dataset": spec.dataset,
         "part": part,
@@ -53,7 +53,7 @@ def run(job: JobContext) -> dict[str, Any]:
         "form": judge.answering.form,
         "task": rows.task,
         "classes": list(rows.classes),
-        "positive_class": rows.classes[judge.positive] if binary else None,
+        "positive_class": rows.classes[judge.rule.positive] if binary else None,
         "main_metric": main if main in metrics["fp32"] else next(iter(metrics["fp32"])),
         "metrics": metrics,
         "reports": reports,

@@ -21,7 +21,7 @@ from workers.evaluation.metrics import positive_class
 from workers.evaluation.variant import Judge
 from workers.export.runtime import open_session, predict
 from workers.host import job_threads
-from workers.learning import Array
+from workers.learning import Array, Rule
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Version:
             raise InvalidData.at("version", msg="with its external data the model is over 2 GiB") from None
 
     @property
-    def trained_judge(self) -> tuple[str, int]:
-        """Main metric and positive class of a version that was trained here."""
+    def trained_judge(self) -> tuple[str, Rule]:
+        """Main metric of a version that was trained here, and how its answers are read."""
         data = self.card["data"]
         positive = data["classes"].index(data["positive_class"]) if data["positive_class"] is not None else 1
-        return self.card["main_metric"], positive
+        return self.card["main_metric"], Rule.of(self.signature, positive)
 
 
 def labelled_judge(
@@ -70,10 +70,10 @@ def labelled_judge(
         InvalidData: no output fits the task, or the model's answers are not numbers.
     """
     if mapping is None:
-        answering, positive = Answering(), version.trained_judge[1]
+        answering, rule = Answering(), version.trained_judge[1]
     else:
         answering = answering_output(version.signature, mapping.output, rows.task, len(rows.classes))
-        positive = positive_class(rows.y) if len(rows.classes) == 2 else 1  # noqa: PLR2004 - binary
+        rule = Rule(positive_class(rows.y) if len(rows.classes) == 2 else 1)  # noqa: PLR2004 - binary
     threads = job_threads(job)
     raw = predict(open_session(model, threads), rows.inputs, answering.batch, answering.output)
     if bad := int((~np.isfinite(raw.reshape(len(raw), -1).astype(np.float64))).any(axis=1).sum()):
@@ -84,4 +84,4 @@ def labelled_judge(
         job.log(f"output '{answering.output}' is read as {answering.form}")
         if rows.classes:
             job.log(f"classes in its order: {listed(list(rows.classes))}")
-    return Judge(rows.task, rows.inputs, rows.y, positive, threads, answering), answering.read(raw)
+    return Judge(rows.task, rows.inputs, rows.y, rule, threads, answering), answering.read(raw)

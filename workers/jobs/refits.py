@@ -1,5 +1,6 @@
 """Further fits of a training: folds for cross-validation, shares of the training rows for a learning curve."""
 
+import io
 import json
 import shutil
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,12 @@ from workers.data.splits import Split
 from workers.evaluation.intervals import LEVEL
 from workers.evaluation.metrics import evaluate
 from workers.features.recipe import learner_of
+from workers.jobs.settling import settle_threshold
+from workers.learning import Array, Rule
 from workers.training.files import write_atomically
 
 _KEPT = "refits.json"  # results of whole fits, in the job's checkpoint
+_RESIDUALS = "residuals of {}.npy"  # beside them
 _Results = dict[str, dict[str, Any]]
 
 
@@ -60,10 +64,15 @@ class Refits:
         prepared = replace(self.prepared, split=split)
         learner = learner_of(self.spec)
         fitted = learner.fit(prepared.learning(self.spec, self.threads, self.device), context)
+        threshold, _ = settle_threshold(self.spec, prepared, fitted, self.positive)
+        rule = Rule.of(replace(prepared.signature, threshold=threshold), self.positive)
         found: dict[str, Any] = {"rows": split.sizes()}
         for part in ("train", "test"):
             inputs, y = prepared.part(part)
-            found[part] = evaluate(self.spec.task, y, fitted.predict(inputs), positive=self.positive)
+            answers = fitted.predict(inputs)
+            found[part] = evaluate(self.spec.task, y, answers, rule=rule)
+        if self.spec.evaluation.intervals is not None:
+            self._keep_residuals(context.name, y - answers)
         shutil.rmtree(context.folder, ignore_errors=True)
         return found
 
@@ -77,6 +86,19 @@ class Refits:
         self.job.checkpoint.mkdir(parents=True, exist_ok=True)
         write_atomically(self.job.checkpoint / _KEPT, json.dumps(self.results).encode())
         self.job.checkpointed()
+
+    def _keep_residuals(self, name: str, values: Array) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, values)
+        self.job.checkpoint.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.job.checkpoint / _RESIDUALS.format(name), buffer.getvalue())
+
+    def residuals(self) -> Array | None:
+        """True minus predicted [N] of the rows that the folds held out; None without folds or without intervals."""
+        if self.spec.evaluation.intervals is None or not self.prepared.closer.folds:
+            return None
+        names = [f"fold {number}" for number in range(1, len(self.prepared.closer.folds) + 1)]
+        return np.concatenate([np.load(self.job.checkpoint / _RESIDUALS.format(name)) for name in names])
 
     def cross_validation(self) -> dict[str, Any] | None:
         """Metrics of the folds: each value, mean, and the mean's interval; None without folds.

@@ -26,7 +26,8 @@ from workers.features.recipe import learner_of
 from workers.host import choose_device, environment, job_threads
 from workers.jobs.closer import Judged, look_closer
 from workers.jobs.refits import Refits
-from workers.learning import LearningData, take
+from workers.jobs.settling import check_settling, settle
+from workers.learning import LearningData, Rule, take
 
 _GOLDEN_ROWS = 4
 _SKETCH_ROWS = 20_000
@@ -53,17 +54,22 @@ def run(job: JobContext) -> dict[str, Any]:
     data = replace(data, metric=next(iter(spec.metrics), default_metric(spec.task, data.n_classes)))
     job.log(f"learning from {prepared.rows} rows, {len(prepared.signature.columns)} columns")
     job.progress(0.1, "training")
-    positive = positive_class(prepared.y) if data.n_classes == 2 else 1  # noqa: PLR2004 - binary
+    binary = spec.task == "classification" and data.n_classes == 2  # noqa: PLR2004 - two classes
+    positive = positive_class(prepared.y) if binary else 1
+    check_settling(spec, prepared)
     refits = Refits(job, spec, prepared, positive, threads, device)
     fit = FitContext(job, count=1 + len(refits.splits))
     fitted = learner.fit(data, fit)
     refits.run()
+    settled = settle(spec, prepared, fitted, positive, refits.residuals())
+    fitted, prepared = settled.fitted, replace(prepared, signature=settled.signature)
+    rule = Rule.of(prepared.signature, positive)
     job.progress(0.82, "exporting")
     model = fitted.to_onnx().SerializeToString()
-    parity = _prove(model, fitted, prepared, threads)
+    parity = _prove(model, fitted, prepared, threads, rule)
     job.progress(0.87, "evaluating")
     (job.output / MODEL).write_bytes(model)
-    report = _Report(job, spec, prepared, data, model, positive)
+    report = _Report(job, spec, prepared, data, model, rule)
     main, metrics, base = report.evaluate()
     variants = [base]
     if spec.compress is not None:
@@ -71,7 +77,7 @@ def run(job: JobContext) -> dict[str, Any]:
         variants += Compressor(model, prepared, report.judge, main, spec.compress).run(job.output)
     report.write_files()
     closer = look_closer(Judged(model, prepared, report.judge, report.answers, main, metrics), fit.points, refits)
-    card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started) | closer.card
+    card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started) | settled.card | closer.card
     write_json(job.output / CARD, card)
     closer.write(job.output, card, plots=spec.evaluation.plots)
     job.progress(1.0, "done")
@@ -88,24 +94,24 @@ def run(job: JobContext) -> dict[str, Any]:
     }
 
 
-def _prove(model: bytes, fitted: Fitted, prepared: Prepared, threads: int) -> Parity:
+def _prove(model: bytes, fitted: Fitted, prepared: Prepared, threads: int, rule: Rule) -> Parity:
     """The parity gate on test rows first, then others, at least MIN_ROWS if there are as many."""
     rows = np.concatenate([prepared.split.test, prepared.split.validation, prepared.split.train])
     sample = take(prepared.inputs, rows[:MIN_ROWS])
     spread = float(np.std(prepared.y[prepared.split.train])) if prepared.signature.task == "regression" else 0.0
-    return check_parity(model, fitted.predict, sample, prepared.signature.task, threads, spread)
+    return check_parity(model, fitted.predict, sample, prepared.signature.task, threads, spread, rule)
 
 
 class _Report:
     """Everything that is said of a freshly trained model."""
 
     def __init__(
-        self, job: JobContext, spec: TrainSpec, prepared: Prepared, data: LearningData, model: bytes, positive: int
+        self, job: JobContext, spec: TrainSpec, prepared: Prepared, data: LearningData, model: bytes, rule: Rule
     ) -> None:
         self.job, self.spec, self.prepared, self.data, self.model = job, spec, prepared, data, model
         inputs, y = prepared.part("test")
         groups = None if prepared.closer.groups is None else prepared.closer.groups[prepared.split.test]
-        self.judge = Judge(spec.task, inputs, y, positive, data.threads, groups=groups)
+        self.judge = Judge(spec.task, inputs, y, rule, data.threads, groups=groups)
         self.session = open_session(model, data.threads)
         self.answers = predict(self.session, inputs)
 
@@ -114,15 +120,16 @@ class _Report:
         found = {}
         for part in ("train", "validation"):
             inputs, y = self.prepared.part(part)
-            found[part] = evaluate(self.spec.task, y, predict(self.session, inputs), positive=self.judge.positive)
+            found[part] = evaluate(self.spec.task, y, predict(self.session, inputs), rule=self.judge.rule)
         found["test"] = self.judge.score(self.answers)
         y_train = self.prepared.y[self.prepared.split.train]
         guess = baseline(self.spec.task, y_train, len(self.judge.y), self.data.n_classes)
-        found["baseline"] = evaluate(self.spec.task, self.judge.y, guess, positive=self.judge.positive)
+        found["baseline"] = evaluate(self.spec.task, self.judge.y, guess, rule=self.judge.rule)
         main = next(iter(self.spec.metrics), default_metric(self.spec.task, self.data.n_classes))
         if main not in found["test"]:
-            self.prepared.notes.warnings.append(f"{main} is undefined on the test rows; accuracy is the main metric")
-            main = "accuracy"
+            other = "accuracy" if "accuracy" in found["test"] else next(iter(found["test"]))
+            self.prepared.notes.warnings.append(f"{main} is undefined on the test rows; {other} is the main metric")
+            main = other
         floor, reached = found["baseline"].get(main), found["test"][main]
         if floor is not None and metric_drop(main, floor, reached) >= 0:
             self.prepared.notes.warnings.append(
@@ -140,7 +147,7 @@ class _Report:
         output, prepared = self.job.output, self.prepared
         prepared.save_split(output / SPLIT)
         rows = take(prepared.inputs, prepared.split.train[:_SKETCH_ROWS])
-        write_json(output / SKETCH, make_sketch(prepared.signature, rows, predict(self.session, rows)))
+        write_json(output / SKETCH, make_sketch(prepared.signature, rows, predict(self.session, rows), self.judge.rule))
         golden = take(self.judge.inputs, slice(0, _GOLDEN_ROWS))
         answers = dict(zip([t.name for t in prepared.signature.outputs], self.session.run(None, golden), strict=True))
         write_contract(output, prepared.signature, golden, answers)
@@ -162,7 +169,8 @@ class _Report:
         notes.warnings += found.hints
         for warning in notes.warnings:
             self.job.log(warning, level="warning")
-        positive = signature.classes[self.judge.positive] if self.data.n_classes == 2 else None  # noqa: PLR2004 - binary
+        binary = spec.task == "classification" and self.data.n_classes == 2  # noqa: PLR2004 - two classes
+        positive = signature.classes[self.judge.rule.positive] if binary else None
         return {
             "version": _CARD_VERSION,
             "model": spec.model,
@@ -203,8 +211,9 @@ class _Report:
         """Training rows of each class."""
         if not self.data.n_classes:
             return {}
-        counts = np.bincount(self.data.train.y, minlength=self.data.n_classes).tolist()
-        return dict(zip(self.prepared.signature.classes, counts, strict=True))
+        y = self.data.train.y
+        counts = np.bincount(y, minlength=self.data.n_classes) if y.ndim == 1 else y.sum(axis=0).astype(np.int64)
+        return dict(zip(self.prepared.signature.classes, counts.tolist(), strict=True))
 
     def _test_target(self) -> npt.NDArray[Any]:
         return self.data.standard.shrink(self.judge.y) if self.spec.task == "regression" else self.judge.y

@@ -24,6 +24,7 @@ from workers.context import JobContext, Stopped
 from workers.training.averages import mean_of_epochs, moving_average
 from workers.training.batches import Batch, Batches, Change, Source, Tensors
 from workers.training.freezing import Freeze
+from workers.training.losses import ClassLoss
 from workers.training.optimizers import Plateau, make_optimizer, make_schedule, rate_of
 from workers.training.range_test import find_rate
 
@@ -45,7 +46,10 @@ class _Learner(LightningModule):
     def __init__(self, network: nn.Module, loss: nn.Module, spec: TrainingSpec, job: JobContext) -> None:
         super().__init__()
         self.network, self.loss, self.spec, self.job = network, loss, spec, job
-        self.learning_loss = nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing) if spec.label_smoothing else loss
+        self.learning_loss = loss
+        if spec.label_smoothing:
+            plain = loss if isinstance(loss, ClassLoss) else ClassLoss()
+            self.learning_loss = plain.smoothed(spec.label_smoothing)
         self.average: AveragedModel | None = None
         if spec.ema is not None:
             self.average = moving_average(network, spec.ema)

@@ -57,7 +57,9 @@ class ModelVersionOut(BaseModel):
     family: str
     main_metric: str
     metrics: dict[str, float] = Field(description="on test rows that training never saw")
-    signature: dict[str, Any] = Field(description="tensors, columns and classes")
+    signature: dict[str, Any] = Field(
+        description="tensors, columns and classes; of two classes a threshold, if it has one"
+    )
     schema_: dict[str, Any] = Field(
         alias="schema", serialization_alias="schema", description="JSON schema of one instance"
     )

@@ -64,15 +64,44 @@ SCHEMAS: dict[str, Json] = {
     ),
     "Classification": object_of(
         {
-            "label": {"type": "string", "description": "the most probable class"},
+            "label": {
+                "type": "string",
+                "description": "the likeliest class, or what the threshold tells",
+            },
             "probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
         },
         ["label", "probabilities"],
     ),
-    "Regression": object_of({"value": {"type": ["number", "null"]}}, ["value"]),
+    "Labels": object_of(
+        {
+            "labels": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "every label of a probability of a half or more",
+            },
+            "probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
+        },
+        ["labels", "probabilities"],
+    ),
+    "Regression": object_of(
+        {
+            "value": {"type": ["number", "null"]},
+            "interval": {
+                "type": "array",
+                "items": {"type": ["number", "null"]},
+                "minItems": 2,
+                "maxItems": 2,
+                "description": "low and high, of a model with prediction intervals",
+            },
+        },
+        ["value"],
+    ),
     "PredictResponse": object_of(
         {
-            "predictions": {"type": "array", "items": {"anyOf": [ref("Classification"), ref("Regression")]}},
+            "predictions": {
+                "type": "array",
+                "items": {"anyOf": [ref("Classification"), ref("Labels"), ref("Regression")]},
+            },
             "model": {"type": "string"},
             "version": {"type": "integer"},
             "variant": {"type": "string"},

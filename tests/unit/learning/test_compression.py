@@ -15,6 +15,7 @@ from workers.data.prepare import Prepared, prepare
 from workers.evaluation.loss import worst_loss
 from workers.evaluation.variant import Judge
 from workers.jobs import compress, train
+from workers.learning import Rule
 
 MakeJob = Callable[..., Any]
 SPEC: dict[str, Any] = {"features": {"drop": ["amount"]}}
@@ -26,7 +27,7 @@ def prepared_of(job: Any) -> Prepared:
 
 def compressor_of(job: Any, model: bytes, budget: float, prepared: Prepared | None = None) -> Compressor:
     prepared = prepared or prepared_of(job)
-    judge = Judge("classification", *prepared.part("test"), positive=1, threads=1)
+    judge = Judge("classification", *prepared.part("test"), rule=Rule(), threads=1)
     return Compressor(model, prepared, judge, "roc_auc", CompressBudget(max_metric_drop=budget))
 
 
@@ -88,7 +89,7 @@ class TestLoss:
 
     def judge(self, rows: int) -> tuple[Judge, np.ndarray]:
         y = np.random.default_rng(1).integers(0, 2, rows)
-        return Judge("classification", {}, y, 1, 1), np.eye(2)[y] * 0.8 + 0.1
+        return Judge("classification", {}, y, Rule(), 1), np.eye(2)[y] * 0.8 + 0.1
 
     def test_it_grows_with_the_doubt(self):
         """A tenth of the labels are wrong: the standard error is that of 400 paired differences of 0 and 1."""
@@ -115,7 +116,7 @@ class TestLoss:
         assert (loss.measured, loss.at_most) == (0.0, 0.0)
 
     def test_a_rare_class_may_be_away_without_a_group(self):
-        judge = Judge("classification", {}, np.asarray([1] + [0] * 29), 1, 1)
+        judge = Judge("classification", {}, np.asarray([1] + [0] * 29), Rule(), 1)
         full = np.tile([0.7, 0.3], (30, 1))
         full[0] = [0.2, 0.8]
         loss = worst_loss(judge, "roc_auc", full, full[:, ::-1], budget=1.0)
@@ -123,7 +124,7 @@ class TestLoss:
 
     def test_errors_are_relative(self):
         y = np.linspace(0, 1, 60)
-        judge = Judge("regression", {}, y, 1, 1)
+        judge = Judge("regression", {}, y, Rule(), 1)
         loss = worst_loss(judge, "rmse", y + 0.1, y + 0.11, budget=1.0)
         assert (loss.metric, loss.measured) == ("rmse", pytest.approx(0.1))
         assert loss.at_most == pytest.approx(0.1)

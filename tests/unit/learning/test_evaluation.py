@@ -11,7 +11,7 @@ from workers.evaluation.sketch import make_sketch
 from workers.export.graph import Graph
 from workers.export.parity import check_parity
 from workers.host import host_name
-from workers.learning import Array, Inputs
+from workers.learning import Array, Inputs, Rule
 
 Y = np.asarray([0, 0, 0, 1, 1])
 P = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.55, 0.45]])
@@ -19,7 +19,7 @@ P = np.asarray([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.55, 0.45]])
 
 def test_binary_metrics():
     names = ["accuracy", "balanced_accuracy", "f1", "precision", "recall", "roc_auc", "log_loss"]
-    found = evaluate("classification", Y, P, positive=1, names=names)
+    found = evaluate("classification", Y, P, rule=Rule(1), names=names)
     assert list(found) == names
     assert found == pytest.approx(
         {
@@ -39,7 +39,7 @@ def test_the_rarer_class_is_positive():
     assert positive_class(np.asarray([0, 0, 1])) == 1
     assert positive_class(np.asarray([0, 1, 1])) == 0
     assert positive_class(np.asarray([0, 1])) == 1
-    assert evaluate("classification", Y, P, positive=0)["recall"] == pytest.approx(2 / 3)
+    assert evaluate("classification", Y, P, rule=Rule(0))["recall"] == pytest.approx(2 / 3)
 
 
 def test_metrics_that_are_undefined_are_left_out():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from workers.evaluation.curves import curves
 from workers.evaluation.intervals import bootstrap, weighted
 from workers.evaluation.metrics import evaluate
-from workers.learning import Array
+from workers.learning import Array, Rule
 
 
 def answers_of(seed: int, rows: int, classes: int, *, ties: bool) -> tuple[Array, Array]:
@@ -62,8 +62,8 @@ def test_calibration_error_of_fifteen_bins():
 
 def test_average_precision_is_of_the_positive_class():
     y, p = np.asarray([0, 0, 1, 1]), np.asarray([[0.9, 0.1], [0.4, 0.6], [0.5, 0.5], [0.2, 0.8]])
-    assert evaluate("classification", y, p, positive=1)["pr_auc"] == pytest.approx((1 + 2 / 3) / 2)
-    assert evaluate("classification", y, p, positive=0)["pr_auc"] == pytest.approx((1 + 2 / 3) / 2)
+    assert evaluate("classification", y, p, rule=Rule(1))["pr_auc"] == pytest.approx((1 + 2 / 3) / 2)
+    assert evaluate("classification", y, p, rule=Rule(0))["pr_auc"] == pytest.approx((1 + 2 / 3) / 2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -74,10 +74,10 @@ def test_a_weight_counts_a_row_as_often(case: tuple[int, int, int, bool], positi
     y, p = answers_of(seed, rows, classes, ties=ties)
     weights = np.random.default_rng(seed).integers(0, 3, (3, rows)).astype(float)
     weights[:, 0] += 1
-    found = weighted("classification", y, p, positive, weights)
+    found = weighted("classification", y, p, Rule(positive), weights)
     for b, counts in enumerate(weights.astype(int)):
         drawn = np.repeat(np.arange(rows), counts)
-        expected = evaluate("classification", y[drawn], p[drawn], positive=positive)
+        expected = evaluate("classification", y[drawn], p[drawn], rule=Rule(positive))
         assert {name for name, values in found.items() if np.isfinite(values[b])} == set(expected)
         for name, value in expected.items():
             assert found[name][b] == pytest.approx(value, abs=1e-9), name
@@ -90,7 +90,7 @@ def test_a_weight_counts_a_value_as_often(seed: int, rows: int):
     y, answers = rng.normal(5, 1, rows), rng.normal(5, 1, rows)
     weights = rng.integers(0, 3, (2, rows)).astype(float)
     weights[:, :2] += 1
-    found = weighted("regression", y, answers, 1, weights)
+    found = weighted("regression", y, answers, Rule(), weights)
     for b, counts in enumerate(weights.astype(int)):
         drawn = np.repeat(np.arange(rows), counts)
         expected = evaluate("regression", y[drawn], answers[drawn])
@@ -131,7 +131,7 @@ def test_many_rows_are_resampled_less_often():
 
 def test_curves_end_where_they_have_to():
     y, p = answers_of(3, 500, 2, ties=False)
-    found = curves("classification", y, p, 1, ("no", "yes"), points=50)
+    found = curves("classification", y, p, Rule(), ("no", "yes"), points=50)
     (roc,), (pr,) = found["roc"], found["pr"]
     assert (roc["class"], roc["false_positive_rate"][0], roc["true_positive_rate"][-1]) == ("yes", 0.0, 1.0)
     assert len(roc["false_positive_rate"]) <= 50
@@ -143,12 +143,12 @@ def test_curves_end_where_they_have_to():
 
 
 def test_curves_of_one_class_and_of_very_many():
-    one = curves("classification", np.zeros(5, int), np.full((5, 2), 0.5), 1, ("a", "b"))
+    one = curves("classification", np.zeros(5, int), np.full((5, 2), 0.5), Rule(), ("a", "b"))
     assert set(one) == {"confusion", "calibration"}
     y, p = answers_of(0, 400, 40, ties=False)
-    many = curves("classification", y, p, 1, [f"c{i}" for i in range(40)])
+    many = curves("classification", y, p, Rule(), [f"c{i}" for i in range(40)])
     assert "counts" not in many["confusion"]
     assert len(many["roc"]) == 10
-    values = curves("regression", np.arange(300.0), np.arange(300.0) + 1, 1, (), points=100)["residuals"]
+    values = curves("regression", np.arange(300.0), np.arange(300.0) + 1, Rule(), (), points=100)["residuals"]
     assert set(values["residual"]) == {-1.0}
     assert sum(values["histogram"]["rows"]) == 300
