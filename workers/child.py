@@ -32,6 +32,7 @@ KINDS = {
     "train": "workers.jobs.train",
     "compress": "workers.jobs.compress",
     "evaluate": "workers.jobs.evaluate",
+    "reproduce": "workers.jobs.reproduce",
     "import": "workers.jobs.import_model",
 }
 # Imported by a waiting child, slowest first, so that the job itself starts at once.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,23 @@ class Part:
         return len(self.y)
 
 
+class WholeRows(Protocol):
+    """Training rows that do not fit memory, in groups."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def y(self) -> Array:
+        """Of all rows, [N], as a `Part` has it, in the order of the groups."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each group."""
+
+    def read(self, at: int) -> Part:
+        """One group."""
+
+
 @dataclass(frozen=True, slots=True)
 class LearningData:
     """All that a family learns from. Test rows are not here."""
@@ -62,6 +79,7 @@ class LearningData:
     threads: int = 1
     device: str = "cpu"
     metric: str = ""  # the main one
+    whole: WholeRows | None = None  # all training rows, where `train` holds some of them
 
     @property
     def task(self) -> Task:

@@ -9,7 +9,6 @@ router = APIRouter(include_in_schema=False)
 # (methods, path, what it would be)
 PARTS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("GET", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"), "/api/v1/uploads{rest:path}", "resumable uploads (tus)"),
-    (("POST",), "/api/v1/models/{model}/versions/{version}/reproduce", "reproducing a training"),
     (("POST",), "/api/v1/endpoints/{name}/promote", "promotion of a canary"),
     (("POST",), "/api/v1/endpoints/{name}/rollback", "rollback"),
     (("POST",), "/api/v1/endpoints/{name}/explain", "explanations"),

@@ -9,7 +9,7 @@ from app.registry.session import ReadSession, WriteSession
 from app.services.deploy_version import check_deploy
 from app.specs.clean import check_clean, named_by_clean
 from app.specs.families import Family, family
-from app.specs.jobs import CompressSpec, EvaluateSpec, SubmittedSpec, TrainSpec, parse_dataset
+from app.specs.jobs import CompressSpec, EvaluateSpec, ReproduceSpec, SubmittedSpec, TrainSpec, parse_dataset
 from app.specs.mapping import check_judging
 
 
@@ -31,6 +31,8 @@ class SpecChecker:
         except NotFound as error:
             raise InvalidSpec.at("version", msg=error.detail, type="not_found") from None
         own = version.lineage["dataset"]
+        if isinstance(spec, ReproduceSpec):
+            return await self._check_own(spec, own)
         _check_given(spec, trained=own is not None)
         if own is not None and isinstance(spec, CompressSpec):
             return await self._check_own(spec, own)
@@ -46,12 +48,15 @@ class SpecChecker:
         _check_columns(data, spec)
         return spec.after
 
-    async def _check_own(self, spec: CompressSpec, own: str) -> list[str]:
-        """Of a version that was trained here: is the data of its training still there?"""
+    async def _check_own(self, spec: CompressSpec | ReproduceSpec, own: str | None) -> list[str]:
+        """Of what needs the data of the version's training: is it still there?"""
+        if own is None:
+            msg = f"'{spec.model}@{spec.version}' was imported; there is no training that could be repeated"
+            raise InvalidSpec.at("version", msg=msg)
         try:
             await self._dataset(own)
         except NotFound as error:
-            msg = f"compression is measured on the version's own data, but {error.detail}"
+            msg = f"a {spec.kind} job needs the data that the version was trained on, but {error.detail}"
             raise InvalidSpec.at("version", msg=msg, type="not_found") from None
         return spec.after
 

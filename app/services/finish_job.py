@@ -106,10 +106,10 @@ async def _finish_compress(
     return {**result, "model": model, "version": number, "variants": variants}
 
 
-async def _finish_evaluate(
+async def _finish_report(
     _session: WriteSession, lease: Lease, result: dict[str, Any], _files: Sequence[StoredFile]
 ) -> dict[str, Any]:
-    """The report is the job's result; nothing of the version changes."""
+    """What the job found is its result; nothing of the version changes."""
     return {"model": lease.spec["model"], "version": lease.spec["version"], **result}
 
 
@@ -117,7 +117,8 @@ _FINISHERS = {
     "ingest": _finish_ingest,
     "train": _finish_train,
     "compress": _finish_compress,
-    "evaluate": _finish_evaluate,
+    "evaluate": _finish_report,
+    "reproduce": _finish_report,
     "import": _finish_import,
 }
 _SIGNERS = {"train": sign_version, "import": sign_version, "compress": sign_variants}

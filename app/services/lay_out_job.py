@@ -10,6 +10,7 @@ from app.core.jobs import Lease
 from app.core.resources import StoredFile
 from app.registry.datasets import DatasetReader
 from app.registry.files import files_of
+from app.registry.jobs import JobReader
 from app.registry.models import ModelReader
 from app.registry.session import ReadSession
 from app.services.keep_files import lay_out
@@ -26,6 +27,7 @@ async def lay_out_job(platform: Platform, lease: Lease, folder: Path, threads: i
     try:
         async with platform.database.read() as session:
             files = await _inputs(session, lease)
+            spec = lease.spec | await _trained(session, lease)
     except NotFound as error:
         raise InvalidData(f"an input of this job was deleted: {error.detail}") from error
     for name in ("input", "output", "checkpoint"):
@@ -38,7 +40,7 @@ async def lay_out_job(platform: Platform, lease: Lease, folder: Path, threads: i
         "id": lease.job_id,
         "kind": lease.kind,
         "attempt": lease.attempt,
-        "spec": {**lease.spec, "limits": limits},
+        "spec": {**spec, "limits": limits},
     }
     await asyncio.to_thread((folder / "job.json").write_text, json.dumps(job))
 
@@ -54,6 +56,14 @@ async def _inputs(session: ReadSession, lease: Lease) -> list[StoredFile]:
     model = [StoredFile(f"model/{file.path}", file.sha256, file.bytes) for file in version.files]
     data = lease.spec.get("dataset") or version.lineage["dataset"]
     return model + await _dataset(session, data, (DATA_FILE, PROFILE_FILE), "dataset/")
+
+
+async def _trained(session: ReadSession, lease: Lease) -> dict[str, Any]:
+    """What a reproduction needs beside files: the spec of the training."""
+    if lease.kind != "reproduce":
+        return {}
+    version = await ModelReader(session).version(lease.spec["model"], lease.spec["version"])
+    return {"trained": (await JobReader(session).get(version.lineage["job"])).spec}
 
 
 async def _dataset(session: ReadSession, ref: str, wanted: tuple[str, ...], prefix: str) -> list[StoredFile]:

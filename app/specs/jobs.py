@@ -44,7 +44,10 @@ class OptimizerSpec(Spec):
     name: Annotated[
         Literal["adamw", "adam", "sgd", "lion"], Field(description="lion: takes a third to a tenth of adamw's rate")
     ] = "adamw"
-    lr: Annotated[float, Field(gt=0, le=10, description="peak learning rate")] = 0.001
+    lr: Annotated[
+        Annotated[float, Field(gt=0, le=10)] | Literal["auto"],
+        Field(description="peak learning rate; auto: found by a range test before the first epoch"),
+    ] = 0.001
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1, description="sgd only")] = 0.9
 
@@ -77,6 +80,15 @@ class EarlyStoppingSpec(Spec):
     min_delta: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
+class FreezeSpec(Spec):
+    """Weights that do not learn, for some epochs or at all; their norms and dropout act as in evaluation."""
+
+    layers: Annotated[
+        list[str], Field(min_length=1, max_length=1000, description="beginnings of weights' names, such as `stem`")
+    ]
+    epochs: Annotated[int | None, Field(ge=1, le=100_000, description="then all learn together; null: never")] = None
+
+
 class TrainingSpec(Spec):
     """The training loop. Families without a loop use `seed` and `early_stopping` alone."""
 
@@ -87,7 +99,7 @@ class TrainingSpec(Spec):
     early_stopping: EarlyStoppingSpec | None = EarlyStoppingSpec()
     gradient_clip: Annotated[float | None, Field(gt=0, le=1e6, description="norm; null: off")] = 1.0
     accumulate: Annotated[int, Field(ge=1, le=1024, description="batches per optimizer step")] = 1
-    precision: Literal["32", "bf16"] = "32"
+    precision: Annotated[Literal["32", "bf16", "fp16"], Field(description="of the products; fp16 needs CUDA")] = "32"
     label_smoothing: Annotated[
         float, Field(ge=0, lt=1, description="share of a label that is spread over all classes")
     ] = 0.0
@@ -95,6 +107,11 @@ class TrainingSpec(Spec):
         float | None,
         Field(ge=0.5, lt=1, description="keep a moving average of the weights of this decay, such as 0.999; null: off"),
     ] = None
+    swa: Annotated[
+        float | None,
+        Field(gt=0, lt=1, description="keep the mean of the weights of all epochs after this share of them; null: off"),
+    ] = None
+    freeze: FreezeSpec | None = None
     augment: Annotated[AugmentSpec | None, Field(description="families of pictures only")] = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     checkpoint_every_s: Annotated[float, Field(ge=0, le=86_400, description="0: after every epoch")] = 30.0
@@ -191,9 +208,11 @@ class TrainSpec(JobSpec):
         if self.training.augment is not None and chosen.data != "image":
             msg = f"'{chosen.name}' learns from {chosen.data} data; augment is for families of pictures"
             raise InvalidSpec.at("training", "augment", msg=msg)
-        for name in ("label_smoothing", "ema"):
+        for name in ("label_smoothing", "ema", "swa", "freeze"):
             if getattr(self.training, name) and not chosen.loop:
                 raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")
+        if self.training.ema and self.training.swa:
+            raise InvalidSpec.at("training", "swa", msg="ema averages weights already; leave one of them out")
         if self.training.label_smoothing and self.task == "regression":
             raise InvalidSpec.at("training", "label_smoothing", msg="values have no labels to smooth; leave it out")
 
@@ -226,6 +245,19 @@ class EvaluateSpec(JobSpec):
     mapping: Annotated[Mapping | None, Field(description="for imported versions only")] = None
 
 
+class ReproduceSpec(JobSpec):
+    """Train a version anew from its own spec and data, and compare: rows, graph, answers, metrics, environment.
+
+    The job's result is the comparison; no version is made. Its `verdict` is `identical` (the same graph, or the same
+    answers to all test rows), `equivalent` (the same test rows, and every metric within the 95 % interval of the
+    version's) or `different`.
+    """
+
+    kind: Literal["reproduce"]
+    model: Name
+    version: VersionNumber
+
+
 class IngestSpec(JobSpec):
     """Parse and profile an uploaded file; queued by the platform when data is uploaded."""
 
@@ -251,7 +283,9 @@ class ImportSpec(JobSpec):
     metadata: ImportMetadata = ImportMetadata()
 
 
-SubmittedSpec = TrainSpec | CompressSpec | EvaluateSpec
-SUBMITTED: dict[str, type[SubmittedSpec]] = {"train": TrainSpec, "compress": CompressSpec, "evaluate": EvaluateSpec}
+SubmittedSpec = TrainSpec | CompressSpec | EvaluateSpec | ReproduceSpec
+SUBMITTED: dict[str, type[SubmittedSpec]] = {
+    "train": TrainSpec, "compress": CompressSpec, "evaluate": EvaluateSpec, "reproduce": ReproduceSpec,
+}  # fmt: skip
 AnyJobSpec = Annotated[SubmittedSpec, Field(discriminator="kind")]
 NOT_BUILT_KINDS = frozenset({"tune", "explain", "ensemble", "predict"})

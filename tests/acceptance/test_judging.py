@@ -199,3 +199,27 @@ class TestTrained:
         platform.upload("other", b"a,b\n" + b"1,2\n" * 20)
         answer = refused(platform, kind="evaluate", dataset="other@1", **spec)
         check_problem(answer, 422, "invalid_spec", ["dataset"])
+
+
+class TestReproduced:
+    def test_the_same_model_comes_out(self, platform: Platform, trained: dict[str, Any]) -> None:
+        """Byte for byte, and no version is made of it."""
+        job = platform.call("POST", "/api/v1/models/own/versions/1/reproduce", 202)
+        assert (job["kind"], job["spec"]["model"], job["spec"]["version"]) == ("reproduce", "own", 1)
+        found = platform.wait(job["id"], "succeeded")["result"]
+        assert (found["verdict"], found["same_split"], found["same_graph"]) == ("identical", True, True)
+        assert {name: metric["now"] for name, metric in found["metrics"].items()} == trained["metrics"]
+        assert len(platform.call("GET", "/api/v1/models/own/versions")["items"]) == 1
+
+    def test_an_imported_version_has_no_training(self, platform: Platform) -> None:
+        answer = platform.client.post("/api/v1/models/foreign/versions/1/reproduce")
+        check_problem(answer, 422, "invalid_spec", ["version"])
+        assert "imported" in answer.json()["detail"]
+
+    def test_it_needs_its_data(self, platform: Platform) -> None:
+        platform.upload("brief", breast_cancer_csv())
+        spec = {"kind": "train", "task": "classification", "target": "diagnosis", "family": "linear"}
+        ended(platform, model="brief", dataset="brief@1", **spec)
+        platform.call("DELETE", "/api/v1/datasets/brief/versions/1?detach=true", 204)
+        answer = refused(platform, kind="reproduce", model="brief", version=1)
+        check_problem(answer, 422, "invalid_spec", ["version"])

@@ -277,7 +277,6 @@ class TestKeys:
         ("PATCH", "/api/v1/uploads/some-id"),
         ("HEAD", "/api/v1/uploads/some-id"),
         ("DELETE", "/api/v1/uploads/some-id"),
-        ("POST", "/api/v1/models/gbdt/versions/1/reproduce"),
         ("POST", "/api/v1/endpoints/gbdt/promote"),
         ("POST", "/api/v1/endpoints/gbdt/rollback"),
         ("POST", "/api/v1/endpoints/gbdt/explain"),

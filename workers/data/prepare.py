@@ -15,13 +15,24 @@ from app.core.signature import Column, Signature, Tensor
 from app.specs.clean import DropOutliers
 from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
 from app.specs.families import family
-from app.specs.jobs import TrainSpec
+from app.specs.jobs import Resources, TrainSpec
 from workers.context import JobContext
 from workers.data.division import Grouped
 from workers.data.images import choose_format, decode_all
+from workers.data.large import (
+    Large,
+    RowStream,
+    among_held,
+    divide_large,
+    held_rows,
+    is_large,
+    load_parts,
+    read_rows,
+    with_gaps,
+)
 from workers.data.outliers import without_outliers
 from workers.data.slices import slice_labels
-from workers.data.splits import Division, Split, divide_rows, load_split
+from workers.data.splits import Division, Split, divide_rows, group_codes, load_split
 from workers.data.tables import (
     Notes,
     check_columns,
@@ -65,6 +76,19 @@ class Prepared:
     split: Split
     notes: Notes
     closer: Closer = field(default_factory=Closer)
+    large: Large | None = None
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows of each part, in memory or not."""
+        return (self.split if self.large is None else self.large.split).sizes()
+
+    def save_split(self, path: Path) -> None:
+        """Which row is in which part, and in which fold it was held out."""
+        if self.large is not None:
+            self.large.save(path)
+        else:
+            self.split.save(self.row_ids, path, self.closer.folds)
 
     def part(self, name: str) -> tuple[dict[str, Array], Array]:
         """Inputs and target of `train`, `validation` or `test`."""
@@ -75,13 +99,14 @@ class Prepared:
         """What a family may see: training and validation rows."""
         train, y_train = self.part("train")
         validation, y_validation = self.part("validation")
-        standard = Standard()
+        standard, whole = Standard(), None if self.large is None else self.large.train
         if spec.task == "regression":
-            standard = Standard.of(y_train)
+            standard = Standard.of(y_train if whole is None else whole.y)
             y_train, y_validation = standard.shrink(y_train), standard.shrink(y_validation)
+            whole = whole and replace(whole, y=standard.shrink(whole.y))
         return LearningData(
             self.signature, Part(train, y_train), Part(validation, y_validation), standard, spec.training,
-            threads, device,
+            threads, device, whole=whole,
         )  # fmt: skip
 
 
@@ -96,6 +121,8 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     notes = Notes()
     if wanted.data == "image":
         return _prepare_images(job, spec, folder, notes)
+    if wanted.data == "tabular" and is_large(profile, spec.resources.memory_mb):
+        return _prepare_large(spec, folder / DATA_FILE, profile, notes)
     frame = pl.read_parquet(folder / DATA_FILE)
     check_columns(frame, spec)
     frame = clean_rows(frame, spec, notes)
@@ -118,6 +145,29 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
         _warn_of_repeats(rows_of_columns(frame, used), split, notes)
     row_ids = frame[ROW_ID].to_numpy()
     return Prepared(signature, table_inputs(frame, signature), target.y, row_ids, split, notes, closer)
+
+
+def _prepare_large(spec: TrainSpec, path: Path, profile: Mapping[str, Any], notes: Notes) -> Prepared:
+    """Rows that are held of a table that does not fit memory, and where the others are."""
+    for name in ("folds", "learning_curve"):
+        if getattr(spec.evaluation, name):
+            msg = "this table is too large for further fits in resources.memory_mb; raise it, or leave this out"
+            raise InvalidData.at("evaluation", name, msg=msg)
+    divided = divide_large(path, spec, profile, notes)
+    held = held_rows(divided.split, profile, spec.resources.memory_mb)
+    positions, split = among_held(held)
+    frame = read_rows(path, positions)
+    columns, inputs = choose_columns(frame, {c["name"]: c["type"] for c in profile["columns"]}, spec, notes)
+    target = Target(divided.target_of(positions), divided.classes)
+    signature = _signature(spec, with_gaps(columns, profile), inputs, target)
+    notes.warnings += [*split.lacks(target.classes, target.y), divided.told(held)]
+    rows = divided.split.train
+    groups = group_codes(frame[spec.split.group]) if spec.split.group is not None else None
+    closer = Closer(slices={name: slice_labels(frame[name]) for name in spec.evaluation.slices}, groups=groups)
+    return Prepared(
+        signature, table_inputs(frame, signature), target.y, positions, split, notes, closer=closer,
+        large=Large(divided.split, RowStream(path, signature, rows, divided.target_of(rows))),
+    )  # fmt: skip
 
 
 def _divides_by(frame: pl.DataFrame, spec: TrainSpec) -> pl.Series | None:
@@ -210,7 +260,13 @@ def reload(job: JobContext, signature: Signature, split_file: Path) -> Prepared:
     """The rows of an existing version again, from its signature, its saved split and its data set."""
     path = job.input / "dataset" / DATA_FILE
     fmt = signature.image
-    table = pl.read_parquet(path) if fmt is None else read_image_table(path)
+    profile = json.loads((path.parent / PROFILE_FILE).read_text(encoding="utf-8"))
+    memory_mb = Resources.model_validate(job.spec.get("resources", {})).memory_mb
+    if profile["kind"] == "tabular" and is_large(profile, memory_mb):
+        positions, _ = among_held(held_rows(load_parts(split_file), profile, memory_mb))
+        table = read_rows(path, positions)
+    else:
+        table = pl.read_parquet(path) if fmt is None else read_image_table(path)
     missing = [c.name for c in signature.columns if fmt is None and c.name not in table.columns]
     missing += [name for name in (signature.target, ROW_ID) if name not in table.columns]
     if missing:

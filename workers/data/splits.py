@@ -18,7 +18,7 @@ from workers.data.values import as_text
 from workers.learning import Array
 
 MIN_ROWS = 10
-_PARTS = ("train", "validation", "test")
+PARTS = ("train", "validation", "test")
 _GIVEN = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test", "testing": "test",
@@ -36,7 +36,7 @@ class Split:
 
     def sizes(self) -> dict[str, int]:
         """Rows of each part."""
-        return {name: len(getattr(self, name)) for name in _PARTS}
+        return {name: len(getattr(self, name)) for name in PARTS}
 
     def lacks(self, classes: Sequence[str], y: Array) -> list[str]:
         """What has to be said of classes without a row in some part."""
@@ -54,7 +54,7 @@ class Split:
         for number, fold in enumerate(folds, 1):
             held[fold.test] = number
         parts = []
-        for name in _PARTS:
+        for name in PARTS:
             rows = getattr(self, name)
             parts.append(pl.DataFrame({ROW_ID: row_ids[rows], "part": name, "fold": held[rows]}))
         saved = pl.concat(parts)
@@ -66,7 +66,7 @@ def load_split(path: Path, row_ids: Array) -> Split:
     saved = pl.read_parquet(path)
     at = pl.DataFrame({ROW_ID: row_ids, "position": np.arange(len(row_ids))})
     joined = saved.join(at, on=ROW_ID, how="inner", maintain_order="left")
-    parts = {name: joined.filter(pl.col("part") == name)["position"].to_numpy().astype(np.int64) for name in _PARTS}
+    parts = {name: joined.filter(pl.col("part") == name)["position"].to_numpy().astype(np.int64) for name in PARTS}
     return Split(**parts, method="saved")
 
 
@@ -137,7 +137,7 @@ def divide_rows(
         if method == "column":
             split = _named_parts(by, spec, divider)
         else:
-            divider = Grouped(_groups(by), strata, spec.seed) if method == "group" else Ordered(_times(by))
+            divider = Grouped(group_codes(by), strata, spec.seed) if method == "group" else Ordered(_times(by))
     elif spec.method == "auto" and given is not None:
         split = _follow(given, spec, divider)
     if split is None:
@@ -155,7 +155,7 @@ def divide_rows(
 def _follow(given: Sequence[str | None], spec: SplitSpec, divider: Divider) -> Split | None:
     """The data set's own division. Without a test part its validation part is the test, so that none is tuned on."""
     named = np.asarray([_GIVEN.get((name or "").strip().lower(), "") for name in given])
-    rows: dict[str, Rows] = {part: np.flatnonzero(named == part) for part in _PARTS}
+    rows: dict[str, Rows] = {part: np.flatnonzero(named == part) for part in PARTS}
     if (named == "").any() or not len(rows["train"]):
         return None
     if not len(rows["test"]):
@@ -181,10 +181,10 @@ def _named_parts(by: pl.Series, spec: SplitSpec, divider: Divider) -> Split:
     return replace(split, method="column")
 
 
-def _groups(by: pl.Series) -> Array:
+def group_codes(by: pl.Series) -> Array:
     """The group of each row, int64 [N]."""
     codes: Array = np.unique(np.asarray(as_text(by).to_list(), object), return_inverse=True)[1]
-    if (count := int(codes.max()) + 1) < len(_PARTS):
+    if (count := int(codes.max()) + 1) < len(PARTS):
         msg = f"'{by.name}' has {count} group{'s' * (count > 1)}, and each part needs one; name a column with more"
         raise _bad_column("group", msg)
     return codes
@@ -197,7 +197,7 @@ def _times(by: pl.Series) -> Array:
         msg = f"'{by.name}' holds no dates or numbers, but {examples}; write dates as 2024-03-01 or 2024-03-01T10:30:00"
         raise _bad_column("time", msg)
     times = by.to_physical().to_numpy()
-    if (count := len(np.unique(times))) < len(_PARTS):
+    if (count := len(np.unique(times))) < len(PARTS):
         msg = f"'{by.name}' has {count} different time{'s' * (count > 1)}, and each part needs one; name another column"
         raise _bad_column("time", msg)
     return times

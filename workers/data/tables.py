@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from app.core.errors import InvalidData, InvalidSpec
+from app.core.errors import InvalidData, InvalidInput, InvalidSpec
 from app.core.signature import Column, ColumnType, Signature, Tensor
 from app.specs.clean import DropDuplicates, DropMissing, FilterRows, named_by_clean
 from app.specs.data import ROW_ID
@@ -152,7 +152,7 @@ def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFra
     kept = present(frame, [spec.target])
     notes.counts["missing_target"] = len(frame) - len(kept)
     if not len(kept):
-        raise InvalidData.at("target", msg=f"every value of '{spec.target}' is missing; choose another target")
+        raise no_target(spec.target)
     for i, step in enumerate(spec.clean):
         before = len(kept)
         if isinstance(step, DropDuplicates):
@@ -168,6 +168,11 @@ def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFra
             continue  # outliers are left out of training rows, once they are known
         notes.counts[step.step] = notes.counts.get(step.step, 0) + before - len(kept)
     return kept
+
+
+def no_target(name: str) -> InvalidInput:
+    """InvalidData for a target without any value."""
+    return InvalidData.at("target", msg=f"every value of '{name}' is missing; choose another target")
 
 
 def present(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:

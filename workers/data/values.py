@@ -95,10 +95,12 @@ def read_target(column: pl.Series, task: Task, classes: tuple[str, ...] = (), *,
             message = f"'{name}' has values beyond 3.4e38, which a prediction cannot hold; divide it by a constant"
             raise InvalidData.at("target", msg=message)
         return Target(values)
-    text = as_text(column)
-    classes = classes or check_classes(text, name)
+    distinct = column.unique()  # each is read once, however many rows there are
+    labels = as_text(distinct)
+    classes = classes or check_classes(labels, name)
     index = {label: i for i, label in enumerate(classes)}
-    return Target(np.asarray([index.get(label, -1) for label in text.to_list()], np.int64), classes)
+    codes = pl.Series([index.get(label, -1) for label in labels.to_list()], dtype=pl.Int64)
+    return Target(column.replace_strict(distinct, codes, return_dtype=pl.Int64).to_numpy(), classes)
 
 
 def check_classes(labels: pl.Series, name: str = "") -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from workers.export.trees import Ensemble
 from workers.families.answers import answering_model
 from workers.families.boosting import EVERY, PATIENCE_FACTOR, Best
 from workers.families.encoding import TreeEncoder
-from workers.learning import Array, Inputs, LearningData
+from workers.learning import Array, Inputs, LearningData, WholeRows
 from workers.training.files import write_atomically
 
 _CHECKPOINT, _BEST = "gbdt.txt", "gbdt-best.json"  # LightGBM's own text format; the state of early stopping
@@ -32,12 +32,15 @@ class Gbdt:
     def fit(self, data: LearningData, job: JobContext) -> "FittedGbdt":
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
         encoder, x = TreeEncoder.learn(data, keep_missing=True)
-        train = lgb.Dataset(x, label=data.train.y, free_raw_data=False)
+        if data.whole is None:
+            train = lgb.Dataset(x, label=data.train.y, free_raw_data=False)
+        else:
+            train = lgb.Dataset(_Group.all_of(data.whole, encoder), label=data.whole.y)
         watched = train.create_valid(encoder.transform(data.validation.inputs), label=data.validation.y)
         total = self.params["n_estimators"]
-        before = _resume(job)
+        before = _resume(job) if data.whole is None else None  # LightGBM goes on with rows in memory alone
         done = before.current_iteration() if before else 0
-        best = Best.load(job.checkpoint / _BEST)
+        best = Best.load(job.checkpoint / _BEST) if before else Best()
         callbacks: list[Callable[..., Any]] = [_Watch(job, total, data.training.checkpoint_every_s, best)]
         stopping = data.training.early_stopping
         if stopping is not None:
@@ -100,6 +103,29 @@ class FittedGbdt:
     def facts(self) -> dict[str, Any]:
         """Boosting rounds that early stopping kept."""
         return {"rounds": self.rounds}
+
+
+class _Group(lgb.Sequence):
+    """A group of rows that do not fit memory, as LightGBM reads them: some for its bins, then all of them once."""
+
+    def __init__(self, whole: WholeRows, encoder: TreeEncoder, at: int, kept: dict[int, Array]) -> None:
+        self.whole, self.encoder, self.at, self.kept = whole, encoder, at, kept
+        self.batch_size = max(1, len(self))
+
+    @classmethod
+    def all_of(cls, whole: WholeRows, encoder: TreeEncoder) -> list["_Group"]:
+        """They keep one group's features among them, since groups are read one after another."""
+        kept: dict[int, Array] = {}
+        return [cls(whole, encoder, at, kept) for at in range(len(whole.sizes))]
+
+    def __len__(self) -> int:
+        return self.whole.sizes[self.at]
+
+    def __getitem__(self, rows: int | slice | list[int]) -> Array:
+        if self.at not in self.kept:
+            self.kept.clear()
+            self.kept[self.at] = self.encoder.transform(self.whole.read(self.at).inputs).astype(np.float64)
+        return self.kept[self.at][rows]
 
 
 def _table(root: dict[str, Any]) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """What networks over tables share: fitting, answering, exporting, and what an unseen category means to them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,10 +14,11 @@ from workers.context import JobContext
 from workers.export.graph import Graph
 from workers.families.answers import answering_model, answers_of
 from workers.families.encoding import DenseEncoder
-from workers.learning import Array, Inputs, LearningData, Part, rows_of
-from workers.training.batches import Tensors
+from workers.learning import Array, Inputs, LearningData, Part, WholeRows, rows_of
+from workers.training.batches import Tensors, Window, joined
 from workers.training.loop import train
 
+_GROUPS = 8  # groups of streamed rows that are shuffled together
 _BATCH = 2048  # rows of one prediction: attention needs memory for each pair of columns
 
 
@@ -53,7 +55,8 @@ class NetworkFamily:
         outputs = 1 if regression else data.n_classes
         network = self.network(encoder, outputs, self.params, learn.inputs[0].numpy())
         loss: nn.Module = ColumnLoss() if regression else nn.CrossEntropyLoss()
-        facts = train(network, loss, learn, watch, data.training, job, data.threads, data.device)
+        rows = learn if data.whole is None else StreamedRows(data.whole, encoder)
+        facts = train(network, loss, rows, watch, data.training, job, data.threads, data.device)
         _settle_unseen(network.table, encoder, learn.inputs[1])
         weights = sum(p.numel() for p in network.parameters())
         return FittedNetwork(data, encoder, network, {**facts, "weights": weights})
@@ -86,6 +89,37 @@ class FittedNetwork:
     def facts(self) -> dict[str, Any]:
         """Epochs, the best one, and number of weights."""
         return self.fit_facts
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedRows:
+    """Training rows that are read while a network learns: some groups of them are shuffled together.
+
+    The groups of the next window are read by a thread meanwhile.
+    """
+
+    whole: WholeRows
+    encoder: DenseEncoder
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def windows(self, seed: int | None, epoch: int) -> Iterator[Window]:
+        """All rows once; seed and epoch draw the order of the groups, and that of the rows within a window."""
+        order = np.arange(len(self.whole.sizes))
+        if seed is not None:
+            np.random.default_rng([seed, epoch]).shuffle(order)
+        chosen = [order[at : at + _GROUPS] for at in range(0, len(order), _GROUPS)]
+        with ThreadPoolExecutor(1, "read-rows") as reader:
+            coming = reader.submit(self._read, chosen[0])
+            for number in range(len(chosen)):
+                rows = coming.result()
+                if number + 1 < len(chosen):
+                    coming = reader.submit(self._read, chosen[number + 1])
+                yield Window.shuffled(rows, seed, epoch * len(chosen) + number)
+
+    def _read(self, groups: Array) -> Tensors:
+        return joined([_tensors(self.encoder, self.whole.read(int(at))) for at in groups])
 
 
 class ColumnLoss(nn.Module):

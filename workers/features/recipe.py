@@ -19,7 +19,7 @@ from workers.families.base import Family, Fitted, load_family
 from workers.features import categories, combine, dates, numbers
 from workers.features.fitting import Fitting
 from workers.features.stage import KINDS, Kind, Stage, Table, doubles
-from workers.learning import Array, Inputs, LearningData, Part, rows_of, take
+from workers.learning import Array, Inputs, LearningData, Part, WholeRows, rows_of, take
 
 _BATCH = 8192
 _LARGEST = float(np.finfo(np.float32).max)
@@ -172,7 +172,36 @@ class WithRecipe:
         """Raises what the family raises, and InvalidSpec or InvalidData for a step that does not suit the data."""
         recipe, made = fit_recipe(self.steps, data)
         job.log(f"the recipe made {len(recipe.signature.columns)} columns of {len(recipe.raw.columns)}")
+        if data.whole is not None:
+            made = replace(made, whole=WholeBehind(recipe, data.whole, data.threads))
         return FittedWithRecipe(recipe, self.learner.fit(made, job), data.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBehind:
+    """Training rows that do not fit memory, as a recipe makes them; it was fitted on those that are held."""
+
+    recipe: Recipe
+    raw: WholeRows
+    threads: int
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @property
+    def y(self) -> Array:
+        """As it was."""
+        return self.raw.y
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """As they were."""
+        return self.raw.sizes
+
+    def read(self, at: int) -> Part:
+        """One group."""
+        part = self.raw.read(at)
+        return Part(self.recipe.transform(part.inputs, self.threads), part.y)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def run(job: JobContext) -> dict[str, Any]:
     device = choose_device(spec.resources.device, learner.devices)
     data = prepared.learning(spec, threads, device)
     data = replace(data, metric=next(iter(spec.metrics), default_metric(spec.task, data.n_classes)))
-    job.log(f"learning from {prepared.split.sizes()} rows, {len(prepared.signature.columns)} columns")
+    job.log(f"learning from {prepared.rows} rows, {len(prepared.signature.columns)} columns")
     job.progress(0.1, "training")
     positive = positive_class(prepared.y) if data.n_classes == 2 else 1  # noqa: PLR2004 - binary
     refits = Refits(job, spec, prepared, positive, threads, device)
@@ -138,7 +138,7 @@ class _Report:
     def write_files(self) -> None:
         """Signature, split, reference histograms and golden rows."""
         output, prepared = self.job.output, self.prepared
-        prepared.split.save(prepared.row_ids, output / SPLIT, prepared.closer.folds)
+        prepared.save_split(output / SPLIT)
         rows = take(prepared.inputs, prepared.split.train[:_SKETCH_ROWS])
         write_json(output / SKETCH, make_sketch(prepared.signature, rows, predict(self.session, rows)))
         golden = take(self.judge.inputs, slice(0, _GOLDEN_ROWS))
@@ -184,7 +184,7 @@ class _Report:
                 "method": self.prepared.split.method,
                 "column": spec.split.by and spec.split.by[1],
                 "seed": spec.split.seed,
-                "rows": self.prepared.split.sizes(),
+                "rows": self.prepared.rows,
                 "file": SPLIT,
             },
             "associations": found.columns,

@@ -7,8 +7,9 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,11 +21,17 @@ from torch.optim.swa_utils import AveragedModel
 from app.core.errors import InvalidSpec, MemoryExceeded
 from app.specs.jobs import TrainingSpec
 from workers.context import JobContext, Stopped
-from workers.training.batches import Batch, Batches, Change, Tensors
-from workers.training.optimizers import Plateau, make_optimizer, make_schedule
+from workers.training.averages import mean_of_epochs, moving_average
+from workers.training.batches import Batch, Batches, Change, Source, Tensors
+from workers.training.freezing import Freeze
+from workers.training.optimizers import Plateau, make_optimizer, make_schedule, rate_of
+from workers.training.range_test import find_rate
 
 _CHECKPOINT = "torch.ckpt"
 _EVALUATION_BATCH = 1024
+_PRECISIONS: Mapping[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"
+}  # fmt: skip
 _LOSS_EVERY = 20  # optimizer steps between points of the live loss curve
 
 
@@ -41,12 +48,16 @@ class _Learner(LightningModule):
         self.learning_loss = nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing) if spec.label_smoothing else loss
         self.average: AveragedModel | None = None
         if spec.ema is not None:
-            self.average = _moving_average(network, spec.ema)
+            self.average = moving_average(network, spec.ema)
+        elif spec.swa is not None:
+            self.average = mean_of_epochs(network)
 
     @property
     def judged(self) -> nn.Module:
-        """What validation rows judge and what is kept: the average of the weights, or the weights."""
-        return self.network if self.average is None else self.average.module
+        """What validation rows judge and what is kept: the weights, or their average once there is one."""
+        if self.average is None or not int(self.average.n_averaged):
+            return self.network
+        return self.average.module
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         inputs, y = batch
@@ -60,7 +71,12 @@ class _Learner(LightningModule):
 
     def optimizer_step(self, *args: Any, **more: Any) -> None:  # noqa: ANN401 - the hook's signature
         super().optimizer_step(*args, **more)
-        if self.average is not None:
+        if self.average is not None and self.spec.ema is not None:
+            self.average.update_parameters(self.network)
+
+    def on_validation_epoch_start(self) -> None:
+        late = self.spec.swa is not None and self.current_epoch >= self.spec.swa * self.spec.epochs
+        if self.average is not None and late:
             self.average.update_parameters(self.network)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
@@ -73,21 +89,10 @@ class _Learner(LightningModule):
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of many forms that Lightning takes
         spec, optimizer = self.spec, make_optimizer(self.network, self.spec)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = make_schedule(optimizer, spec.scheduler, spec.optimizer.lr, steps)
+        schedule = make_schedule(optimizer, spec.scheduler, rate_of(spec), steps)
         if schedule is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _moving_average(network: nn.Module, decay: float) -> AveragedModel:
-    """Weights and batch-norm statistics, averaged after each step; the first steps, which know little, weigh less."""
-
-    def blend(average: Tensor, now: Tensor, count: Tensor | int) -> Tensor:
-        if not average.is_floating_point():
-            return now
-        return torch.lerp(average, now, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
-
-    return AveragedModel(network, avg_fn=blend, use_buffers=True).requires_grad_(requires_grad=False)
 
 
 class _BestWeights(Callback):
@@ -168,7 +173,7 @@ def _save(trainer: Trainer, path: Path) -> None:
 
 
 def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
-    network: nn.Module, loss: nn.Module, data: Tensors, validation: Tensors, spec: TrainingSpec, job: JobContext,
+    network: nn.Module, loss: nn.Module, data: Source, validation: Tensors, spec: TrainingSpec, job: JobContext,
     threads: int, device: str, change: Change | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train `network` in place and leave it on the CPU, in evaluation mode, with its best weights.
@@ -177,7 +182,7 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
     its last whole epoch.
 
     Args:
-        network: maps the tensors of `data.inputs` to logits [N, K] or values [N, 1].
+        network: maps the input tensors of `data` to logits [N, K] or values [N, 1].
         loss: of the network's answers and `y`.
         data: training rows.
         validation: rows for early stopping.
@@ -189,16 +194,19 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
 
     Returns:
         Facts for the model card: epochs run, the best one and its validation loss; the epoch that diverged, if one did;
-        the size of batches, if it had to be halved.
+        the size of batches, if it had to be halved; the learning rate, if it was to be found.
 
     Raises:
         Stopped: the job was asked to stop; its checkpoint holds the last whole epoch.
-        InvalidSpec: the loss was not finite before any epoch was good.
+        InvalidSpec: the loss was not finite before any epoch was good; a layer is not there; fp16 on a CPU.
         MemoryExceeded: a single row does not fit the device's memory.
     """
     torch.set_num_threads(threads)
+    if spec.precision == "fp16" and device == "cpu":
+        raise InvalidSpec.at("training", "precision", msg="this worker trains on a CPU, which has no fp16; use bf16")
     first, rng = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    evaluation, now = max(spec.batch_size, _EVALUATION_BATCH), spec
+    found = _with_rate(network, loss, Batches(data, spec.batch_size, spec.seed, change), spec, job, device)
+    evaluation, now = max(spec.batch_size, _EVALUATION_BATCH), found
     while True:
         learner = _Learner(network, loss, now, job)
         rows = Batches(data, now.batch_size, now.seed, change), Batches(validation, evaluation)
@@ -210,9 +218,22 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
         now, evaluation = _halve(now, device, job), max(1, evaluation // 2)
         network.cpu().load_state_dict(first)
         torch.set_rng_state(rng)
-    if now is not spec:
+    if found is not spec:
+        facts["lr"] = found.optimizer.lr
+    if now is not found:
         facts |= {"batch_size": now.batch_size, "accumulate": now.accumulate}
     return facts
+
+
+def _with_rate(
+    network: nn.Module, loss: nn.Module, batches: Batches, spec: TrainingSpec, job: JobContext, device: str
+) -> TrainingSpec:  # fmt: skip
+    """The spec with a learning rate in place of `auto`."""
+    if spec.optimizer.lr != "auto":
+        return spec
+    rate = find_rate(network, loss, batches, spec, job, device)
+    job.log(f"the range test found a learning rate of {rate:.3g}")
+    return spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"lr": rate})})
 
 
 def _halve(spec: TrainingSpec, device: str, job: JobContext) -> TrainingSpec:
@@ -234,7 +255,8 @@ def _fit(learner: _Learner, rows: Batches, validation: Batches, device: str) -> 
     best, watch = _BestWeights(), _Watch(job, spec)
     resume, facts = job.checkpoint / _CHECKPOINT, {}  # type: Path, dict[str, Any]
     with _quiet():
-        trainer = _trainer(spec, job, [best, *_rules(spec), watch], device)
+        frozen = [] if spec.freeze is None else [Freeze(learner.network, spec.freeze)]
+        trainer = _trainer(spec, job, [best, *_rules(spec), *frozen, watch], device)
         rows.epoch = lambda: trainer.current_epoch
         try:
             trainer.fit(learner, rows, validation, ckpt_path=resume if resume.exists() else None, weights_only=True)
@@ -262,7 +284,7 @@ def _rules(spec: TrainingSpec) -> list[Callback]:
 def _trainer(spec: TrainingSpec, job: JobContext, callbacks: list[Callback], device: str) -> Trainer:
     return Trainer(
         max_epochs=spec.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, callbacks=callbacks,
-        precision="bf16-mixed" if spec.precision == "bf16" else "32-true",
+        precision=_PRECISIONS[spec.precision],
         gradient_clip_val=spec.gradient_clip,
         accumulate_grad_batches=spec.accumulate, logger=False, enable_checkpointing=False,
         enable_progress_bar=False,

@@ -53,12 +53,19 @@ class Lion(Optimizer):
         return loss
 
 
+def rate_of(spec: TrainingSpec) -> float:
+    """The peak learning rate. ValueError if it is still to be found."""
+    if spec.optimizer.lr == "auto":
+        raise ValueError("the range test comes before the optimizer")
+    return spec.optimizer.lr
+
+
 def make_optimizer(network: nn.Module, spec: TrainingSpec) -> Optimizer:
     """Weight decay acts on matrices and filters, not on biases and norms."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": spec.optimizer.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    lr = spec.optimizer.lr
+    lr = rate_of(spec)
     match spec.optimizer.name:
         case "sgd":
             return torch.optim.SGD(groups, lr=lr, momentum=spec.optimizer.momentum)

@@ -39,8 +39,9 @@ from app.gateway.upload import Form, receive_upload
 from app.registry.jobs import JobReader
 from app.registry.models import ModelReader, ModelWriter
 from app.services.import_model import import_model
+from app.services.submit_job import submit_job
 from app.specs.base import Name, field_error
-from app.specs.jobs import ImportMetadata, parse_dataset
+from app.specs.jobs import ImportMetadata, ReproduceSpec, parse_dataset
 
 router = APIRouter(prefix="/api/v1", tags=["models"])
 MAX_DATA_FILES = 1000
@@ -183,6 +184,27 @@ async def card(model: str, version: VersionPath, state: GatewayDep, _: Reader) -
     if file is None:
         raise NotFound(f"'{model}@{version}' has no card")
     return await read_json(state.platform, file)
+
+
+@router.post(
+    "/models/{model}/versions/{version}/reproduce",
+    status_code=202,
+    operation_id="model_versions_reproduce",
+    responses=responses(404, 409),
+)
+async def reproduce(
+    model: str, version: VersionPath, request: Request, response: Response, state: GatewayDep, caller: Trainer,
+    key: IdempotencyKey,
+) -> JobOut:  # fmt: skip
+    """Train a version anew, in a job whose result says how like it the new model is; no version is made."""
+    found = await _version(state, model, version)
+    async with state.platform.database.read() as session:
+        trained = (await JobReader(session).get(str(found.lineage["job"]))).spec
+    limits = {name: trained[name] for name in ("resources", "timeout_s") if name in trained}
+    spec = ReproduceSpec.model_validate({"kind": "reproduce", "model": model, "version": version, **limits})
+    job = await submit_job(state.platform, only_once(caller, key, request, {"version": version}), spec)
+    response.headers["location"] = f"/api/v1/jobs/{job.id}"
+    return JobOut.of(job)
 
 
 @router.delete(

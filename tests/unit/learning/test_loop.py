@@ -16,8 +16,8 @@ from torch import nn
 from app.core.errors import InvalidSpec, MemoryExceeded
 from app.specs.jobs import SchedulerSpec, TrainingSpec
 from workers.jobs import train
+from workers.training.averages import mean_of_epochs, moving_average
 from workers.training.batches import Batches, Tensors
-from workers.training.loop import _moving_average
 from workers.training.loop import train as train_network
 from workers.training.optimizers import Lion, Plateau, make_schedule
 
@@ -168,7 +168,7 @@ def test_a_plateau_lowers_the_rate():
 
 def test_the_average_has_the_statistics_of_batch_norm_too():
     network = nn.BatchNorm1d(1)
-    average = _moving_average(network, 0.5)
+    average = moving_average(network, 0.5)
     for value in (4.0, 8.0, 16.0):
         for tensor in (network.weight.data, network.running_mean):
             tensor.fill_(value)  # type: ignore[union-attr]  # there are statistics
@@ -197,3 +197,82 @@ def test_smoothed_labels_make_modest_answers(make_job: Callable[..., Any], mixed
         fit(make_job(mixed, name=name), network, label_smoothing=smoothing, epochs=20)
         tops.append(float(network(torch.randn(50, 2)).softmax(dim=1).amax(dim=1).mean().detach()))
     assert tops[1] < tops[0] - 0.05
+
+
+def test_the_mean_of_epochs_weighs_all_the_same() -> None:
+    network = Small()
+    average = mean_of_epochs(network)
+    seen = []
+    for value in (1.0, 4.0, 7.0):
+        with torch.no_grad():
+            for weight in [*network.parameters(), network.layers[1].running_mean]:  # type: ignore[list-item]  # a buffer
+                weight.fill_(value)
+        average.update_parameters(network)
+        seen.append(value)
+    assert torch.allclose(average.module.layers[0].weight, torch.tensor(sum(seen) / 3))
+    assert torch.allclose(average.module.layers[1].running_mean, torch.tensor(sum(seen) / 3))
+
+
+def test_late_epochs_are_judged_and_kept_as_their_mean(make_job: Callable[..., Any], mixed: pl.DataFrame):
+    """Of five epochs the last three; the rate is so high that single epochs jump about."""
+    spec = {
+        "epochs": 5,
+        "optimizer": {"name": "sgd", "lr": 0.5},
+        "scheduler": {"name": "constant"},
+        "early_stopping": None,
+    }
+    plain, meant = Small(), Small()
+    fit(make_job(mixed, name="plain"), plain, **spec)
+    facts = fit(make_job(mixed, name="meant"), meant, swa=0.4, **spec)
+    assert facts["validation_loss"] < 0.7
+    assert not torch.equal(plain.layers[0].weight, meant.layers[0].weight)  # type: ignore[arg-type]  # a tensor
+
+
+@pytest.mark.parametrize("epochs", [None, 2])
+def test_frozen_layers_keep_their_weights(make_job: Callable[..., Any], mixed: pl.DataFrame, epochs: int | None):
+    network, before = Small(), Small().state_dict()
+    fit(make_job(mixed), network, freeze={"layers": ["layers.0", "layers.1"], "epochs": epochs}, early_stopping=None)
+    same = {name: torch.equal(value, before[name]) for name, value in network.state_dict().items()}
+    assert not same["layers.3.weight"]
+    names = "layers.0.weight", "layers.1.weight", "layers.1.running_mean"
+    assert {name: same[name] for name in names} == dict.fromkeys(names, epochs is None)
+
+
+@pytest.mark.parametrize(("layers", "told"), [(["layers.7"], "layers.0"), (["layers"], "nothing could learn")])
+def test_what_cannot_be_frozen_is_named(
+    make_job: Callable[..., Any], mixed: pl.DataFrame, layers: list[str], told: str
+):
+    with pytest.raises(InvalidSpec, match=told) as caught:
+        fit(make_job(mixed), Small(), freeze={"layers": layers})
+    assert caught.value.errors[0].loc[:3] == ("training", "freeze", "layers")
+
+
+def test_a_range_test_finds_a_rate_that_learns(make_job: Callable[..., Any], mixed: pl.DataFrame):
+    """The same twice, and the network starts as if there had been none."""
+    found = []
+    for name in ("once", "again"):
+        job = make_job(mixed, name=name)
+        facts = fit(job, Small(), optimizer={"lr": "auto"}, epochs=8)
+        curve = [e["value"] for e in job.seen if e["event"] == "metric" and e["name"] == "range_test_loss"]
+        assert len(curve) > 30
+        found.append((facts["lr"], facts["validation_loss"]))
+    assert found[0] == found[1]
+    assert 1e-4 < found[0][0] < 0.5
+    assert found[0][1] < 0.5
+    job = make_job(mixed, name="given")
+    assert fit(job, Small(), optimizer={"lr": found[0][0]}, epochs=8)["validation_loss"] == found[0][1]
+
+
+def test_fp16_needs_a_gpu(make_job: Callable[..., Any], mixed: pl.DataFrame):
+    with pytest.raises(InvalidSpec, match="bf16") as caught:
+        fit(make_job(mixed), Small(), precision="fp16")
+    assert caught.value.errors[0].loc == ("training", "precision")
+
+
+@pytest.mark.gpu
+def test_fp16_learns_on_a_gpu(make_job: Callable[..., Any], mixed: pl.DataFrame):
+    rows = Tensors((torch.randn(256, 2, generator=torch.Generator().manual_seed(1)),), torch.arange(256) % 2)
+    rows = Tensors(rows.inputs, (rows.inputs[0][:, 0] > 0).long())
+    spec = TrainingSpec.model_validate({"epochs": 10, "batch_size": 32, "precision": "fp16", "optimizer": {"lr": 0.02}})
+    facts = train_network(Small(), nn.CrossEntropyLoss(), rows, rows, spec, make_job(mixed), 1, "cuda")
+    assert facts["validation_loss"] < 0.4

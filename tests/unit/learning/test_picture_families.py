@@ -86,6 +86,8 @@ def test_networks_that_pictures_are_too_small_for(name: str, params: dict[str, A
         ({"family": "resnet", "task": "regression"}, ("task",)),
         ({"family": "mlp", "training": {"augment": {"flip": True}}}, ("training", "augment")),
         ({"family": "gbdt", "training": {"ema": 0.99}}, ("training", "ema")),
+        ({"family": "gbdt", "training": {"freeze": {"layers": ["a"]}}}, ("training", "freeze")),
+        ({"family": "mlp", "training": {"ema": 0.99, "swa": 0.5}}, ("training", "swa")),
         ({"family": "linear", "training": {"label_smoothing": 0.1}}, ("training", "label_smoothing")),
         (
             {"family": "mlp", "task": "regression", "training": {"label_smoothing": 0.1}},

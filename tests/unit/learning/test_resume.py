@@ -78,6 +78,14 @@ def test_lion_and_a_plateau_resume(make_job: MakeJob, mixed: pl.DataFrame):
     _same_when_resumed(make_job, mixed, family="mlp", training=training, limits={"threads": 1}, **SPEC)
 
 
+def test_frozen_layers_and_the_mean_of_late_epochs_resume(make_job: MakeJob, mixed: pl.DataFrame):
+    training = {
+        "epochs": 6, "batch_size": 128, "checkpoint_every_s": 0, "swa": 0.3, "optimizer": {"lr": "auto"},
+        "freeze": {"layers": ["table"], "epochs": 4},
+    }  # fmt: skip
+    _same_when_resumed(make_job, mixed, family="mlp", training=training, limits={"threads": 1}, **SPEC)
+
+
 def _same_when_resumed(make_job: MakeJob, frame: pl.DataFrame, **spec: Any) -> None:
     whole = make_job(frame, name="whole", **spec)
     train.run(whole)

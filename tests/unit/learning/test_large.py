@@ -1,0 +1,183 @@
+"""Tables that would not fit the job's memory: rows are held in part, and training rows are streamed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import polars as pl
+import pytest
+
+from app.core.errors import InvalidData
+from app.specs.jobs import TrainSpec
+from workers.context import Stopped
+from workers.data.prepare import Prepared, prepare
+from workers.families.encoding import DenseEncoder
+from workers.families.network import StreamedRows
+from workers.jobs import compress, train
+from workers.training.batches import Batches
+
+MakeJob = Callable[..., Any]
+ROWS, NUMBERS = 60_000, 140
+GBDT = {"family": "gbdt", "params": {"n_estimators": 5}, "training": {"early_stopping": None}, "limits": {"threads": 2}}
+MLP = {
+    "family": "mlp", "params": {"hidden": [16]}, "limits": {"threads": 1},
+    "training": {"epochs": 2, "batch_size": 1000, "checkpoint_every_s": 0, "optimizer": {"lr": 0.01}},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def wide() -> pl.DataFrame:
+    """Numbers and a category, of which some make the answer; row 11, which no part holds, misses `n3`."""
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((ROWS, NUMBERS), dtype=np.float32).astype(np.float64)
+    kind = rng.integers(0, 3, ROWS)
+    yes = x[:, 0] + x[:, 1] + kind - 1 + rng.normal(0, 0.5, ROWS) > 0
+    frame = pl.DataFrame(x, schema=[f"n{at}" for at in range(NUMBERS)])
+    return frame.with_columns(
+        pl.when(pl.int_range(pl.len()) == 11).then(None).otherwise(pl.col("n3")).alias("n3"),
+        age=pl.Series(rng.integers(0, 9, ROWS)),
+        kind=pl.Series(np.asarray(["low", "mid", "high"])[kind]),
+        target=pl.Series(np.where(yes, "yes", "no")),
+    )
+
+
+@pytest.fixture
+def large(make_job: MakeJob, wide: pl.DataFrame) -> MakeJob:
+    """A job over the table in row groups of 7,000, with the least memory that a job may have."""
+
+    def make(memory_mb: int = 256, **spec: Any) -> Any:
+        job = make_job(wide, resources={"memory_mb": memory_mb}, **spec)
+        path = job.input / "dataset" / "data.parquet"
+        pl.read_parquet(path).write_parquet(path, row_group_size=7000)
+        return job
+
+    return make
+
+
+def _prepared(job: Any) -> Prepared:
+    return prepare(job, TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"}).check_family())
+
+
+def test_every_row_is_in_a_part_and_some_are_held(large: MakeJob, wide: pl.DataFrame):
+    prepared = _prepared(large(family="gbdt"))
+    whole, held = prepared.rows, prepared.split.sizes()
+    assert whole == {"train": 42_000, "validation": 6_000, "test": 12_000}
+    assert all(1000 <= held[part] < whole[part] for part in whole)
+    assert prepared.inputs["numeric"].shape == (sum(held.values()), NUMBERS + 1)
+    at = prepared.row_ids[prepared.split.test[7]]
+    row, inputs = wide.row(int(at), named=True), prepared.inputs
+    assert inputs["numeric"][prepared.split.test[7], 1] == np.float32(row["n1"])
+    assert inputs["categorical"][prepared.split.test[7], 0] == row["kind"]
+    assert [c.name for c in prepared.signature.columns if c.nullable] == ["n3"]
+    assert 11 not in prepared.row_ids
+
+
+def test_each_training_row_is_read_once_an_epoch_in_an_order_of_its_own(large: MakeJob, wide: pl.DataFrame):
+    job = large(family="mlp", target="n0", task="regression")
+    prepared = _prepared(job)
+    data = prepared.learning(TrainSpec.model_validate(job.spec), 1, "cpu")
+    assert data.whole is not None
+    batches = Batches(StreamedRows(data.whole, DenseEncoder.fit(data)), 999, seed=3)
+    epochs = []
+    for epoch in (0, 0, 1):
+        batches.epoch = lambda epoch=epoch: epoch
+        seen = [batch[1].numpy() for batch in batches]
+        assert [len(y) for y in seen] == [999] * 42 + [42]
+        epochs.append(data.standard.restore(np.concatenate(seen)))
+    assert epochs[0].tolist() == epochs[1].tolist() != epochs[2].tolist()
+    assert prepared.large is not None
+    there = np.sort(wide["n0"].to_numpy()[prepared.large.split.train])
+    for found in epochs:
+        assert np.abs(np.sort(found) - there).max() < 1e-5
+
+
+def test_trees_are_those_that_memory_would_have_grown(large: MakeJob):
+    """But for what a category is worth, which the rows in memory say."""
+    answers = []
+    for memory_mb in (256, 4000):
+        job = large(memory_mb, **GBDT, name=f"with-{memory_mb}")
+        result = train.run(job)
+        assert result["metrics"]["roc_auc"] > 0.85
+        card = json.loads((job.output / "card.json").read_text())
+        assert card["split"]["rows"]["train"] == 42_000
+        assert any("resources.memory_mb" in warning for warning in card["warnings"]) == (memory_mb == 256)
+        saved = pl.read_parquet(job.output / "split.parquet")
+        assert (len(saved), saved["__row_id"].n_unique()) == (ROWS, ROWS)
+        session = ort.InferenceSession(job.output / "model.onnx", providers=["CPUExecutionProvider"])
+        rng = np.random.default_rng(0)
+        rows = {
+            "numeric": rng.standard_normal((500, NUMBERS + 1), dtype=np.float32),
+            "categorical": rng.choice(["low", "mid", "high"], (500, 1)).astype(object),
+        }
+        answers.append(session.run(None, rows)[0])
+    assert np.abs(answers[0] - answers[1]).max() < 0.02
+    assert (answers[0].argmax(axis=1) == answers[1].argmax(axis=1)).mean() > 0.97
+
+
+def test_a_network_resumes_to_the_very_same_weights_and_is_compressed(large: MakeJob):
+    straight = large(**MLP, name="straight")
+    assert train.run(straight)["metrics"]["roc_auc"] > 0.9
+    broken = large(**MLP, name="broken")
+    emit = type(broken).checkpointed
+
+    def stop(job: Any) -> None:
+        emit(job)
+        job.stop.set()
+
+    broken.__class__ = type("Stopping", (type(broken),), {"checkpointed": stop})
+    with pytest.raises(Stopped):
+        train.run(broken)
+    again = large(**MLP, name="again")
+    shutil.copytree(broken.checkpoint, again.checkpoint)
+    train.run(again)
+    assert (again.output / "model.onnx").read_bytes() == (straight.output / "model.onnx").read_bytes()
+
+    later = large(name="later", kind="compress")
+    later.spec = {"kind": "compress", "model": "m", "version": 1, "resources": {"memory_mb": 256}}
+    shutil.copytree(straight.output, later.input / "model")
+    (variant,) = compress.run(later)["variants"]
+    assert variant["name"] == "int8"
+    assert variant["metrics"]["roc_auc"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("spec", "where"),
+    [
+        ({"evaluation": {"folds": 3}}, ("evaluation", "folds")),
+        ({"evaluation": {"learning_curve": True}}, ("evaluation", "learning_curve")),
+        ({"clean": [{"step": "drop_outliers"}]}, ("clean", 0, "step")),
+    ],
+)
+def test_what_needs_all_rows_in_memory_is_refused(large: MakeJob, spec: dict[str, Any], where: tuple[str, ...]):
+    with pytest.raises(InvalidData, match="raise it") as caught:
+        train.run(large(**GBDT | spec))
+    assert caught.value.errors[0].loc == where
+
+
+def test_rows_are_cleaned_as_in_memory(large: MakeJob, wide: pl.DataFrame):
+    clean = [
+        {"step": "drop_missing", "columns": ["n3"]}, {"step": "filter", "where": "age < 8"}, {"step": "drop_duplicates"}
+    ]  # fmt: skip
+    features = {"drop": [f"n{at}" for at in range(NUMBERS)]}
+    old = len(wide.filter(pl.col("age") >= 8, pl.col("n3").is_not_null()))
+    kinds = wide.filter(pl.col("age") < 8).select("age", "kind", "target").n_unique()
+    counts = []
+    for memory_mb in (256, 4000):
+        prepared = _prepared(large(memory_mb, family="gbdt", clean=clean, features=features, name=f"m{memory_mb}"))
+        counts.append((prepared.notes.counts, prepared.rows))
+    assert counts[0] == counts[1]
+    duplicates = ROWS - 1 - old - kinds
+    assert counts[0][0] == {"missing_target": 0, "drop_missing": 1, "filter": old, "drop_duplicates": duplicates}
+
+
+def test_every_row_goes_through_the_recipe(large: MakeJob):
+    steps = [{"step": "scale", "method": "yeo_johnson", "columns": ["n0", "n1"]}, {"step": "one_hot"},
+             {"step": "select", "by": "f", "k": 5}]  # fmt: skip
+    job = large(**GBDT, features={"steps": steps})
+    result = train.run(job)
+    assert result["metrics"]["roc_auc"] > 0.9
+    card = json.loads((job.output / "card.json").read_text())
+    assert card["fit"]["recipe"]["steps"][-1]["columns_after"] == 8
