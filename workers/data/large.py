@@ -5,9 +5,9 @@ evenly spaced rows of each part, as many as memory allows. A family that reads `
 training row, a row group of the Parquet file at a time; any other learns from the training rows that are held.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.core.errors import InvalidData
+from app.core.errors import InvalidSpec
 from app.core.signature import Column, Signature
-from app.specs.clean import DropMissing, DropOutliers, FilterRows
+from app.specs.clean import DropDuplicates, DropMissing, FilterRows
 from app.specs.data import ROW_ID
 from app.specs.jobs import TrainSpec
 from workers.data.splits import PARTS, Split, divide_rows
 from workers.data.sql import rows_where
-from workers.data.tables import Notes, check_columns, no_target, present, table_inputs
+from workers.data.tables import Notes, check_columns, no_target, present, table_inputs, true_for_no_row
 from workers.data.values import read_target
 from workers.learning import Array, Part
 
@@ -193,41 +193,34 @@ def _clean(path: Path, spec: TrainSpec, profile: Mapping[str, Any], notes: Notes
         if isinstance(step, DropMissing):
             keep &= _present(path, step.columns)
         elif isinstance(step, FilterRows):
-            keep &= _where(path, step.where, ("clean", i, "where"))
+            keep &= _kept(path, None, partial(rows_where, predicate=step.where, where=("clean", i, "where")))
             if not keep.any():
-                raise InvalidData.at("clean", i, "where", msg="is true for no row; correct the predicate")
-        elif isinstance(step, DropOutliers):
-            msg = "this table is too large for outliers in resources.memory_mb; raise it, or leave this out"
-            raise InvalidData.at("clean", i, "step", msg=msg)
-        else:
+                raise true_for_no_row(i)
+        elif isinstance(step, DropDuplicates):
             names = [c["name"] for c in profile["columns"] if c["name"] not in spec.features.drop]
             rows = np.flatnonzero(keep)
             keep[:] = False
             keep[rows[_first_distinct(path, names, rows)]] = True
+        else:
+            msg = "outliers are looked for in memory, which this table does not fit; raise resources.memory_mb"
+            raise InvalidSpec.at("clean", i, "step", msg=msg)
         notes.counts[step.step] = notes.counts.get(step.step, 0) + before - int(keep.sum())
     return np.flatnonzero(keep)
 
 
 def _present(path: Path, names: list[str]) -> npt.NDArray[np.bool_]:
     """Whether no value of the named columns is missing, for each row of the file."""
-    found = []
-    with pq.ParquetFile(path) as file:
-        for group in range(file.metadata.num_row_groups):
-            frame = _frame(file, group, names).with_row_index("")
-            mask = np.zeros(len(frame), bool)
-            mask[present(frame, names)[""].to_numpy()] = True
-            found.append(mask)
-    return np.concatenate(found)
+    return _kept(path, names, partial(present, names=names))
 
 
-def _where(path: Path, predicate: str, loc: tuple[str | int, ...]) -> npt.NDArray[np.bool_]:
-    """For which rows of the file an SQL predicate is true."""
-    found = []
+def _kept(path: Path, names: list[str] | None, choose: Callable[[pl.DataFrame], pl.DataFrame]) -> npt.NDArray[np.bool_]:
+    """Whether `choose` keeps a row, for each row of the file; it sees a row group's named columns, or all."""
+    mask = np.zeros(pq.read_metadata(path).num_rows, bool)
     with pq.ParquetFile(path) as file:
         for group in range(file.metadata.num_row_groups):
-            frame = _frame(file, group, None)
-            found.append(frame[ROW_ID].is_in(rows_where(frame, predicate, loc)[ROW_ID].implode()).to_numpy())
-    return np.concatenate(found)
+            frame = _frame(file, group, None if names is None else [ROW_ID, *names])
+            mask[choose(frame)[ROW_ID].to_numpy()] = True
+    return mask
 
 
 def _first_distinct(path: Path, names: list[str], rows: Rows) -> npt.NDArray[np.bool_]:

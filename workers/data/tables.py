@@ -161,7 +161,7 @@ def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFra
         elif isinstance(step, FilterRows):
             kept = rows_where(kept, step.where, ("clean", i, "where"))
             if not len(kept):
-                raise InvalidData.at("clean", i, "where", msg="is true for no row; correct the predicate")
+                raise true_for_no_row(i)
         elif isinstance(step, DropMissing):
             kept = present(kept, step.columns)
         else:
@@ -173,6 +173,11 @@ def clean_rows(frame: pl.DataFrame, spec: TrainSpec, notes: Notes) -> pl.DataFra
 def no_target(name: str) -> InvalidInput:
     """InvalidData for a target without any value."""
     return InvalidData.at("target", msg=f"every value of '{name}' is missing; choose another target")
+
+
+def true_for_no_row(step: int) -> InvalidInput:
+    """InvalidData for a filter that keeps nothing."""
+    return InvalidData.at("clean", step, "where", msg="is true for no row; correct the predicate")
 
 
 def present(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 
 from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Signature, Tensor
@@ -48,11 +49,18 @@ class Recipe:
 
     def transform(self, inputs: Inputs, threads: int) -> dict[str, Array]:
         """Raw tensors to those that the family knows, by the nodes that are served."""
+        return self.run(self.session(threads), inputs)
+
+    def session(self, threads: int) -> ort.InferenceSession:
+        """The recipe alone, for `run`."""
         graph = Graph()
         for name, value in self._nodes(graph).items():
             graph.add("Identity", value, output=f"made {name}")
         outputs = [replace(tensor, name=f"made {tensor.name}") for tensor in self.signature.inputs]
-        session = open_session(graph.model(self.raw.inputs, outputs).SerializeToString(), threads)
+        return open_session(graph.model(self.raw.inputs, outputs).SerializeToString(), threads)
+
+    def run(self, session: ort.InferenceSession, inputs: Inputs) -> dict[str, Array]:
+        """Raw tensors to those that the family knows."""
         parts = [
             session.run(None, take(inputs, slice(start, start + _BATCH))) for start in range(0, rows_of(inputs), _BATCH)
         ]
@@ -116,7 +124,35 @@ def fit_recipe(steps: Sequence[FeatureStep], data: LearningData) -> tuple[Recipe
     signature = replace(raw, inputs=tuple(t for t in inputs if t.shape[1]), columns=train.signature_columns())
     parts = [Part(_inputs(table), y) for table, y in ((train, data.train.y), (validation, data.validation.y))]
     recipe = Recipe(raw, signature, tuple(stages), tuple(report))
-    return recipe, replace(data, signature=signature, train=parts[0], validation=parts[1])
+    whole = data.whole and _Made(data.whole, recipe, recipe.session(data.threads))
+    return recipe, replace(data, signature=signature, train=parts[0], validation=parts[1], whole=whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Training rows that do not fit memory, as the recipe makes them."""
+
+    rows: WholeRows
+    recipe: Recipe
+    session: ort.InferenceSession
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def y(self) -> Array:
+        """As before."""
+        return self.rows.y
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """As before."""
+        return self.rows.sizes
+
+    def read(self, at: int) -> Part:
+        """One group, through the recipe."""
+        part = self.rows.read(at)
+        return Part(self.recipe.run(self.session, part.inputs), part.y)
 
 
 def _fit(step: FeatureStep, on: Fitting) -> Made:
@@ -172,36 +208,7 @@ class WithRecipe:
         """Raises what the family raises, and InvalidSpec or InvalidData for a step that does not suit the data."""
         recipe, made = fit_recipe(self.steps, data)
         job.log(f"the recipe made {len(recipe.signature.columns)} columns of {len(recipe.raw.columns)}")
-        if data.whole is not None:
-            made = replace(made, whole=WholeBehind(recipe, data.whole, data.threads))
         return FittedWithRecipe(recipe, self.learner.fit(made, job), data.threads)
-
-
-@dataclass(frozen=True, slots=True)
-class WholeBehind:
-    """Training rows that do not fit memory, as a recipe makes them; it was fitted on those that are held."""
-
-    recipe: Recipe
-    raw: WholeRows
-    threads: int
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    @property
-    def y(self) -> Array:
-        """As it was."""
-        return self.raw.y
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """As they were."""
-        return self.raw.sizes
-
-    def read(self, at: int) -> Part:
-        """One group."""
-        part = self.raw.read(at)
-        return Part(self.recipe.transform(part.inputs, self.threads), part.y)
 
 
 @dataclass(frozen=True, slots=True)
