@@ -5,7 +5,6 @@ from torch import nn
 
 from app.core.errors import InvalidSpec
 from app.specs.jobs import FreezeSpec
-from workers.data.findings import listed
 
 
 class Freeze(Callback):
@@ -17,7 +16,7 @@ class Freeze(Callback):
         for at, layer in enumerate(spec.layers):
             if not any(_within(name, layer) for name in names):
                 known = list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
-                msg = f"no weight's name begins with '{layer}'; there are {listed(known, 20)}"
+                msg = f"no weight's name begins with '{layer}'; there are {', '.join(known[:20])}"
                 raise InvalidSpec.at("training", "freeze", "layers", at, msg=msg)
         self.spec, self.network = spec, network
         self.frozen = [p for name, p in network.named_parameters() if self._covers(name)]
