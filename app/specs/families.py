@@ -166,7 +166,7 @@ class Family:
 
     `implementation` is `module:attribute`, imported by the job child alone; it satisfies
     `workers.families.base.Family`. With `loop` it learns by `workers.training.loop`, and so takes `label_smoothing` and
-    `ema`; families of pictures take `augment`.
+    `ema`; those of pictures and of texts take `augment`.
     """
 
     name: str

@@ -129,7 +129,7 @@ class TrainingSpec(Spec):
         float | None,
         Field(ge=0.5, lt=1, description="keep a moving average of the weights of this decay, such as 0.999; null: off"),
     ] = None
-    augment: Annotated[AugmentSpec | None, Field(description="families of pictures only")] = None
+    augment: Annotated[AugmentSpec | None, Field(description="networks over pictures and texts only")] = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     checkpoint_every_s: Annotated[float, Field(ge=0, le=86_400, description="0: after every epoch")] = 30.0
 
@@ -222,9 +222,13 @@ class TrainSpec(JobSpec):
 
     def _check_loop(self, chosen: Family) -> None:
         """InvalidSpec names an option of the training loop that family or task cannot follow."""
-        if self.training.augment is not None and chosen.data != "image":
-            msg = f"'{chosen.name}' learns from {chosen.data} data; augment is for families of pictures"
+        augment = self.training.augment
+        if augment is not None and (chosen.data == "tabular" or not chosen.loop):
+            msg = f"'{chosen.name}' learns from {chosen.data} data; augment is for networks over pictures and texts"
             raise InvalidSpec.at("training", "augment", msg=msg)
+        for name in augment.unfit(chosen.data) if augment is not None else ():
+            msg = f"'{chosen.name}' learns from {chosen.data} data, which has no {name}; leave it out"
+            raise InvalidSpec.at("training", "augment", name, msg=msg)
         for name in ("label_smoothing", "ema"):
             if getattr(self.training, name) and not chosen.loop:
                 raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")

@@ -64,9 +64,15 @@ class Graph:
 
     def model(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> onnx.ModelProto:
         """The checked model. Variable axes are named, the first one `batch`."""
+        known = [  # onnx knows no Tokenizer, and its shape inference crashes on a LabelEncoder of unknown type
+            helper.make_tensor_value_info(node.output[0], TensorProto.STRING, [None] * 3)
+            for node in self._nodes
+            if node.op_type == "Tokenizer"
+        ]
         graph = helper.make_graph(
-            self._nodes, "model", [_value_info(t) for t in inputs], [_value_info(t) for t in outputs], self._constants
-        )
+            self._nodes, "model", [_value_info(t) for t in inputs], [_value_info(t) for t in outputs], self._constants,
+            value_info=known,
+        )  # fmt: skip
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)]
         if any(node.domain == ORT for node in self._nodes):
             opsets.append(helper.make_opsetid(ORT, 1))

@@ -1,0 +1,111 @@
+"""What networks over texts share: tokens, fitting, answering, and exporting with the tokens' nodes in front."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from workers.context import JobContext
+from workers.export.graph import Graph
+from workers.families.answers import answering_model, answers_of
+from workers.families.network import ColumnLoss
+from workers.families.vocabulary import BEGIN, PADDING, SPECIAL, UNKNOWN, Vocabulary
+from workers.learning import Array, Inputs, LearningData, Part
+from workers.training.batches import Tensors
+from workers.training.loop import train
+from workers.training.token_augment import TokenAugment
+
+_BATCH = 256
+
+
+class TokenNetwork(nn.Module):
+    """Tokens int64 [N, L], zeros last, to logits or a value [N, outputs]. Padding must not change an answer."""
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """The answer, from tokens as they are."""
+        raise NotImplementedError
+
+    def to_nodes(self, graph: Graph, tokens: str) -> str:
+        """The same as nodes."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The answer, without work for columns in which the batch has padding alone."""
+        return self.score(tokens[:, : int((tokens != PADDING).sum(dim=1).max())])
+
+
+class TextNetworkFamily:
+    """A family whose models are one kind of network over tokens; a subclass names it."""
+
+    devices = ("cpu", "cuda")
+    network: Callable[[int, int, Mapping[str, Any]], TokenNetwork]  # (known tokens, outputs, params)
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self.params = params
+
+    def fit(self, data: LearningData, job: JobContext) -> "FittedText":
+        """Learn words, then train with early stopping on the validation loss; resumes from the job's checkpoint.
+
+        Raises:
+            InvalidData: no word is in enough training rows.
+            Stopped: the job was asked to stop.
+        """
+        vocabulary = Vocabulary.learn(data.train.inputs["text"], self.params)
+        learn, watch = _tensors(vocabulary, data.train), _tensors(vocabulary, data.validation)
+        regression = data.task == "regression"
+        torch.manual_seed(data.training.seed)
+        network = type(self).network(vocabulary.size, 1 if regression else data.n_classes, self.params)
+        loss: nn.Module = ColumnLoss() if regression else nn.CrossEntropyLoss()
+        change, asked = None, data.training.augment
+        if asked is not None:
+            change = TokenAugment(asked, padding=PADDING, unknown=UNKNOWN, begin=BEGIN)
+        facts = train(network, loss, learn, watch, data.training, job, data.threads, data.device, change)
+        return FittedText(data, vocabulary, network, facts | _about(vocabulary, learn.inputs[0], network))
+
+
+@dataclass(frozen=True, slots=True)
+class FittedText:
+    """A trained network in evaluation mode."""
+
+    data: LearningData
+    vocabulary: Vocabulary
+    network: TokenNetwork
+    fit_facts: dict[str, Any]
+
+    def predict(self, inputs: Inputs) -> Array:
+        """Probabilities [N, K] or values [N]."""
+        tokens = torch.from_numpy(self.vocabulary.transform(inputs["text"]))
+        with torch.inference_mode():
+            scores = torch.cat([self.network(batch) for batch in tokens.split(_BATCH)])
+        return answers_of(self.data, np.asarray(scores.numpy()))
+
+    def to_onnx(self) -> onnx.ModelProto:
+        """Tokens and the network over them."""
+        graph = Graph()
+        score = self.network.to_nodes(graph, self.vocabulary.to_nodes(graph))
+        return answering_model(graph, score, self.data, self.data.n_classes)
+
+    def facts(self) -> dict[str, Any]:
+        """Epochs, the best one, words, how much of a row is read, and number of weights."""
+        return self.fit_facts
+
+
+def _tensors(vocabulary: Vocabulary, part: Part) -> Tensors:
+    y = torch.from_numpy(part.y)
+    tokens = torch.from_numpy(vocabulary.transform(part.inputs["text"]))
+    return Tensors((tokens,), y.float() if y.is_floating_point() else y)
+
+
+def _about(vocabulary: Vocabulary, tokens: Tensor, network: nn.Module) -> dict[str, Any]:
+    read = int((tokens != PADDING).sum())
+    return {
+        "words": vocabulary.size - SPECIAL,
+        "unknown_words": round(float((tokens == UNKNOWN).sum()) / max(1, read), 4),
+        "tokens_read_of_a_row": vocabulary.max_tokens,
+        "characters_read_of_a_text": vocabulary.max_characters,
+        "weights": sum(p.numel() for p in network.parameters()),
+    }
