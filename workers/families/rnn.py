@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from workers.export.graph import Graph
 from workers.families.network import numbers
-from workers.families.sequences import TextNetworkFamily, TokenNetwork
+from workers.families.sequences import TextNetworkFamily, TokenNetwork, word_table
 from workers.families.token_nodes import embedded_nodes, linear_nodes, mask_nodes
 from workers.families.vocabulary import PADDING
 from workers.learning import Array
@@ -27,7 +27,7 @@ class Network(TokenNetwork):
     def __init__(self, tokens: int, outputs: int, params: Mapping[str, Any]) -> None:
         super().__init__()
         self.cell, both, deep = params["cell"], params["bidirectional"], params["depth"] > 1
-        self.table = nn.Embedding(tokens, params["width"], padding_idx=PADDING)
+        self.table = word_table(tokens, params["width"])
         self.cells = _CELLS[self.cell](
             params["width"], params["units"], params["depth"], batch_first=True, bidirectional=both,
             dropout=params["dropout"] if deep else 0.0,
@@ -57,7 +57,9 @@ class Network(TokenNetwork):
         said = graph.add("Transpose", said, perm=[1, 0, 2])
         present = graph.add("Unsqueeze", mask, graph.constant([2], np.int64))
         said = graph.add("Mul", said, present)
-        sunk = graph.add("Mul", graph.add("Sub", present, graph.constant(1, np.float32)), graph.constant(_LOW, np.float32))
+        sunk = graph.add(
+            "Mul", graph.add("Sub", present, graph.constant(1, np.float32)), graph.constant(_LOW, np.float32)
+        )
         mean = graph.add("Div", graph.add("ReduceSum", said, time, keepdims=0), length)
         most = graph.add("ReduceMax", graph.add("Add", said, sunk), time, keepdims=0)
         return linear_nodes(graph, self.last, graph.add("Concat", mean, most, axis=1))

@@ -20,6 +20,7 @@ from workers.training.loop import train
 from workers.training.token_augment import TokenAugment
 
 _BATCH = 256
+_SPREAD = 0.1  # of embeddings at first; torch's 1 is more than a few epochs can change
 
 
 class TokenNetwork(nn.Module):
@@ -36,6 +37,14 @@ class TokenNetwork(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """The answer, without work for columns in which the batch has padding alone."""
         return self.score(tokens[:, : int((tokens != PADDING).sum(dim=1).max())])
+
+
+def word_table(tokens: int, width: int) -> nn.Embedding:
+    """Random embeddings of words, and zeros for the padding."""
+    table = nn.Embedding(tokens, width, padding_idx=PADDING)
+    with torch.no_grad():
+        table.weight.mul_(_SPREAD)
+    return table
 
 
 class TextNetworkFamily:

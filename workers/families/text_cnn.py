@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from workers.export.graph import Graph
 from workers.families.network import numbers
-from workers.families.sequences import TextNetworkFamily, TokenNetwork
+from workers.families.sequences import TextNetworkFamily, TokenNetwork, word_table
 from workers.families.token_nodes import embedded_nodes, linear_nodes, mask_nodes
 from workers.families.vocabulary import PADDING
 
@@ -27,7 +27,7 @@ class Network(TokenNetwork):
     def __init__(self, tokens: int, outputs: int, params: Mapping[str, Any]) -> None:
         super().__init__()
         width, filters, windows = params["width"], params["filters"], params["windows"]
-        self.table = nn.Embedding(tokens, width, padding_idx=PADDING)
+        self.table = word_table(tokens, width)
         self.filters = nn.ModuleList(nn.Conv1d(width, filters, window) for window in windows)
         self.dropout = nn.Dropout(params["dropout"])
         self.last = nn.Linear(filters * len(windows), outputs)
