@@ -168,7 +168,7 @@ class LimitSettings(BaseSettings):
     unpack_ratio: Annotated[int, Field(ge=2, description="unpacked size over packed size, above 1 MiB")] = 200
     archive_members: Annotated[int, Field(ge=1, description="files in an archive")] = 2_000_000
     image_megapixels: Annotated[float, Field(gt=0, description="size of one picture")] = 50.0
-    line_mb: Annotated[int, Field(ge=1, description="longest line of a text table, MiB")] = 8
+    line_mb: Annotated[int, Field(ge=1, description="longest line, and text file of an archive, MiB")] = 8
     ingest_memory_mb: Annotated[int, Field(ge=256, description="memory of the process that parses an upload, MiB")] = (
         4096
     )

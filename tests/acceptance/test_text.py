@@ -83,6 +83,24 @@ def test_the_api_describes_the_model(trained: Trained) -> None:
 
 
 @pytest.mark.usefixtures("opinions")
+def test_a_network_answers_raw_texts_as_it_did_in_training(trained: Trained) -> None:
+    spec = {
+        "kind": "train", "model": "read", "dataset": "opinions@1", "task": "classification", "target": "label",
+        "family": "rnn", "params": {"width": 16, "units": 16}, "deploy": {"endpoint": "read"},
+        "training": {"epochs": 8, "batch_size": 16, "optimizer": {"lr": 0.01}, "augment": {"token_dropout": 0.05}},
+    }  # fmt: skip
+    trained.platform.wait(trained.platform.submit(**spec)["id"], "succeeded")
+    wait_until(lambda: trained.platform.client.get("/v2/models/read/ready").is_success, 60, "the endpoint is loaded")
+    instances = [{"text": text} for text in ASKED]
+    together = trained.predict("read", instances)["predictions"]
+    assert [prediction["label"] for prediction in together] == list(ASKED.values())
+    for instance, among in zip(instances, together, strict=True):
+        (alone,) = trained.predict("read", [instance])["predictions"]
+        assert alone["probabilities"] == pytest.approx(among["probabilities"], abs=1e-5)
+    trained.platform.call("DELETE", "/api/v1/endpoints/read", 204)
+
+
+@pytest.mark.usefixtures("opinions")
 @pytest.mark.parametrize(
     ("changes", "loc", "word"),
     [

@@ -41,7 +41,7 @@ class Network(TokenNetwork):
         lengths = mask.sum(dim=1)  # [N, 1]
         x = self.dropout(self.table(tokens))
         packed = pack_padded_sequence(x, lengths[:, 0].cpu(), batch_first=True, enforce_sorted=False)
-        said, _ = pad_packed_sequence(self.cells(packed)[0], batch_first=True)  # zeros in the padding
+        said, _ = pad_packed_sequence(self.cells(packed)[0], batch_first=True, total_length=tokens.shape[1])
         found = [said.sum(dim=1) / lengths, said.masked_fill(~mask, -_LOW).amax(dim=1)]
         answer: Tensor = self.last(self.dropout(torch.cat(found, dim=1)))
         return answer
@@ -71,7 +71,7 @@ class Network(TokenNetwork):
         parts = [np.stack([self._gates(name) for name in both]) for both in names]
         weights = [*parts[:2], np.concatenate(parts[2:], axis=1)]
         constants = [graph.constant(weight, np.float32) for weight in weights]
-        more = {"linear_before_reset": 1} if self.cell == "gru" else {}
+        more: dict[str, Any] = {"linear_before_reset": 1} if self.cell == "gru" else {}
         said = graph.add(
             self.cell.upper(), x, *constants, lengths, hidden_size=self.cells.hidden_size,
             direction="bidirectional" if len(ways) > 1 else "forward", **more,

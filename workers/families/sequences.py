@@ -89,7 +89,7 @@ class FittedText:
         """Probabilities [N, K] or values [N]."""
         tokens = torch.from_numpy(self.vocabulary.transform(inputs["text"]))
         with torch.inference_mode():
-            scores = torch.cat([self.network(batch) for batch in tokens.split(_BATCH)])
+            scores = torch.cat([self.network(tokens[i : i + _BATCH]) for i in range(0, len(tokens), _BATCH)])
         return answers_of(self.data, np.asarray(scores.numpy()))
 
     def to_onnx(self) -> onnx.ModelProto:

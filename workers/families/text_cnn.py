@@ -28,6 +28,7 @@ class Network(TokenNetwork):
         super().__init__()
         width, filters, windows = params["width"], params["filters"], params["windows"]
         self.table = word_table(tokens, width)
+        self.windows = windows
         self.filters = nn.ModuleList(nn.Conv1d(width, filters, window) for window in windows)
         self.dropout = nn.Dropout(params["dropout"])
         self.last = nn.Linear(filters * len(windows), outputs)
@@ -37,8 +38,8 @@ class Network(TokenNetwork):
         x = self.dropout(self.table(tokens)).transpose(1, 2)  # [N, width, L]
         mask = (tokens != PADDING).to(x.dtype)[:, None]
         found = [
-            (torch.relu(layer(nn.functional.pad(x, (0, layer.kernel_size[0] - 1)))) * mask).amax(dim=2)
-            for layer in self.filters
+            (torch.relu(layer(nn.functional.pad(x, (0, window - 1)))) * mask).amax(dim=2)
+            for window, layer in zip(self.windows, self.filters, strict=True)
         ]
         answer: Tensor = self.last(self.dropout(torch.cat(found, dim=1)))
         return answer
@@ -48,9 +49,9 @@ class Network(TokenNetwork):
         x = graph.add("Transpose", embedded_nodes(graph, self.table, tokens), perm=[0, 2, 1])
         mask = graph.add("Unsqueeze", mask_nodes(graph, tokens), graph.constant([1], np.int64))
         found, axis = [], graph.constant([2], np.int64)
-        for layer in self.filters:
-            weights = [graph.constant(numbers(part), np.float32) for part in (layer.weight, layer.bias)]
-            answer = graph.add("Relu", graph.add("Conv", x, *weights, pads=[0, layer.kernel_size[0] - 1]))
+        for window, layer in zip(self.windows, self.filters, strict=True):
+            weights = [graph.constant(numbers(part), np.float32) for part in layer.parameters()]
+            answer = graph.add("Relu", graph.add("Conv", x, *weights, pads=[0, window - 1]))
             found.append(graph.add("ReduceMax", graph.add("Mul", answer, mask), axis, keepdims=0))
         joined = found[0] if len(found) == 1 else graph.add("Concat", *found, axis=1)
         return linear_nodes(graph, self.last, joined)

@@ -23,11 +23,12 @@ class Network(TokenNetwork):
     def __init__(self, tokens: int, outputs: int, params: Mapping[str, Any]) -> None:
         super().__init__()
         width, dropout = params["width"], params["dropout"]
+        exact: dict[str, Any] = {"attn_implementation": "eager"}  # fused, rows that are masked whole get nodes
         config = BertConfig(
             vocab_size=tokens, hidden_size=width, num_hidden_layers=params["depth"],
             num_attention_heads=params["heads"], intermediate_size=_FEED_FORWARD * width,
             max_position_embeddings=params["max_tokens"], type_vocab_size=1, pad_token_id=PADDING,
-            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, attn_implementation="eager",
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **exact,
         )  # fmt: skip
         self.encoder = BertModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(dropout)

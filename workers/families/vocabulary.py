@@ -15,7 +15,6 @@ from workers.learning import Array
 
 PADDING, UNKNOWN, BEGIN = 0, 1, 2  # nothing; a word that is not known; what each text begins with
 SPECIAL = 3  # known words are numbered from here
-_SHIFT = 1 << 20  # above every number of a token
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +65,24 @@ class Vocabulary:
 
     def transform(self, texts: Array) -> npt.NDArray[np.int64]:
         """Str objects [N, t] to the same tokens, as wide as the longest row."""
-        batches = list(run_nodes(self.to_nodes, texts, "INT64", 2))
-        widest = max((batch.shape[1] for batch in batches), default=1)
-        return np.concatenate(
-            [np.pad(batch, ((0, 0), (0, widest - batch.shape[1]))) for batch in batches]
-            or [np.zeros((0, widest), np.int64)]
-        )
+        batches = [batch[:, : _longest(batch)] for batch in run_nodes(self.to_nodes, texts, "INT64", 2)]
+        widest = max((batch.shape[1] for batch in batches), default=0)
+        padded = [np.pad(batch, ((0, 0), (0, widest - batch.shape[1]))) for batch in batches]
+        return np.concatenate([np.zeros((0, widest), np.int64), *padded])
+
+
+def _longest(tokens: Array) -> int:
+    return int((tokens != PADDING).sum(axis=1).max())
 
 
 def _joined(graph: Graph, rows: str) -> str:
     """Take the padding between texts out: tokens in their order, then zeros.
 
-    A token and its place, counted from the end, make one number; sorted, these give the tokens in their order.
+    A token's place is the number of tokens before it. Padding goes to the last place, which no token of that row has.
     """
-    ends = [graph.constant([value], np.int64) for value in (1, 2)]
-    width = graph.add("Slice", graph.add("Shape", rows), *ends)
-    length, none, down = graph.add("Squeeze", width), graph.constant(0, np.int64), graph.constant(-1, np.int64)
-    shift = graph.constant(_SHIFT, np.int64)
-    place = graph.add("Mul", graph.add("Range", length, none, down), shift)
-    filled = graph.add("Cast", graph.add("Greater", rows, none), to=TensorProto.INT64)
-    order = graph.add("Mul", filled, graph.add("Add", rows, place))
-    return graph.add("Mod", graph.add("TopK", order, width, axis=1), shift)
+    none, last = graph.constant(PADDING, np.int64), graph.constant(-1, np.int64)
+    filled = graph.add("Greater", rows, none)
+    count = graph.add("Cast", filled, to=TensorProto.INT64)
+    place = graph.add("CumSum", count, graph.constant(1, np.int64), exclusive=1)
+    target = graph.add("Where", filled, place, last)
+    return graph.add("ScatterElements", graph.add("Mul", rows, none), target, rows, axis=1)

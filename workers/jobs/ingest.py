@@ -112,7 +112,7 @@ class _Ingest:
                 entries = pictures.profile_pictures(self.target, writer, self.findings)
                 self.findings.details |= {"format": "idx" if idx else "folders", "duplicate_rows": writer.repeated}
                 return self._finish("image", writer.rows, entries)
-            if self.spec.format != "image" and not _ending(found, _TABLES) and text_files.are_texts(found):
+            if not _ending(found, _TABLES) and text_files.are_texts(found):
                 return self._texts(found)
             member = _only_table(found, self.findings)
             path = self.scratch / "member"

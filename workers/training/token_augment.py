@@ -45,8 +45,8 @@ class TokenAugment:
             free = ~drawn[:, place]
         none = torch.zeros((len(tokens), 1), dtype=torch.bool)
         first, second = torch.cat([drawn, none], dim=1), torch.cat([none, drawn], dim=1)
-        place = torch.arange(tokens.shape[1]) + first.to(torch.int64) - second.to(torch.int64)
-        return tokens.gather(1, place)
+        source = torch.arange(tokens.shape[1]) + first.to(torch.int64) - second.to(torch.int64)
+        return tokens.gather(1, source)
 
     def _words(self, tokens: Tensor) -> Tensor:
         padding, begin = self.fixed
