@@ -157,6 +157,9 @@ class WorkerSettings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0, description="time from SIGTERM to SIGKILL, for a checkpoint")] = 30.0
     spare: Annotated[bool, Field(description="keep one child ready that has imported torch")] = True
     threads: Annotated[int, Field(ge=0, description="cores for one job; 0: all that this process may use")] = 0
+    weights: Annotated[
+        str, Field(description="folder of published weights that jobs may fine-tune, as safetensors; empty: none")
+    ] = ""
 
 
 class LimitSettings(BaseSettings):

@@ -20,6 +20,16 @@ ENTRY_POINT_GROUP = "aimass.families"
 DataKind = Literal["tabular", "text", "image"]  # text: columns of text in a table
 
 
+Weights = Annotated[
+    str | None,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
+        max_length=200,
+        description="fine-tune these: a folder of safetensors in the worker's AIMASS_WORKER_WEIGHTS; null: random ones",
+    ),
+]
+
+
 class FamilyParams(Spec):
     """Base of every family's `params`."""
 

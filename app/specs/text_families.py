@@ -1,10 +1,10 @@
 """Families of networks over texts: their parameters and descriptors."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from app.specs.families import Family, FamilyParams
+from app.specs.families import Family, FamilyParams, Weights
 
 Dropout = Annotated[float, Field(ge=0, lt=1, description="of word embeddings, and before the last layer")]
 
@@ -42,13 +42,22 @@ class RnnParams(TokenParams):
 
 
 class TransformerParams(TokenParams):
-    """Transformer encoder of BERT's kind (transformers), trained from random weights."""
+    """Transformer encoder of BERT's kind (transformers), trained from random weights, or from published ones."""
 
     max_tokens: Annotated[int, Field(ge=4, le=1000, description="words read of a row; the rest is not")] = 128
     heads: Annotated[int, Field(ge=1, le=64, description="of attention")] = 4
     width: Annotated[int, Field(ge=8, le=4096, description="numbers that stand for a word; a multiple of heads")] = 128
     depth: Annotated[int, Field(ge=1, le=48, description="layers")] = 2
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    weights: Weights = None
+
+    @model_validator(mode="after")
+    def _weights_bring_their_own(self) -> Self:
+        if self.weights is not None:
+            for name in ("width", "depth", "heads", "min_rows", "max_words"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"weights bring their own {name}; leave it out")
+        return self
 
     @field_validator("width")
     @classmethod
@@ -66,5 +75,5 @@ def _family(name: str, params: type[FamilyParams], implementation: str, summary:
 TEXT_CNN = _family("text_cnn", TextCnnParams, "text_cnn:TextCnn", "convolutions over words (torch)")
 RNN = _family("rnn", RnnParams, "rnn:Rnn", "LSTM or GRU over words (torch)")
 TRANSFORMER = _family(
-    "transformer", TransformerParams, "transformer:Transformer", "transformer encoder over words (transformers)"
+    "transformer", TransformerParams, "transformer:Transformer", "transformer encoder of BERT's kind (transformers)"
 )

@@ -40,10 +40,19 @@ class Graph:
         self._constants.append(numpy_helper.from_array(np.asarray(value, dtype, order="C"), name))
         return name
 
-    def add(self, op: str, *inputs: str, domain: str = "", output: Any = None, **attributes: Any) -> str:  # noqa: ANN401 - any ONNX attribute
-        """Add a node with one output and return the output's name."""
+    def add(
+        self,
+        op: str,
+        *inputs: str,
+        domain: str = "",
+        output: str | None = None,
+        skipped: int = 0,
+        **attributes: Any,  # noqa: ANN401 - any ONNX attribute
+    ) -> str:
+        """Add a node and return the name of its output, before which it has `skipped` others that nobody reads."""
         name = output or f"v{len(self._nodes)}"
-        self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain, **attributes))
+        others = [f"{name}.skipped{place}" for place in range(skipped)]
+        self._nodes.append(helper.make_node(op, list(inputs), [*others, name], domain=domain, **attributes))
         return name
 
     def include(self, model: onnx.ModelProto, prefix: str) -> str:

@@ -13,7 +13,7 @@ from workers.context import JobContext
 from workers.export.graph import Graph
 from workers.families.answers import answering_model, answers_of
 from workers.families.network import ColumnLoss
-from workers.families.vocabulary import BEGIN, PADDING, SPECIAL, UNKNOWN, Vocabulary
+from workers.families.vocabulary import PADDING, TokenReader, Vocabulary
 from workers.learning import Array, Inputs, LearningData, Part
 from workers.training.batches import Tensors
 from workers.training.loop import train
@@ -55,6 +55,15 @@ class TextNetworkFamily:
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
+        self.about: dict[str, Any] = {}  # for the model card
+
+    def reader(self, texts: Array, job: JobContext) -> TokenReader:  # noqa: ARG002 - for weights that a job may read
+        """What makes tokens of texts, from those of training, str objects [N, t]."""
+        return Vocabulary.learn(texts, self.params)
+
+    def make(self, reader: TokenReader, outputs: int, job: JobContext) -> TokenNetwork:  # noqa: ARG002 - the same
+        """An untrained network."""
+        return type(self).network(reader.size, outputs, self.params)
 
     def fit(self, data: LearningData, job: JobContext) -> "FittedText":
         """Learn words, then train with early stopping on the validation loss; resumes from the job's checkpoint.
@@ -63,17 +72,17 @@ class TextNetworkFamily:
             InvalidData: no word is in enough training rows.
             Stopped: the job was asked to stop.
         """
-        vocabulary = Vocabulary.learn(data.train.inputs["text"], self.params)
-        learn, watch = _tensors(vocabulary, data.train), _tensors(vocabulary, data.validation)
+        reader = self.reader(data.train.inputs["text"], job)
+        learn, watch = _tensors(reader, data.train), _tensors(reader, data.validation)
         regression = data.task == "regression"
         torch.manual_seed(data.training.seed)
-        network = type(self).network(vocabulary.size, 1 if regression else data.n_classes, self.params)
+        network = self.make(reader, 1 if regression else data.n_classes, job)
         loss: nn.Module = ColumnLoss() if regression else nn.CrossEntropyLoss()
         change, asked = None, data.training.augment
         if asked is not None:
-            change = TokenAugment(asked, padding=PADDING, unknown=UNKNOWN, begin=BEGIN)
+            change = TokenAugment(asked, reader.unknown, reader.fixed)
         facts = train(network, loss, learn, watch, data.training, job, data.threads, data.device, change)
-        return FittedText(data, vocabulary, network, facts | _about(vocabulary, learn.inputs[0], network))
+        return FittedText(data, reader, network, facts | self.about | _about(reader, learn.inputs[0], network))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +90,13 @@ class FittedText:
     """A trained network in evaluation mode."""
 
     data: LearningData
-    vocabulary: Vocabulary
+    reader: TokenReader
     network: TokenNetwork
     fit_facts: dict[str, Any]
 
     def predict(self, inputs: Inputs) -> Array:
         """Probabilities [N, K] or values [N]."""
-        tokens = torch.from_numpy(self.vocabulary.transform(inputs["text"]))
+        tokens = torch.from_numpy(self.reader.transform(inputs["text"]))
         with torch.inference_mode():
             scores = torch.cat([self.network(tokens[i : i + _BATCH]) for i in range(0, len(tokens), _BATCH)])
         return answers_of(self.data, np.asarray(scores.numpy()))
@@ -95,7 +104,7 @@ class FittedText:
     def to_onnx(self) -> onnx.ModelProto:
         """Tokens and the network over them."""
         graph = Graph()
-        score = self.network.to_nodes(graph, self.vocabulary.to_nodes(graph))
+        score = self.network.to_nodes(graph, self.reader.to_nodes(graph))
         return answering_model(graph, score, self.data, self.data.n_classes)
 
     def facts(self) -> dict[str, Any]:
@@ -103,18 +112,18 @@ class FittedText:
         return self.fit_facts
 
 
-def _tensors(vocabulary: Vocabulary, part: Part) -> Tensors:
+def _tensors(reader: TokenReader, part: Part) -> Tensors:
     y = torch.from_numpy(part.y)
-    tokens = torch.from_numpy(vocabulary.transform(part.inputs["text"]))
+    tokens = torch.from_numpy(reader.transform(part.inputs["text"]))
     return Tensors((tokens,), y.float() if y.is_floating_point() else y)
 
 
-def _about(vocabulary: Vocabulary, tokens: Tensor, network: nn.Module) -> dict[str, Any]:
+def _about(reader: TokenReader, tokens: Tensor, network: nn.Module) -> dict[str, Any]:
     read = int((tokens != PADDING).sum())
     return {
-        "words": vocabulary.size - SPECIAL,
-        "unknown_words": round(float((tokens == UNKNOWN).sum()) / max(1, read), 4),
-        "tokens_read_of_a_row": vocabulary.max_tokens,
-        "characters_read_of_a_text": vocabulary.max_characters,
+        "vocabulary": reader.size,
+        "unknown_words": round(float((tokens == reader.unknown).sum()) / max(1, read), 4),
+        "tokens_read_of_a_row": reader.max_tokens,
+        "characters_read_of_a_text": reader.max_characters,
         "weights": sum(p.numel() for p in network.parameters()),
     }

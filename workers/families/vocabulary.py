@@ -17,8 +17,33 @@ PADDING, UNKNOWN, BEGIN = 0, 1, 2  # nothing; a word that is not known; what eac
 SPECIAL = 3  # known words are numbered from here
 
 
+class TokenReader:
+    """Makes tokens of texts: int64, 0 is padding.
+
+    `size` is more than the largest token, `unknown` a word that is not known, and `fixed` are tokens that are no words.
+    """
+
+    __slots__ = ()
+    size: int
+    unknown: int
+    fixed: tuple[int, ...]
+    max_tokens: int
+    max_characters: int
+
+    def to_nodes(self, graph: Graph) -> str:
+        """From the input `text` [N, t] to the value `tokens`, INT64 [N, L]."""
+        raise NotImplementedError
+
+    def transform(self, texts: Array) -> npt.NDArray[np.int64]:
+        """Str objects [N, t] to the same tokens, as wide as the longest row."""
+        batches = [batch[:, : _longest(batch)] for batch in run_nodes(self.to_nodes, texts, "INT64", 2)]
+        widest = max((batch.shape[1] for batch in batches), default=0)
+        padded = [np.pad(batch, ((0, 0), (0, widest - batch.shape[1]))) for batch in batches]
+        return np.concatenate([np.zeros((0, widest), np.int64), *padded])
+
+
 @dataclass(frozen=True, slots=True)
-class Vocabulary:
+class Vocabulary(TokenReader):
     """The known words, and how much of a row is read.
 
     A row's texts stand one after the other, each behind a BEGIN, so that no row is without a token. Padding comes last.
@@ -28,6 +53,9 @@ class Vocabulary:
     columns: int  # texts of a row
     max_tokens: int
     max_characters: int
+    size: int
+    unknown: int = UNKNOWN
+    fixed: tuple[int, ...] = (PADDING, BEGIN)
 
     @classmethod
     def learn(cls, texts: Array, params: Mapping[str, Any]) -> "Vocabulary":
@@ -41,12 +69,9 @@ class Vocabulary:
         if not words.count:
             msg = f"no word is in {least} training texts; use more rows, or lower params.min_rows"
             raise InvalidData.at("features", msg=msg)
-        return cls(words, texts.shape[1], params["max_tokens"], params["max_characters"])
-
-    @property
-    def size(self) -> int:
-        """Rows of a table of embeddings."""
-        return SPECIAL + self.words.count
+        return cls(
+            words, texts.shape[1], params["max_tokens"], params["max_characters"], size=SPECIAL + words.count
+        )  # fmt: skip
 
     def to_nodes(self, graph: Graph) -> str:
         """From the input `text` [N, t] to the value `tokens`, INT64 [N, L], L at most `max_tokens`."""
@@ -59,23 +84,16 @@ class Vocabulary:
         begins = [graph.constant([0, 0, 1, 0, 0, 0], np.int64), graph.constant(BEGIN, np.int64)]
         rows = graph.add("Reshape", graph.add("Pad", number, *begins), graph.constant([0, -1], np.int64))
         if self.columns > 1:
-            rows = _joined(graph, rows)
+            rows = packed_nodes(graph, rows)
         ends = [graph.constant([value], np.int64) for value in (0, self.max_tokens, 1)]
         return graph.add("Slice", rows, *ends, output="tokens")
-
-    def transform(self, texts: Array) -> npt.NDArray[np.int64]:
-        """Str objects [N, t] to the same tokens, as wide as the longest row."""
-        batches = [batch[:, : _longest(batch)] for batch in run_nodes(self.to_nodes, texts, "INT64", 2)]
-        widest = max((batch.shape[1] for batch in batches), default=0)
-        padded = [np.pad(batch, ((0, 0), (0, widest - batch.shape[1]))) for batch in batches]
-        return np.concatenate([np.zeros((0, widest), np.int64), *padded])
 
 
 def _longest(tokens: Array) -> int:
     return int((tokens != PADDING).sum(axis=1).max())
 
 
-def _joined(graph: Graph, rows: str) -> str:
+def packed_nodes(graph: Graph, rows: str) -> str:
     """Take the padding between texts out: tokens in their order, then zeros.
 
     A token's place is the number of tokens before it. Padding goes to the last place, which no token of that row has.

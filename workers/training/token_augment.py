@@ -14,9 +14,9 @@ from workers.training.batches import Batch
 class TokenAugment:
     """Changes a batch of tokens as the spec says; every draw comes from the generator that it is given."""
 
-    def __init__(self, spec: AugmentSpec, *, padding: int, unknown: int, begin: int) -> None:
-        """The three numbers are tokens: padding and what a text begins with stay where they are."""
-        self.spec, self.unknown, self.fixed = spec, unknown, (padding, begin)
+    def __init__(self, spec: AugmentSpec, unknown: int, fixed: tuple[int, ...]) -> None:
+        """Tokens: an unknown word, and those that are no words and stay where they are."""
+        self.spec, self.unknown, self.fixed = spec, unknown, torch.tensor(fixed)
 
     def __call__(self, inputs: tuple[Tensor, ...], y: Tensor, rng: np.random.Generator) -> Batch:
         """Changed tokens, and the targets as they were.
@@ -49,5 +49,4 @@ class TokenAugment:
         return tokens.gather(1, source)
 
     def _words(self, tokens: Tensor) -> Tensor:
-        padding, begin = self.fixed
-        return (tokens != padding) & (tokens != begin)
+        return ~torch.isin(tokens, self.fixed)

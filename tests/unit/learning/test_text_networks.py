@@ -114,7 +114,7 @@ class TestFamilies:
         card = json.loads((job.output / "card.json").read_text())
         assert result["metrics"]["accuracy"] > 0.85
         assert card["parity"]["label_flips"] == 0
-        assert card["fit"]["words"] > 40
+        assert card["fit"]["vocabulary"] > 40
         assert card["fit"]["unknown_words"] < 0.1
         _base, int8 = result["variants"]
         assert int8["name"] == "int8"
@@ -146,7 +146,7 @@ class TestTokenAugment:
     TOKENS = torch.tensor([[2, *range(3, 40), 2, 50, 51, 0, 0]] * 200)
 
     def change(self, seed: int = 0, **spec: float) -> torch.Tensor:
-        made = TokenAugment(AugmentSpec(**spec), padding=0, unknown=1, begin=2)
+        made = TokenAugment(AugmentSpec(**spec), 1, (0, 2))
         (tokens,), y = made((self.TOKENS,), torch.arange(200), np.random.default_rng(seed))
         assert y.tolist() == list(range(200))
         return tokens
