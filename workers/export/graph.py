@@ -45,8 +45,8 @@ class Graph:
         op: str,
         *inputs: str,
         domain: str = "",
-        output: str | None = None,
-        skipped: int = 0,
+        output: Any = None,  # noqa: ANN401 - a name; typed, no attributes could be handed on as a dictionary
+        skipped: Any = 0,  # noqa: ANN401 - a number; the same
         **attributes: Any,  # noqa: ANN401 - any ONNX attribute
     ) -> str:
         """Add a node and return the name of its output, before which it has `skipped` others that nobody reads."""

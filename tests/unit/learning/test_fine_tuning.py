@@ -55,7 +55,7 @@ class TestWordPiece:
         every = [chr(code) for code in range(0x20, 0x30000) if not 0xD800 <= code < 0xE000]
         odd = [
             "".join(draw.choice(usual if draw.random() < 0.6 else every) for _ in range(draw.randint(0, 50)))
-            for _ in range(1500)
+            for _ in range(800)
         ]
         odd += [*ODD, "roomroom" * 20, "a" * 100, "a" * 101 + " b", "[SEP] [MASK]", "Room".translate(WIDE)]
         known = tokenizer_of([*texts, *usual * 3], tmp_path, lower=lower)
@@ -67,7 +67,7 @@ class TestWordPiece:
     def test_real_texts(self, tmp_path: Path, name: str):
         rows, judges = next(divisions(name, SHARED))
         known = tokenizer_of([text for text, _ in rows[:2000]], tmp_path, size=4000)
-        assert differing(known, [text for text, _ in judges[:1500]], most=64) == []
+        assert differing(known, [text for text, _ in judges[:700]], most=64) == []
 
     def test_another_tokenizer_is_refused(self, tmp_path: Path):
         known = tokenizer_of(reviews(50)["text"].to_list(), tmp_path).backend_tokenizer
@@ -183,5 +183,6 @@ def test_names_that_are_refused(make_job: MakeJob, weights: Path):
         train.run(make_job(reviews(60), family="transformer", params={"weights": "tiny"}))
     with pytest.raises(InvalidSpec, match="64 tokens at most"):
         train.run(job_of(make_job, weights, params={"max_tokens": 65}))
-    with pytest.raises(InvalidSpec, match="bring their own depth"):
+    with pytest.raises(InvalidSpec) as caught:
         train.run(job_of(make_job, weights, params={"depth": 4}))
+    assert "bring their own depth" in caught.value.errors[0].msg
