@@ -18,7 +18,7 @@ from tests.unit.learning.test_resume import _same_when_resumed
 from tests.unit.learning.test_text import ODD, column, reviews
 from workers.export.graph import Graph
 from workers.export.runtime import open_session
-from workers.families import rnn, text_cnn, transformer
+from workers.families.base import load_family
 from workers.families.sequences import TokenNetwork
 from workers.families.vocabulary import Vocabulary
 from workers.jobs import train
@@ -30,7 +30,6 @@ TINY: dict[str, dict[str, Any]] = {
     "rnn": {"width": 16, "units": 16, "dropout": 0.2, "max_tokens": 64},
     "transformer": {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0, "max_tokens": 64},
 }
-NETWORKS = {"text_cnn": text_cnn.Network, "rnn": rnn.Network, "transformer": transformer.Network}
 OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("text_cnn", {"windows": [16]}),
     ("rnn", {"cell": "gru", "depth": 2}),
@@ -84,12 +83,14 @@ def graph_of(network: TokenNetwork, known: Vocabulary) -> Any:
 
 
 @pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in TINY), *OTHERS])
-def test_rows_do_not_change_each_other_and_the_graph_says_the_same(name: str, changes: dict[str, Any]):
+def test_rows_do_not_change_each_other_and_the_graph_says_the_same(
+    make_job: MakeJob, name: str, changes: dict[str, Any]
+):
     params = params_of(name, **changes)
     texts = column("a b c", "中文 a", *ODD, "a " * 60, "b")
     known = Vocabulary.learn(texts, {**params, "min_rows": 1})
     torch.manual_seed(1)
-    network = NETWORKS[name](known.size, 3, params).eval()
+    network = load_family(family(name), params).make(known, 3, make_job(reviews(2))).eval()  # type: ignore[attr-defined]
     tokens = torch.from_numpy(known.transform(texts))
     with torch.inference_mode():
         together = network(tokens).numpy()
