@@ -157,6 +157,9 @@ class WorkerSettings(BaseSettings):
     grace_s: Annotated[float, Field(ge=0, description="time from SIGTERM to SIGKILL, for a checkpoint")] = 30.0
     spare: Annotated[bool, Field(description="keep one child ready that has imported torch")] = True
     threads: Annotated[int, Field(ge=0, description="cores for one job; 0: all that this process may use")] = 0
+    weights: Annotated[
+        str, Field(description="folder of published weights that jobs may fine-tune, as safetensors; empty: none")
+    ] = ""
 
 
 class LimitSettings(BaseSettings):
@@ -168,7 +171,7 @@ class LimitSettings(BaseSettings):
     unpack_ratio: Annotated[int, Field(ge=2, description="unpacked size over packed size, above 1 MiB")] = 200
     archive_members: Annotated[int, Field(ge=1, description="files in an archive")] = 2_000_000
     image_megapixels: Annotated[float, Field(gt=0, description="size of one picture")] = 50.0
-    line_mb: Annotated[int, Field(ge=1, description="longest line of a text table, MiB")] = 8
+    line_mb: Annotated[int, Field(ge=1, description="longest line, and text file of an archive, MiB")] = 8
     ingest_memory_mb: Annotated[int, Field(ge=256, description="memory of the process that parses an upload, MiB")] = (
         4096
     )

@@ -35,6 +35,8 @@ async def lay_out_job(platform: Platform, lease: Lease, folder: Path, threads: i
     await lay_out(platform, files, folder / "input")
     await lay_out(platform, lease.checkpoint, folder / "checkpoint")
     limits = {**platform.settings.limit.model_dump(), "threads": threads, "memory_mb": lease.memory_mb}
+    weights = platform.settings.worker.weights
+    limits["weights"] = str(Path(weights).absolute()) if weights else ""  # the child has another working folder
     job: dict[str, Any] = {
         "version": FOLDER_VERSION,
         "id": lease.job_id,

@@ -1,4 +1,4 @@
-"""How training pictures are varied, so that a network learns what does not matter."""
+"""How training pictures and texts are varied, so that a network learns what does not matter."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ Share = Annotated[float, Field(ge=0, le=0.9)]
 
 
 class AugmentSpec(Spec):
-    """Random changes to training pictures, drawn anew in every epoch; 0 and false: off.
+    """Random changes to training pictures or texts, drawn anew in every epoch; 0 and false: off.
 
     Validation and test rows, and what is served, stay as they are. A seed gives the same changes again.
     """
@@ -34,3 +34,10 @@ class AugmentSpec(Spec):
     cutmix: Annotated[
         float, Field(ge=0, le=10, description="the same, by a rectangle of the other picture; with mixup: by turns")
     ] = 0.0
+    token_dropout: Annotated[Share, Field(description="texts: chance of a word to be read as an unknown one")] = 0.0
+    token_swap: Annotated[Share, Field(description="texts: chance of a word to change places with the next one")] = 0.0
+
+    def unfit(self, data: str) -> list[str]:
+        """The changes that are asked for, but are none of `data`: `image`, or `text`."""
+        asked = [name for name in type(self).model_fields if getattr(self, name)]
+        return [name for name in asked if name.startswith("token_") != (data == "text")]

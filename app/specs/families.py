@@ -20,6 +20,16 @@ ENTRY_POINT_GROUP = "aimass.families"
 DataKind = Literal["tabular", "text", "image"]  # text: columns of text in a table
 
 
+Weights = Annotated[
+    str | None,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
+        max_length=200,
+        description="fine-tune these: a folder of safetensors in the worker's AIMASS_WORKER_WEIGHTS; null: random ones",
+    ),
+]
+
+
 class FamilyParams(Spec):
     """Base of every family's `params`."""
 
@@ -166,7 +176,7 @@ class Family:
 
     `implementation` is `module:attribute`, imported by the job child alone; it satisfies
     `workers.families.base.Family`. With `loop` it learns by `workers.training.loop`, and so takes `label_smoothing` and
-    `ema`; families of pictures take `augment`. With `weighs_classes` it heeds `LearningData.class_weights`.
+    `ema`; those of pictures and of texts take `augment`. With `weighs_classes` it heeds `LearningData.class_weights`.
     With `holds_out` its models are `workers.families.base.HoldsOut`.
     """
 

@@ -113,7 +113,7 @@ class TrainingSpec(Spec):
         Field(gt=0, lt=1, description="keep the mean of the weights of all epochs after this share of them; null: off"),
     ] = None
     freeze: FreezeSpec | None = None
-    augment: Annotated[AugmentSpec | None, Field(description="families of pictures only")] = None
+    augment: Annotated[AugmentSpec | None, Field(description="networks over pictures and texts only")] = None
     class_weight: Annotated[
         ClassWeight | None,
         Field(
@@ -229,9 +229,13 @@ class TrainSpec(JobSpec):
 
     def _check_loop(self, chosen: Family) -> None:
         """InvalidSpec names an option of the training loop that family or task cannot follow."""
-        if self.training.augment is not None and chosen.data != "image":
-            msg = f"'{chosen.name}' learns from {chosen.data} data; augment is for families of pictures"
+        augment = self.training.augment
+        if augment is not None and (chosen.data == "tabular" or not chosen.loop):
+            msg = f"'{chosen.name}' learns from {chosen.data} data; augment is for networks over pictures and texts"
             raise InvalidSpec.at("training", "augment", msg=msg)
+        for name in augment.unfit(chosen.data) if augment is not None else ():
+            msg = f"'{chosen.name}' learns from {chosen.data} data, which has no {name}; leave it out"
+            raise InvalidSpec.at("training", "augment", name, msg=msg)
         for name in ("label_smoothing", "ema", "swa", "freeze"):
             if getattr(self.training, name) and not chosen.loop:
                 raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")

@@ -310,7 +310,7 @@ class TestLists:
         found = trained.platform.call("GET", "/api/v1/families")
         names = [
             "auto", "cnn", "convnext", "extra_trees", "ft_transformer", "gbdt", "linear", "mlp", "mobilenet",
-            "naive_bayes", "random_forest", "resnet", "text_linear", "vit", "xgboost",
+            "naive_bayes", "random_forest", "resnet", "rnn", "text_cnn", "text_linear", "transformer", "vit", "xgboost",
         ]  # fmt: skip
         assert [family["name"] for family in found["items"]] == names
         assert found["next_cursor"] is None

@@ -1,5 +1,6 @@
 """Texts through the whole platform: uploaded, learnt from, served, and asked in Chinese and in English."""
 
+import json
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -83,10 +84,38 @@ def test_the_api_describes_the_model(trained: Trained) -> None:
 
 
 @pytest.mark.usefixtures("opinions")
+def test_weights_that_a_worker_does_not_have(trained: Trained) -> None:
+    spec = {"kind": "train", "model": "tuned", "dataset": "opinions@1", "task": "classification", "target": "label"}
+    job = trained.platform.submit(**spec, family="transformer", params={"weights": "bert-base"})
+    ended = trained.platform.wait(job["id"], "failed")
+    assert "AIMASS_WORKER_WEIGHTS" in json.dumps(ended["error"])
+
+
+@pytest.mark.usefixtures("opinions")
+def test_a_network_answers_raw_texts_as_it_did_in_training(trained: Trained) -> None:
+    spec = {
+        "kind": "train", "model": "read", "dataset": "opinions@1", "task": "classification", "target": "label",
+        "family": "rnn", "params": {"width": 16, "units": 16}, "deploy": {"endpoint": "read"},
+        "training": {"epochs": 8, "batch_size": 16, "optimizer": {"lr": 0.01}, "augment": {"token_dropout": 0.05}},
+    }  # fmt: skip
+    trained.platform.wait(trained.platform.submit(**spec)["id"], "succeeded")
+    wait_until(lambda: trained.platform.client.get("/v2/models/read/ready").is_success, 60, "the endpoint is loaded")
+    instances = [{"text": text} for text in ASKED]
+    together = trained.predict("read", instances)["predictions"]
+    assert [prediction["label"] for prediction in together] == list(ASKED.values())
+    for instance, among in zip(instances, together, strict=True):
+        (alone,) = trained.predict("read", [instance])["predictions"]
+        assert alone["probabilities"] == pytest.approx(among["probabilities"], abs=1e-5)
+    trained.platform.call("DELETE", "/api/v1/endpoints/read", 204)
+
+
+@pytest.mark.usefixtures("opinions")
 @pytest.mark.parametrize(
     ("changes", "loc", "word"),
     [
         ({"family": "gbdt"}, ["family"], "use text_linear"),
+        ({"family": "transformer", "params": {"weights": "../secret"}}, ["params", "weights"], "pattern"),
+        ({"family": "rnn", "training": {"augment": {"flip": True}}}, ["training", "augment", "flip"], "leave it out"),
         ({"family": "text_linear", "dataset": "tumours@1", "target": "diagnosis"}, ["family"], "has no column of text"),
         ({"family": "text_linear", "dataset": "digits@1"}, ["family"], "learns from text data"),
         (

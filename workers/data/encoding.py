@@ -67,15 +67,24 @@ def _guess(path: Path) -> str:
         while len(sample) < _SAMPLE_LINES and (line := file.readline(_CHUNK)):
             if not line.isascii():
                 sample.append(line)
-    valid = sum(_is_utf8(line) for line in sample)
-    if valid >= _MIXED_SHARE * len(sample):
-        return "utf-8-sig"
-    matches = from_bytes(b"".join(sample)[:_CHUNK], cp_isolation=_LEGACY)
+    return "utf-8-sig" if is_mixed(sample) else guess_codec(b"".join(sample)[:_CHUNK])
+
+
+def is_mixed(lines: list[bytes]) -> bool:
+    """True if lines that are not UTF-8 stand among those that are, which no legacy encoding looks like."""
+    sample = [line for line in lines if not line.isascii()]
+    return sum(map(is_utf8, sample)) >= _MIXED_SHARE * len(sample)
+
+
+def guess_codec(sample: bytes) -> str:
+    """The likeliest legacy encoding of text that is not UTF-8."""
+    matches = from_bytes(sample, cp_isolation=_LEGACY)
     ranked = sorted(matches, key=lambda m: (m.chaos, -m.coherence, _LEGACY.index(m.encoding)))
     return ranked[0].encoding if ranked else "cp1252"
 
 
-def _is_utf8(line: bytes) -> bool:
+def is_utf8(line: bytes) -> bool:
+    """True if the bytes are whole UTF-8."""
     try:
         line.decode()
     except UnicodeDecodeError:

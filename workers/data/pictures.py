@@ -111,8 +111,8 @@ def write_folders(
 
     A `split` column is added if each path names one (train/ants/1.jpg). InvalidData if no picture is left.
     """
-    labelled = [m.name for m in found if m.name.lower().endswith(EXTENSIONS) and _label_of(m.name)]
-    with_split = all(_split_of(name) for name in labelled)
+    labelled = [m.name for m in found if m.name.lower().endswith(EXTENSIONS) and label_of(m.name)]
+    with_split = all(split_of(name) for name in labelled)
     with PictureWriter(target, with_split) as writer:
         for i, member in enumerate(found):
             try:
@@ -127,7 +127,7 @@ def write_folders(
 
 
 def _read(member: Member, limits: LimitSettings, *, with_split: bool) -> Picture:
-    label = _label_of(member.name)
+    label = label_of(member.name)
     if not label:
         raise unreadable("not in a class folder; put pictures in folders named after their classes")
     if not member.name.lower().endswith(EXTENSIONS):
@@ -136,7 +136,7 @@ def _read(member: Member, limits: LimitSettings, *, with_split: bool) -> Picture
         raise unreadable(f"larger than {max_bytes(limits) >> 20:,} MiB, which no picture under the pixel limit needs")
     raw = member.read()
     size = open_image(raw, limits.image_megapixels).size
-    return Picture(raw, label, member.name, *size, split=_split_of(member.name) if with_split else None)
+    return Picture(raw, label, member.name, *size, split=split_of(member.name) if with_split else None)
 
 
 def max_bytes(limits: LimitSettings) -> int:
@@ -144,12 +144,14 @@ def max_bytes(limits: LimitSettings) -> int:
     return int(limits.image_megapixels * 8e6) + (1 << 20)
 
 
-def _label_of(name: str) -> str | None:
+def label_of(name: str) -> str | None:
+    """The innermost folder of a path; None if there is none, or if it only names a part such as train."""
     folders = [part for part in name.split("/")[:-1] if part not in {"", "."}]
     return folders[-1] if folders and folders[-1].lower() not in _SPLITS else None
 
 
-def _split_of(name: str) -> str | None:
+def split_of(name: str) -> str | None:
+    """The part that a folder of the path names: train, validation or test."""
     return next((_SPLITS[part.lower()] for part in name.split("/")[:-1] if part.lower() in _SPLITS), None)
 
 

@@ -78,7 +78,7 @@ def sniff(path: Path, name: str) -> Format:
 
 def _sniff_container(head: bytes) -> Format | None:
     """Formats whose first bytes might begin a text as well, and need a second sign."""
-    if head.startswith(b"PAR1\x15") or (head.startswith(b"PAR1") and _looks_binary(head)):
+    if head.startswith(b"PAR1\x15") or (head.startswith(b"PAR1") and looks_binary(head)):
         return "parquet"
     if head.startswith(b"\xff\xff\xff\xff") and head[6:8] == bytes(2):  # a stream: a mark, the length of the schema
         return "arrow"
@@ -131,7 +131,7 @@ def _sniff_text(head: bytes, name: str) -> Format:
     for mark, word in _MARKUP:
         if text[:16].lower().startswith(mark):
             raise refused(word)
-    if _looks_binary(head):
+    if looks_binary(head):
         if name.lower().endswith(".onnx"):
             raise refused("an ONNX model, which is imported as a model version, not as a data set")
         raise refused("binary data of no known kind")
@@ -142,7 +142,8 @@ def _sniff_text(head: bytes, name: str) -> Format:
     return "delimited"
 
 
-def _looks_binary(head: bytes) -> bool:
+def looks_binary(head: bytes) -> bool:
+    """True if the first bytes of a file, at least one, hold more control characters than texts do."""
     if head[0] < 0x20 and head[:1] not in {b"\t", b"\n", b"\r", b"\f"}:  # noqa: PLR2004 - below the first printable character
         return True
     controls = sum(head.count(bytes([code])) for code in range(32) if code not in {9, 10, 12, 13, 27})

@@ -40,10 +40,19 @@ class Graph:
         self._constants.append(numpy_helper.from_array(np.asarray(value, dtype, order="C"), name))
         return name
 
-    def add(self, op: str, *inputs: str, domain: str = "", output: Any = None, **attributes: Any) -> str:  # noqa: ANN401 - any ONNX attribute
-        """Add a node with one output and return the output's name."""
+    def add(
+        self,
+        op: str,
+        *inputs: str,
+        domain: str = "",
+        output: Any = None,  # noqa: ANN401 - a name; typed, no attributes could be handed on as a dictionary
+        skipped: Any = 0,  # noqa: ANN401 - a number; the same
+        **attributes: Any,  # noqa: ANN401 - any ONNX attribute
+    ) -> str:
+        """Add a node and return the name of its output, before which it has `skipped` others that nobody reads."""
         name = output or f"v{len(self._nodes)}"
-        self._nodes.append(helper.make_node(op, list(inputs), [name], domain=domain, **attributes))
+        others = [f"{name}.skipped{place}" for place in range(skipped)]
+        self._nodes.append(helper.make_node(op, list(inputs), [*others, name], domain=domain, **attributes))
         return name
 
     def include(self, model: onnx.ModelProto, prefix: str, inputs: Mapping[str, str] | None = None) -> str:
@@ -67,9 +76,15 @@ class Graph:
 
     def model(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> onnx.ModelProto:
         """The checked model. Variable axes are named, the first one `batch`."""
+        known = [  # onnx knows no Tokenizer, and its shape inference crashes on a LabelEncoder of unknown type
+            helper.make_tensor_value_info(node.output[0], TensorProto.STRING, [None] * 3)
+            for node in self._nodes
+            if node.op_type == "Tokenizer"
+        ]
         graph = helper.make_graph(
-            self._nodes, "model", [_value_info(t) for t in inputs], [_value_info(t) for t in outputs], self._constants
-        )
+            self._nodes, "model", [_value_info(t) for t in inputs], [_value_info(t) for t in outputs], self._constants,
+            value_info=known,
+        )  # fmt: skip
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)]
         if any(node.domain == ORT for node in self._nodes):
             opsets.append(helper.make_opsetid(ORT, 1))

@@ -13,21 +13,26 @@ from app.core.signature import Signature
 from workers.export.graph import OPSET
 
 
-def export_module(module: nn.Module, example: torch.Tensor, signature: Signature) -> onnx.ModelProto:
+def export_module(
+    module: nn.Module, example: torch.Tensor, signature: Signature, lengths: tuple[int, int] | None = None
+) -> onnx.ModelProto:
     """Trace `module` in evaluation mode with a variable batch.
 
     Args:
         module: takes the signature's one input and gives its one output.
         example: a batch of two or more rows, for torch fixes an axis of size one.
         signature: names of the input and the output.
+        lengths: the least and the most of the second axis, if it varies too.
     """
-    batch = torch.export.Dim("batch", min=1, max=2**20)
+    axes = {0: torch.export.Dim("batch", min=1, max=2**20)}
+    if lengths is not None:
+        axes[1] = torch.export.Dim("length", min=lengths[0], max=lengths[1])
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.inference_mode():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         for name in ("torch.onnx", "onnxscript", "onnx_ir"):
             logging.getLogger(name).setLevel(logging.ERROR)
         program = torch.onnx.export(
-            module.eval(), (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=({0: batch},), verbose=False,
+            module.eval(), (example,), dynamo=True, opset_version=OPSET, dynamic_shapes=(axes,), verbose=False,
             input_names=[signature.inputs[0].name], output_names=[signature.outputs[0].name],
         )  # fmt: skip
     if program is None:  # pragma: no cover - only without dynamo

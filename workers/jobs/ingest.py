@@ -12,7 +12,7 @@ from app.settings import LimitSettings
 from app.specs.data import DATA_FILE, PROFILE_FILE, IngestResult
 from app.specs.jobs import IngestSpec
 from workers.context import JobContext, Stopped
-from workers.data import excel, pictures
+from workers.data import excel, pictures, text_files
 from workers.data.arrow import read_arrow
 from workers.data.delimited import read_delimited
 from workers.data.findings import Findings, Tick, limits_from, listed, shorten, unreadable
@@ -112,6 +112,8 @@ class _Ingest:
                 entries = pictures.profile_pictures(self.target, writer, self.findings)
                 self.findings.details |= {"format": "idx" if idx else "folders", "duplicate_rows": writer.repeated}
                 return self._finish("image", writer.rows, entries)
+            if not _ending(found, _TABLES) and text_files.are_texts(found):
+                return self._texts(found)
             member = _only_table(found, self.findings)
             path = self.scratch / "member"
             member.copy(path)
@@ -119,6 +121,11 @@ class _Ingest:
         if fmt == "gzip":
             path, fmt = self._gunzip(path, member.name, budget)
         return self._table(path, fmt)
+
+    def _texts(self, found: list[Member]) -> IngestResult:
+        self.findings.details["format"] = "texts"
+        tick = self._tick(0.05, 0.8)
+        return self._profiled(text_files.write_texts(found, self.target, self.findings, self.limits, tick))
 
     def _workbook(self, path: Path, found: list[Member]) -> IngestResult:
         for member in found:  # what the archive says of their sizes may be a lie; the reader would believe it
@@ -144,6 +151,9 @@ class _Ingest:
                     writer.write(frame)
         else:
             writer = write_inferred(batches, self.target, self.scratch / "parts", self.findings, self._tick(0.6, 0.8))
+        return self._profiled(writer)
+
+    def _profiled(self, writer: TableWriter) -> IngestResult:
         entries = profile_table(self.target, self.findings, self._tick(0.8, 1.0))
         duplicates = writer.duplicate_rows()
         if duplicates:

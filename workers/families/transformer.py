@@ -1,0 +1,120 @@
+"""Transformer encoders over words, made from transformers' configuration of BERT (Devlin and others 2019)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, BertTokenizer
+
+from app.core.errors import InvalidSpec
+from app.core.signature import Signature
+from app.core.signature import Tensor as GraphTensor
+from workers.context import JobContext
+from workers.export.graph import Graph
+from workers.export.torch_graph import export_module
+from workers.families.sequences import TextNetworkFamily, TokenNetwork
+from workers.families.vocabulary import PADDING, TokenReader
+from workers.families.weights import find_weights, load_pretrained, told_of
+from workers.families.wordpiece import WordPiece
+from workers.learning import Array
+
+_FEED_FORWARD = 4  # times as wide as the tokens
+_TYPE = "bert"
+_EXACT: dict[str, Any] = {
+    "attn_implementation": "eager"
+}  # the fused one is exported with nodes for rows without tokens
+
+
+class Network(TokenNetwork):
+    """An encoder, the mean of its tokens, and a linear layer.
+
+    `shift` is what tokens are more than the encoder's numbers, of which padding has none where there is a shift.
+    """
+
+    def __init__(self, encoder: BertModel, outputs: int, dropout: float, shift: int = 0) -> None:
+        super().__init__()
+        self.encoder, self.shift = encoder, shift
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Linear(encoder.config.hidden_size, outputs)
+
+    def score(self, tokens: Tensor) -> Tensor:
+        """Logits or a value."""
+        mask = (tokens != PADDING).to(torch.float32)
+        numbers = (tokens - self.shift).clamp(min=0)
+        said = self.encoder(input_ids=numbers, attention_mask=mask).last_hidden_state  # [N, L, width]
+        mean = (said * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        answer: Tensor = self.last(self.dropout(mean))
+        return answer
+
+    def to_nodes(self, graph: Graph, tokens: str) -> str:
+        """By torch's exporter."""
+        inside = Signature(
+            "inference", (GraphTensor(tokens, "INT64", (-1, -1)),), (GraphTensor("score", "FP32", (-1, -1)),), ()
+        )
+        example = torch.ones((2, 7), dtype=torch.int64)
+        model = export_module(_Score(self), example, inside, (1, self.encoder.config.max_position_embeddings))
+        return graph.include(model, "encoder")
+
+
+class _Score(nn.Module):
+    """`score` as a module's call."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.network.score(tokens)
+
+
+def random_encoder(tokens: int, params: Mapping[str, Any]) -> BertModel:
+    """Of so many tokens, with random weights."""
+    width, dropout = params["width"], params["dropout"]
+    config = BertConfig(
+        vocab_size=tokens, hidden_size=width, num_hidden_layers=params["depth"],
+        num_attention_heads=params["heads"], intermediate_size=_FEED_FORWARD * width,
+        max_position_embeddings=params["max_tokens"], type_vocab_size=1, pad_token_id=PADDING,
+        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **_EXACT,
+    )  # fmt: skip
+    return BertModel(config, add_pooling_layer=False)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """BERT's tokenizer of a folder. InvalidSpec: it has none."""
+    msg = "it has no tokenizer.json or vocab.txt that can be read; add the tokenizer by its save_pretrained"
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.txt").is_file():
+        raise InvalidSpec.at("params", "weights", msg=msg)  # transformers would make one without words
+    try:
+        tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - the reader raises bare exceptions
+        raise InvalidSpec.at("params", "weights", msg=f"{msg}: {str(error)[:200]}") from None
+    made: Tokenizer = tokenizer.backend_tokenizer
+    return made
+
+
+class Transformer(TextNetworkFamily):
+    """The family."""
+
+    def reader(self, texts: Array, job: JobContext) -> TokenReader:
+        """Words of the training texts, or the pieces of the tokenizer that published weights were trained with."""
+        if self.params["weights"] is None:
+            return super().reader(texts, job)
+        folder = find_weights(job, self.params["weights"], _TYPE)
+        return WordPiece.of(load_tokenizer(folder), self.params["max_tokens"], self.params["max_characters"])
+
+    def make(self, reader: TokenReader, outputs: int, job: JobContext) -> TokenNetwork:
+        """A network with random weights, or on published ones."""
+        if self.params["weights"] is None:
+            return Network(random_encoder(reader.size, self.params), outputs, self.params["dropout"])
+        folder = find_weights(job, self.params["weights"], _TYPE)
+        self.about = {"fine_tuned": told_of(folder, self.params["weights"])}
+        encoder = load_pretrained(BertModel, folder, add_pooling_layer=False, **_EXACT)
+        if encoder.config.vocab_size < reader.size - 1:
+            msg = f"its tokenizer has {reader.size - 1} pieces, and its network {encoder.config.vocab_size}"
+            raise InvalidSpec.at("params", "weights", msg=msg)
+        if (most := encoder.config.max_position_embeddings) < self.params["max_tokens"]:
+            raise InvalidSpec.at("params", "max_tokens", msg=f"these weights read {most} tokens at most")
+        return Network(encoder, outputs, self.params["dropout"], shift=1)
