@@ -11,6 +11,7 @@ from workers.export.bounds import LOWER, UPPER, VALUE
 from workers.learning import Inputs, rows_of, take
 
 _ERRORS_ONLY = 3
+Session = ort.InferenceSession
 
 
 def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Signature, Tensor
@@ -15,7 +14,7 @@ from app.specs.features import RECIPE_VERSION, FeatureStep, Impute
 from app.specs.jobs import TrainSpec
 from workers.context import JobContext
 from workers.export.graph import Graph
-from workers.export.runtime import open_session
+from workers.export.runtime import Session, open_session
 from workers.families.base import Family, Fitted, load_family
 from workers.features import categories, combine, dates, numbers
 from workers.features.fitting import Fitting
@@ -51,7 +50,7 @@ class Recipe:
         """Raw tensors to those that the family knows, by the nodes that are served."""
         return self.run(self.session(threads), inputs)
 
-    def session(self, threads: int) -> ort.InferenceSession:
+    def session(self, threads: int) -> Session:
         """The recipe alone, for `run`."""
         graph = Graph()
         for name, value in self._nodes(graph).items():
@@ -59,7 +58,7 @@ class Recipe:
         outputs = [replace(tensor, name=f"made {tensor.name}") for tensor in self.signature.inputs]
         return open_session(graph.model(self.raw.inputs, outputs).SerializeToString(), threads)
 
-    def run(self, session: ort.InferenceSession, inputs: Inputs) -> dict[str, Array]:
+    def run(self, session: Session, inputs: Inputs) -> dict[str, Array]:
         """Raw tensors to those that the family knows."""
         parts = [
             session.run(None, take(inputs, slice(start, start + _BATCH))) for start in range(0, rows_of(inputs), _BATCH)
@@ -134,7 +133,7 @@ class _Made:
 
     rows: WholeRows
     recipe: Recipe
-    session: ort.InferenceSession
+    session: Session
 
     def __len__(self) -> int:
         return len(self.rows)
