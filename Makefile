@@ -27,10 +27,10 @@ demo: $(STAMP) ## real data to a compressed model behind an endpoint, and a tabl
 up: $(STAMP) ## run the platform until Ctrl-C
 	$(BIN)/aimass up
 
-# What needs no server runs in two processes, whose threads must not spin for each other's cores.
+# In two processes, whose threads must not spin for each other's cores.
 test: $(STAMP) ## the whole test suite, with real servers
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal tests/unit tests/architecture
-	$(BIN)/python -m pytest -m "not slow and not gpu" --ignore tests/unit --ignore tests/architecture
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup tests/acceptance tests/integration tests/contract tests/faults
 
 lint: $(STAMP) ## ruff, every rule on
 	$(BIN)/ruff check .

@@ -26,9 +26,18 @@ class Candidate:
 
 _TABLES = (
     Candidate("gbdt", "gbdt"),
-    Candidate("mlp", "mlp", {"hidden": [256, 128], "dropout": 0.15, "bins": 24}, lr=0.002),
+    Candidate("gbdt-narrow", "gbdt", {"num_leaves": 16, "colsample": 0.3}),
     Candidate("linear", "linear"),
-    Candidate("xgboost", "xgboost"),
+    Candidate("xgboost", "xgboost", {"max_depth": 5, "colsample": 0.4}),
+    Candidate("mlp", "mlp", {"hidden": [256, 128], "dropout": 0.15, "bins": 24}, lr=0.002),
+    Candidate(
+        "gbdt-narrow-slow", "gbdt",
+        {"learning_rate": 0.02, "num_leaves": 20, "colsample": 0.25, "min_child_samples": 10, "n_estimators": 4000},
+    ),
+    Candidate(
+        "xgboost-narrow", "xgboost",
+        {"max_depth": 6, "learning_rate": 0.03, "colsample": 0.25, "min_child_weight": 5, "n_estimators": 3000},
+    ),
     Candidate(
         "gbdt-slow", "gbdt", {"learning_rate": 0.025, "num_leaves": 63, "colsample": 0.5, "min_child_samples": 40}
     ),
@@ -41,7 +50,7 @@ _TABLES = (
         "xgboost-deep", "xgboost", {"max_depth": 9, "learning_rate": 0.03, "min_child_weight": 8, "colsample": 0.5}
     ),
     Candidate("naive_bayes", "naive_bayes"),
-)
+)  # fmt: skip
 
 
 def portfolio(data: LearningData, only: Sequence[str] | None = None) -> list[Candidate]:
