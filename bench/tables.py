@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from sklearn.model_selection import KFold, train_test_split
 
 PART = "part"
 _FOLDS = 5
+_SEED = 42
 _ADULT = [
     "age", "workclass", "fnlwgt", "education", "education_num", "marital_status", "occupation", "relationship", "race",
     "sex", "capital_gain", "capital_loss", "hours_per_week", "native_country", "income",
@@ -77,6 +79,10 @@ def divided(name: str, folder: Path, folds: int = _FOLDS, seed: int = 0) -> Iter
     if PART in rows.columns:
         yield rows
         return
-    place = np.random.default_rng(seed).permutation(len(rows)) % _FOLDS  # the first of them is a held out fifth
-    for fold in range(folds if table.folds else 1):
-        yield rows.with_columns(pl.Series(PART, np.where(place == fold, "test", "train")))
+    at = np.arange(len(rows))
+    if table.folds:
+        tests = [test for _, test in KFold(_FOLDS, shuffle=True, random_state=_SEED + seed).split(at)][:folds]
+    else:
+        tests = [train_test_split(at, test_size=0.2, random_state=_SEED + seed)[1]]
+    for test in tests:
+        yield rows.with_columns(pl.Series(PART, np.where(np.isin(at, test), "test", "train")))

@@ -127,7 +127,7 @@ def _check_columns(data: DatasetVersion, spec: TrainSpec) -> None:
         raise InvalidSpec.at("target", msg=f"every value of '{spec.target}' is missing; choose a column with labels")
     if spec.task == "classification" and target.get("unique") == 1:
         raise InvalidSpec.at("target", msg=f"'{spec.target}' has one class only; choose a target with two or more")
-    if spec.evaluation.threshold is not None and (target.get("unique") or 2) > 2:  # noqa: PLR2004 - two classes
+    if spec.evaluation.threshold is not None and not spec.clean and (target.get("unique") or 2) > 2:  # noqa: PLR2004 - two classes
         msg = f"'{spec.target}' has {target['unique']} classes; a threshold tells two apart, so leave it out"
         raise InvalidSpec.at("evaluation", "threshold", msg=msg)
     if spec.task == "regression" and target["type"] not in {"integer", "number"}:

@@ -45,6 +45,13 @@ _Threshold = Annotated[Annotated[TunedThreshold, OBJECT] | Annotated[_Probabilit
 ORDINAL_METRICS = frozenset({"quadratic_kappa", "rank_mae", "accuracy_within_one"})
 
 
+def default_metric(task: Task, n_classes: int) -> str:
+    """The main metric where the spec names none."""
+    if task != "classification":
+        return "rmse" if task == "regression" else "f1_micro"
+    return "roc_auc" if n_classes == 2 else "accuracy"  # noqa: PLR2004 - binary
+
+
 class EvaluationSpec(Spec):
     """What is measured besides the metrics of each part; folds and the learning curve take further fits."""
 

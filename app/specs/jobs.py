@@ -11,7 +11,7 @@ from app.specs.augment import AugmentSpec
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.clean import CleanStep
 from app.specs.endpoints import EndpointName
-from app.specs.evaluation import ORDINAL_METRICS, EvaluationSpec, MetricName, metrics_of
+from app.specs.evaluation import ORDINAL_METRICS, EvaluationSpec, MetricName, default_metric, metrics_of
 from app.specs.families import Family, family
 from app.specs.features import FeatureSpec
 from app.specs.mapping import Mapping
@@ -200,6 +200,10 @@ class TrainSpec(JobSpec):
     compress: CompressBudget | None = None
     deploy: DeploySpec | None = None
 
+    def main_metric(self, n_classes: int) -> str:
+        """The first that is named, or the usual one."""
+        return next(iter(self.metrics), default_metric(self.task, n_classes))
+
     def dividing_columns(self) -> list[tuple[tuple[str | int, ...], str]]:
         """(where, name) of each column that divides rows: into parts, or into slices."""
         named: list[tuple[tuple[str | int, ...], str]] = []
@@ -281,7 +285,7 @@ class ReproduceSpec(JobSpec):
     """Train a version anew from its own spec and data, and compare: rows, graph, answers, metrics, environment.
 
     The job's result is the comparison; no version is made. Its `verdict` is `identical` (the same graph, or the same
-    answers to all test rows), `equivalent` (the same test rows, and every metric within the 95 % interval of the
+    answers to all test rows), `equivalent` (the same split, and every metric within the 95 % interval of the
     version's) or `different`.
     """
 

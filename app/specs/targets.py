@@ -29,7 +29,7 @@ def check_targets(spec: TrainSpec, chosen: Family) -> None:
     if spec.separator is not None and spec.task != "multilabel":
         raise InvalidSpec.at("separator", msg=f"{spec.task} has one answer a row; leave it out")
     for at, step in enumerate(spec.features.steps):
-        if spec.task == "multilabel" and step.step in _BY_TARGET:
+        if spec.task == "multilabel" and step.step in _BY_TARGET and getattr(step, "by", "") != "variance":
             msg = f"'{step.step}' takes a target of one answer a row; leave it out"
             raise InvalidSpec.at("features", "steps", at, "step", msg=msg)
     if spec.ordinal is not None:

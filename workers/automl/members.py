@@ -50,7 +50,7 @@ class Pool:
         """What a candidate learns from: all other folds, watched by this one."""
         rest, held = (self._part(np.flatnonzero(rows)) for rows in (self.folds != fold, self.folds == fold))
         training = training_of(candidate, len(rest), self.data.training)
-        return dataclasses.replace(self.data, train=rest, validation=held, training=training)
+        return dataclasses.replace(self.data, train=rest, validation=held, training=training, whole=None)
 
     def _part(self, rows: npt.NDArray[np.int64]) -> Part:
         return Part(take(self.inputs, rows), self.y[rows])

@@ -15,10 +15,12 @@ from app.core.errors import InvalidData
 from app.core.signature import ImageFormat, Signature, Task, Tensor
 from app.serving.tensors import DTYPES
 from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
+from app.specs.jobs import Resources
 from app.specs.mapping import Mapping, TensorMapping, check_judging, picture_tensor, row_shape
 from workers.context import JobContext
 from workers.data.findings import listed
 from workers.data.images import decode_all
+from workers.data.large import is_large, read_rows, spaced_rows
 from workers.data.prepare import IMAGE_COLUMN, read_image_table
 from workers.data.tables import present, table_inputs
 from workers.data.values import as_text, exact_numbers, read_target
@@ -51,14 +53,15 @@ def read_labelled(job: JobContext, signature: Signature, mapping: Mapping | None
     """
     folder = job.input / "dataset"
     path = folder / DATA_FILE
-    kind = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))["kind"]
+    profile = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
+    kind = profile["kind"]
     check_judging(mapping, signature, kind, [name for name in pl.read_parquet_schema(path) if name != ROW_ID])
     task, name, classes = signature.task, signature.target, signature.classes
     if mapping is not None:
         task, name, classes = mapping.task, mapping.target, tuple(mapping.classes or ())
     if task == "inference":  # told apart by the check before
         raise InvalidData.at("mapping", msg="is required")
-    table = read_image_table(path) if kind == "image" else pl.read_parquet(path)
+    table = read_image_table(path) if kind == "image" else _read_table(job, path, profile)
     table = table.with_row_index("__position")
     kept = present(table, [name])
     left_out = {"without_label": len(table) - len(kept)}
@@ -86,6 +89,16 @@ def read_labelled(job: JobContext, signature: Signature, mapping: Mapping | None
         inputs = {tensor.name: _columns(kept, tensor, mapping.inputs[tensor.name]) for tensor in signature.inputs}
     given = kept["split"].cast(pl.String).to_list() if kind == "image" and "split" in kept.columns else None
     return Labelled(task, inputs, y, kept[ROW_ID].to_numpy(), target.classes, given, left_out, unknown)
+
+
+def _read_table(job: JobContext, path: Path, profile: dict[str, Any]) -> pl.DataFrame:
+    """The table; of one that would take more than half of the job's memory, evenly spaced rows."""
+    memory_mb = Resources.model_validate(job.spec.get("resources", {})).memory_mb
+    if not is_large(profile, memory_mb):
+        return pl.read_parquet(path)
+    some = spaced_rows(profile, memory_mb)
+    job.log(f"judged by {len(some):,} of {profile['rows']:,} rows, evenly spaced; raise resources.memory_mb for more")
+    return read_rows(path, some)
 
 
 def _count_unknown(job: JobContext, labels: pl.Series, known: Array, classes: Sequence[str]) -> dict[str, int]:

@@ -36,7 +36,7 @@ def without_outliers(frame: pl.DataFrame, numbers: Sequence[str], y: Array, spec
         names = step.columns or numbers
         if not names:
             raise InvalidSpec.at("clean", i, "columns", msg="no used column is of numbers; leave the step out")
-        for j, name in enumerate(names):
+        for j, name in enumerate(step.columns or []):
             if not frame[name].dtype.is_numeric():
                 raise InvalidSpec.at("clean", i, "columns", j, msg=f"'{name}' is not a column of numbers; leave it out")
         outside = np.zeros(len(train), bool)

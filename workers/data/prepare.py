@@ -30,6 +30,7 @@ from workers.data.large import (
     load_parts,
     read_rows,
     with_gaps,
+    without_row_numbers,
 )
 from workers.data.outliers import without_outliers
 from workers.data.slices import slice_labels
@@ -112,8 +113,10 @@ class Prepared:
             whole = whole and replace(whole, y=standard.shrink(whole.y))
         return LearningData(
             self.signature, Part(train, y_train), Part(validation, y_validation), standard, spec.training,
-            threads, device, whole=whole,
-            class_weights=class_weights(spec.training.class_weight, self.signature.classes, y_train),
+            threads, device, metric=spec.main_metric(len(self.signature.classes)), whole=whole,
+            class_weights=class_weights(
+                spec.training.class_weight, self.signature.classes, y_train if whole is None else whole.y
+            ),
         )  # fmt: skip
 
 
@@ -184,7 +187,8 @@ def _prepare_large(spec: TrainSpec, path: Path, profile: Mapping[str, Any], note
     held = held_rows(divided.split, profile, spec.resources.memory_mb)
     positions, split = among_held(held)
     frame = read_rows(path, positions)
-    columns, inputs = choose_columns(frame, {c["name"]: c["type"] for c in profile["columns"]}, spec, notes)
+    types = {c["name"]: c["type"] for c in profile["columns"]}
+    columns, inputs = choose_columns(without_row_numbers(frame, spec, profile, notes), types, spec, notes)
     target = Target(divided.target_of(positions), divided.classes)
     signature = _signature(spec, with_gaps(columns, profile), inputs, target)
     notes.warnings += [*split.lacks(target.classes, target.y), divided.told(held)]

@@ -14,6 +14,7 @@ Loc = tuple[str | int, ...]
 _CONFIG = {
     "enable_external_access": "false", "autoinstall_known_extensions": "false", "autoload_known_extensions": "false",
     "allow_community_extensions": "false", "memory_limit": "1GB", "max_temp_directory_size": "0GB", "threads": "1",
+    "max_expression_depth": "100",
 }  # fmt: skip
 _QUERY = f"SELECT {ROW_ID} FROM rows WHERE (\n%s\n)"  # noqa: S608 - what takes the place is parsed and checked first
 _NODES = frozenset(

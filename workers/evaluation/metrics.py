@@ -20,13 +20,6 @@ BINS = 15  # of equal width, for calibration
 _EPSILON = 1e-7  # probabilities are float32; log loss needs them off 0 and 1
 
 
-def default_metric(task: Task, n_classes: int) -> str:
-    """The main metric where the spec names none."""
-    if task != "classification":
-        return "rmse" if task == "regression" else "f1_micro"
-    return "roc_auc" if n_classes == 2 else "accuracy"  # noqa: PLR2004 - binary
-
-
 def positive_class(y: Array) -> int:
     """Of two classes the rarer one; the second when they are equally frequent."""
     return int(np.mean(y == 1) <= 0.5)  # noqa: PLR2004 - half of the rows

@@ -45,7 +45,8 @@ class Gbdt:
         before = _resume(job) if data.whole is None else None  # LightGBM goes on with rows in memory alone
         done = before.current_iteration() if before else 0
         best = Best.load(job.checkpoint / _BEST) if before else Best()
-        callbacks: list[Callable[..., Any]] = [_Watch(job, total, data.training.checkpoint_every_s, best)]
+        every_s = data.training.checkpoint_every_s if data.whole is None else float("inf")
+        callbacks: list[Callable[..., Any]] = [_Watch(job, total, every_s, best)]
         stopping = data.training.early_stopping
         if stopping is not None:
             callbacks.append(_EarlyStopping(best, stopping.patience * PATIENCE_FACTOR, stopping.min_delta))

@@ -102,7 +102,7 @@ def svd(step: Svd, on: Fitting) -> Made:
     columns = on.numbers()
     x = np.nan_to_num(on.present(columns), nan=0.0)
     _check_components(step.components, x.shape, on)
-    found = TruncatedSVD(step.components, algorithm="arpack" if step.components < x.shape[1] else "randomized",
+    found = TruncatedSVD(step.components, algorithm="arpack" if step.components < min(x.shape) else "randomized",
                          random_state=on.data.training.seed).fit(x)  # fmt: skip
     stage = _projection("svd", columns, np.zeros(x.shape[1]), found.components_.T)
     return [stage], {

@@ -5,6 +5,7 @@ from typing import Any
 
 from app.core.errors import InvalidData
 from app.core.version_folder import SPLIT
+from app.specs.evaluation import default_metric
 from app.specs.jobs import CompressSpec
 from app.specs.splits import SplitSpec
 from workers.compression.variants import Compressor
@@ -13,7 +14,7 @@ from workers.data.labelled import read_labelled
 from workers.data.prepare import Prepared, reload
 from workers.data.splits import split_rows
 from workers.data.tables import Notes
-from workers.evaluation.metrics import default_metric, order
+from workers.evaluation.metrics import order
 from workers.evaluation.variant import Judge
 from workers.host import job_threads
 from workers.jobs.judging import Version, labelled_judge

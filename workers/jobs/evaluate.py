@@ -6,11 +6,12 @@ from typing import Any
 
 from app.core.errors import InvalidData
 from app.core.version_folder import SPLIT
+from app.specs.evaluation import default_metric
 from app.specs.jobs import EvaluateSpec
 from workers.context import JobContext
 from workers.data.labelled import Labelled, read_labelled
 from workers.data.splits import load_split
-from workers.evaluation.metrics import default_metric, order
+from workers.evaluation.metrics import order
 from workers.evaluation.report import report
 from workers.jobs.judging import Version, labelled_judge
 from workers.learning import take

@@ -16,6 +16,8 @@ from workers.jobs import train
 from workers.jobs.judging import Version
 from workers.learning import Array
 
+_HALF = 0.5  # of several labels, each is told from this probability on
+
 
 def run(job: JobContext) -> dict[str, Any]:
     """The comparison. No version is made, and no file is kept.
@@ -34,7 +36,7 @@ def run(job: JobContext) -> dict[str, Any]:
     train.run(again)
     card = json.loads((job.output / CARD).read_text(encoding="utf-8"))
     job.progress(0.95, "comparing")
-    found = _compare(job, version, card, threads)
+    found = _compare(again, version, card, threads)
     for path in sorted(job.output.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     job.progress(1.0, "done")
@@ -65,7 +67,7 @@ def _compare(job: JobContext, version: Version, card: dict[str, Any], threads: i
         "verdict": verdict,
         "same_split": same_rows,
         "same_graph": same_graph,
-        "answers": _distance(then, now),
+        "answers": _distance(version, then, now),
         "metrics": metrics,
     }
 
@@ -82,11 +84,15 @@ def _metrics(version: Version, card: dict[str, Any]) -> dict[str, dict[str, Any]
     return found
 
 
-def _distance(then: Array, now: Array) -> dict[str, Any]:
-    """Largest difference of the answers to the test rows, and of classes the share of rows with the same label."""
+def _distance(version: Version, then: Array, now: Array) -> dict[str, Any]:
+    """Largest difference of the answers to the test rows, and of classes the share of rows with the same label(s)."""
     found: dict[str, Any] = {"rows": len(then), "largest_difference": float(np.abs(then - now).max(initial=0.0))}
-    if then.ndim == 2:  # noqa: PLR2004 - probabilities [N, K]
-        found["same_label"] = float((then.argmax(axis=1) == now.argmax(axis=1)).mean())
+    signature = version.signature
+    if signature.task == "multilabel":
+        found["same_label"] = float(((then >= _HALF) == (now >= _HALF)).all(axis=1).mean())
+    elif signature.task == "classification":
+        rule = version.trained_judge[1]
+        found["same_label"] = float((rule.labels(then) == rule.labels(now)).mean())
     return found
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from app.core.errors import InvalidSpec
+from app.core.errors import InvalidInput, InvalidSpec
 from app.core.signature import Signature, Threshold
 from app.specs.evaluation import TunedThreshold
+from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.data.prepare import Prepared
 from workers.evaluation.conformal import offsets, rows_needed
@@ -34,14 +35,20 @@ def check_settling(spec: TrainSpec, prepared: Prepared) -> None:
     if spec.evaluation.intervals is None:
         return
     needed, there = rows_needed(spec.evaluation.intervals), len(prepared.closer.calibration)
-    if not there:  # all rows will be left out by some model
+    if prepared.closer.folds:
+        there = sum(len(fold.test) for fold in prepared.closer.folds)
+    elif not there:  # all rows will be left out by some model
         there = len(prepared.split.train) + len(prepared.split.validation)
     if there < needed:
-        msg = (
-            f"{spec.evaluation.intervals:g} takes {needed} rows to find intervals by, and there are {there}; raise "
-            "split.validation, or ask for evaluation.folds, or for less"
-        )
-        raise InvalidSpec.at("evaluation", "intervals", msg=msg)
+        raise _too_few(spec.evaluation.intervals, there)
+
+
+def _too_few(coverage: float, there: int) -> InvalidInput:
+    msg = (
+        f"{coverage:g} takes {rows_needed(coverage)} rows to find intervals by, and there are {there}; raise "
+        "split.validation, or ask for evaluation.folds, or for less"
+    )
+    return InvalidSpec.at("evaluation", "intervals", msg=msg)
 
 
 def _check_threshold(spec: TrainSpec, prepared: Prepared) -> None:
@@ -51,7 +58,8 @@ def _check_threshold(spec: TrainSpec, prepared: Prepared) -> None:
     if len(classes) != 2:  # noqa: PLR2004 - two classes
         msg = f"'{spec.target}' has {len(classes)} classes; a threshold tells two apart, so leave it out"
         raise InvalidSpec.at("evaluation", "threshold", msg=msg)
-    there = np.unique(prepared.part("validation")[1])
+    parts = ("train", "validation") if family(spec.family).holds_out else ("validation",)
+    there = np.unique(np.concatenate([prepared.part(part)[1] for part in parts]))
     if isinstance(spec.evaluation.threshold, TunedThreshold) and len(there) < len(classes):
         msg = f"no validation row has the label '{classes[1 - int(there[0])]}'; raise split.validation or name a number"
         raise InvalidSpec.at("evaluation", "threshold", msg=msg)
@@ -67,6 +75,8 @@ def settle(spec: TrainSpec, prepared: Prepared, fitted: Fitted, positive: int, r
         if residuals is None:
             y, answers, rows = _held_out(prepared, fitted, prepared.closer.calibration)
             residuals = y - answers
+        if len(residuals) < rows_needed(coverage):  # `auto` may have had time for one fold alone
+            raise _too_few(coverage, len(residuals))
         below, above = offsets(residuals, coverage)
         found = {"coverage": coverage, "below": below, "above": above, "rows": len(residuals), "of": rows}
         fitted = Bounded(fitted, (below, above))

@@ -15,7 +15,7 @@ from workers.compression.variants import Compressor
 from workers.context import FitContext, JobContext
 from workers.data.prepare import Prepared, prepare
 from workers.evaluation.leaks import Associations, look_for_leaks
-from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, order, positive_class
+from workers.evaluation.metrics import baseline, evaluate, metric_drop, order, positive_class
 from workers.evaluation.sketch import make_sketch
 from workers.evaluation.variant import Judge, Variant
 from workers.export.parity import MIN_ROWS, Parity, check_parity
@@ -51,7 +51,6 @@ def run(job: JobContext) -> dict[str, Any]:
     learner = learner_of(spec)
     device = choose_device(spec.resources.device, learner.devices)
     data = prepared.learning(spec, threads, device)
-    data = replace(data, metric=next(iter(spec.metrics), default_metric(spec.task, data.n_classes)))
     job.log(f"learning from {prepared.rows} rows, {len(prepared.signature.columns)} columns")
     job.progress(0.1, "training")
     binary = spec.task == "classification" and data.n_classes == 2  # noqa: PLR2004 - two classes
@@ -125,7 +124,7 @@ class _Report:
         y_train = self.prepared.y[self.prepared.split.train]
         guess = baseline(self.spec.task, y_train, len(self.judge.y), self.data.n_classes)
         found["baseline"] = evaluate(self.spec.task, self.judge.y, guess, rule=self.judge.rule)
-        main = next(iter(self.spec.metrics), default_metric(self.spec.task, self.data.n_classes))
+        main = self.spec.main_metric(self.data.n_classes)
         if main not in found["test"]:
             other = "accuracy" if "accuracy" in found["test"] else next(iter(found["test"]))
             self.prepared.notes.warnings.append(f"{main} is undefined on the test rows; {other} is the main metric")
@@ -211,7 +210,7 @@ class _Report:
         """Training rows of each class."""
         if not self.data.n_classes:
             return {}
-        y = self.data.train.y
+        y = self.data.train.y if self.data.whole is None else self.data.whole.y
         counts = np.bincount(y, minlength=self.data.n_classes) if y.ndim == 1 else y.sum(axis=0).astype(np.int64)
         return dict(zip(self.prepared.signature.classes, counts.tolist(), strict=True))
 

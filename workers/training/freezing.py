@@ -20,7 +20,7 @@ class Freeze(Callback):
                 raise InvalidSpec.at("training", "freeze", "layers", at, msg=msg)
         self.spec, self.network = spec, network
         self.frozen = [p for name, p in network.named_parameters() if self._covers(name)]
-        if len(self.frozen) == len(names) and spec.epochs is None:
+        if len(self.frozen) == len(names):
             raise InvalidSpec.at("training", "freeze", "layers", msg="all weights are frozen; nothing could learn")
         self.modules = [
             module

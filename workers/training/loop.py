@@ -128,12 +128,13 @@ class _Watch(Callback):
         self.job, self.spec = job, spec
         self.announced = self.started = time.monotonic()
         self.first_epoch = 0
-        self.saved = False
+        self.saved = self.over = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - the hook's signature
         self.started, self.first_epoch = time.monotonic(), trainer.current_epoch
         if trainer.current_epoch:
             self.job.log(f"resumed from epoch {trainer.current_epoch}")
+        trainer.should_stop = self.over  # Lightning's early stopping would go on for an epoch
 
     def on_train_batch_end(self, *_args: Any, **_more: Any) -> None:  # noqa: ANN401 - the hook's signature, unused
         if self.job.should_stop():
@@ -154,6 +155,7 @@ class _Watch(Callback):
         self.job.progress(0.1 + 0.7 * epoch / self.spec.epochs, f"epoch {epoch} of at most {self.spec.epochs}", left)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        self.over = trainer.should_stop
         _save(trainer, self.job.checkpoint / _CHECKPOINT)
         self.saved = True
         if time.monotonic() - self.announced >= self.spec.checkpoint_every_s:
@@ -161,10 +163,11 @@ class _Watch(Callback):
             self.job.checkpointed()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rng": torch.get_rng_state()}
+        return {"rng": torch.get_rng_state(), "over": self.over}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         torch.set_rng_state(state_dict["rng"])
+        self.over = state_dict["over"]
 
 
 def _save(trainer: Trainer, path: Path) -> None:
@@ -209,12 +212,12 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
     if spec.precision == "fp16" and device == "cpu":
         raise InvalidSpec.at("training", "precision", msg="this worker trains on a CPU, which has no fp16; use bf16")
     first, rng = copy.deepcopy(network.state_dict()), torch.get_rng_state()
-    found = _with_rate(network, loss, Batches(data, spec.batch_size, spec.seed, change), spec, job, device)
-    evaluation, now = max(spec.batch_size, _EVALUATION_BATCH), found
+    evaluation, now = max(spec.batch_size, _EVALUATION_BATCH), spec
     while True:
-        learner = _Learner(network, loss, now, job)
-        rows = Batches(data, now.batch_size, now.seed, change), Batches(validation, evaluation)
         try:
+            tuned = _with_rate(network, loss, Batches(data, now.batch_size, now.seed, change), now, job, device)
+            learner = _Learner(network, loss, tuned, job)
+            rows = Batches(data, now.batch_size, now.seed, change), Batches(validation, evaluation)
             facts = _fit(learner, *rows, device)
             break
         except torch.OutOfMemoryError:
@@ -222,9 +225,9 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
         now, evaluation = _halve(now, device, job), max(1, evaluation // 2)
         network.cpu().load_state_dict(first)
         torch.set_rng_state(rng)
-    if found is not spec:
-        facts["lr"] = found.optimizer.lr
-    if now is not found:
+    if tuned is not now:
+        facts["lr"] = tuned.optimizer.lr
+    if now is not spec:
         facts |= {"batch_size": now.batch_size, "accumulate": now.accumulate}
     return facts
 
@@ -281,7 +284,9 @@ def _rules(spec: TrainingSpec) -> list[Callback]:
     """What watches the validation loss."""
     rules: list[Callback] = [Plateau(spec.scheduler)] if spec.scheduler.name == "plateau" else []
     if (stopping := spec.early_stopping) is not None:
-        rules.append(EarlyStopping("validation_loss", patience=stopping.patience, min_delta=stopping.min_delta))
+        patience, least = stopping.patience, stopping.min_delta
+        # With the validation, since at the end of the epoch it would come after the checkpoint, which then lacks it.
+        rules.append(EarlyStopping("validation_loss", least, patience, check_on_train_epoch_end=False))
     return rules
 
 

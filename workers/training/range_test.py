@@ -34,6 +34,7 @@ def find_rate(
     """
     before, rng = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     network.to(device).train()
+    loss.to(device)
     slow = spec.optimizer.model_copy(update={"lr": float(_RATES[0])})
     optimizer = make_optimizer(network, spec.model_copy(update={"optimizer": slow}))
     losses: list[float] = []

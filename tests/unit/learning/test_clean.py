@@ -75,6 +75,7 @@ def test_a_predicate_keeps_rows(predicate: str, rows: list[int]):
         ("* = 1", "no star"),
         ("list_filter([1], lambda q: q > 1) = [1]", None),
         ("rows.age > 1", "not one column"),
+        (f"age {'+ 1' * 900} > 3", "depth"),
     ],
 )
 def test_anything_else_is_refused(predicate: str, words: str | None):
@@ -118,6 +119,14 @@ def test_outliers_are_dropped_of_training_rows_alone(make_job: MakeJob):
         for fold in made.closer.folds:
             values = made.inputs["numeric"]
             assert [(values[rows] == 100).any() for rows in (fold.train, fold.test)] == [False, True]
+
+
+def test_outliers_of_columns_that_are_made_numbers(make_job: MakeJob, mixed: pl.DataFrame):
+    frame = mixed.with_columns(pl.col("visits").cast(pl.String))
+    types = {"visits": "number"}
+    made = _prepared(make_job, frame, clean=[{"step": "drop_outliers"}], features={"types": types, "drop": ["amount"]})
+    assert made.notes.counts["drop_outliers"] >= 0
+    assert "visits" in [column.name for column in made.signature.columns]
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import pytest
 
 from app.core.errors import ParityFailed
 from app.core.signature import Column, Signature, Tensor
+from app.specs.evaluation import default_metric
 from workers.evaluation.latency import compare_latency
-from workers.evaluation.metrics import baseline, default_metric, evaluate, metric_drop, positive_class
+from workers.evaluation.metrics import baseline, evaluate, metric_drop, positive_class
 from workers.evaluation.sketch import make_sketch
 from workers.export.graph import Graph
 from workers.export.parity import check_parity

@@ -16,7 +16,7 @@ from workers.context import Stopped
 from workers.data.prepare import Prepared, prepare
 from workers.families.encoding import DenseEncoder
 from workers.families.network import StreamedRows
-from workers.jobs import compress, train
+from workers.jobs import compress, evaluate, train
 from workers.training.batches import Batches
 
 MakeJob = Callable[..., Any]
@@ -187,3 +187,49 @@ def test_rows_are_cleaned_as_in_memory(large: MakeJob, wide: pl.DataFrame):
     left = ROWS - low - of_row_11
     assert counts[0][0]["drop_duplicates"] == left - kinds
     assert counts[0][0]["filter"] == low - 1 + of_row_11
+
+
+def test_auto_is_judged_by_rows_that_its_models_left_out(large: MakeJob):
+    """Its members learn from the rows in memory: a stream would hand them the rows that judge them."""
+    params = {"families": ["gbdt"], "folds": 2, "time_limit_s": 120}
+    job = large(family="auto", params=params, features=FEW)
+    tested = train.run(job)["metrics"]["roc_auc"]
+    tried = json.loads((job.output / "card.json").read_text())["fit"]["tried"]
+    assert all(line["roc_auc"] < tested + 0.02 for line in tried)
+
+
+def test_classes_weigh_as_they_are_in_the_whole_table(large: MakeJob):
+    job = large(family="gbdt", training={"class_weight": "balanced"})
+    prepared = _prepared(job)
+    data = prepared.learning(TrainSpec.model_validate(job.spec), 1, "cpu")
+    assert data.whole is not None
+    assert data.class_weights is not None
+    counts = np.bincount(data.whole.y)
+    assert counts[0] * data.class_weights[0] == pytest.approx(counts[1] * data.class_weights[1])
+    assert data.metric == "roc_auc"
+
+
+def test_row_numbers_are_left_out(large: MakeJob):
+    job = large(family="gbdt")
+    folder = job.input / "dataset"
+    numbered = pl.read_parquet(folder / "data.parquet").with_columns(pl.int_range(pl.len()).alias("number"))
+    numbered.write_parquet(folder / "data.parquet", row_group_size=7000)
+    profile = json.loads((folder / "profile.json").read_text())
+    entry = {"name": "number", "type": "integer", "missing": 0, "unique": ROWS - 900, "min": 0, "max": ROWS - 1}
+    profile["columns"].append(entry)
+    (folder / "profile.json").write_text(json.dumps(profile))
+    prepared = _prepared(job)
+    assert "number" not in [column.name for column in prepared.signature.columns]
+    assert any("it numbers the rows" in warning for warning in prepared.notes.warnings)
+
+
+def test_a_large_data_set_judges_by_some_of_its_rows(large: MakeJob):
+    job = large(**GBDT)
+    result = train.run(job)
+    later = large(name="later", kind="evaluate")
+    later.spec = {"kind": "evaluate", "model": "m", "version": 1, "dataset": "d@1", "resources": {"memory_mb": 256}}
+    shutil.copytree(job.output, later.input / "model")
+    report = evaluate.run(later)
+    assert report["part"] == "test"
+    assert 500 < report["rows"]["judged"] < 12_000
+    assert report["metrics"]["fp32"]["roc_auc"] == pytest.approx(result["metrics"]["roc_auc"], abs=0.03)

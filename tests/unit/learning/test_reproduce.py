@@ -64,3 +64,19 @@ def test_what_has_changed_around_it_is_named(make_job: MakeJob, mixed: pl.DataFr
     auc = found["metrics"]["roc_auc"]
     assert auc["now"] < auc["interval"][0]
     assert not auc["within_interval"]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"evaluation": {"threshold": 0.3}},
+        {"task": "regression", "target": "amount", "evaluation": {"intervals": 0.8}, "features": {"drop": ["target"]}},
+    ],
+)
+def test_thresholds_and_intervals_are_compared_too(make_job: MakeJob, mixed: pl.DataFrame, spec: dict[str, Any]):
+    trained = make_job(mixed, family="linear", **spec)
+    train.run(trained)
+    found = _again(make_job, trained, mixed)
+    assert found["verdict"] == "identical"
+    assert found["answers"].get("same_label") == (None if "task" in spec else 1.0)
+    assert ("coverage" in found["metrics"]) == ("task" in spec)

@@ -194,3 +194,18 @@ def test_a_job_loads_torch_only_for_networks(make_job: MakeJob, mixed: pl.DataFr
     )
     subprocess.run([sys.executable, "-c", code, json.dumps(job.spec), str(job.folder)], check=True, capture_output=True)
     assert (job.output / "model.onnx").exists()
+
+
+def test_a_network_that_had_stopped_early_learns_no_further(make_job: MakeJob, mixed: pl.DataFrame):
+    """The job was killed after its fit, while it judged, say."""
+    stopping = {"patience": 1, "min_delta": 0.05}
+    training = {"epochs": 30, "batch_size": 128, "checkpoint_every_s": 0, "early_stopping": stopping}
+    whole = make_job(mixed, name="whole", family="mlp", training=training, limits={"threads": 1}, **SPEC)
+    train.run(whole)
+    again = make_job(mixed, name="again", family="mlp", training=training, limits={"threads": 1}, **SPEC)
+    shutil.copytree(whole.checkpoint, again.checkpoint)
+    train.run(again)
+    cards = [json.loads((job.output / "card.json").read_text())["fit"] for job in (whole, again)]
+    assert cards[0] == cards[1]
+    assert cards[0]["epochs"] < 30
+    assert (whole.output / "model.onnx").read_bytes() == (again.output / "model.onnx").read_bytes()
