@@ -31,6 +31,11 @@ _TABLES = (
     Candidate("xgboost", "xgboost", {"max_depth": 5, "colsample": 0.4}),
     Candidate("mlp", "mlp", {"hidden": [256, 128], "dropout": 0.15, "bins": 24}, lr=0.002),
     Candidate(
+        "gbdt-slow", "gbdt", {"learning_rate": 0.025, "num_leaves": 63, "colsample": 0.5, "min_child_samples": 40}
+    ),
+    Candidate("extra_trees", "extra_trees", {"n_estimators": 300, "max_depth": 24}),
+    Candidate("mlp-wide", "mlp", {"hidden": [512, 256, 128], "dropout": 0.3, "activation": "silu", "bins": 8}),
+    Candidate(
         "gbdt-narrow-slow", "gbdt",
         {"learning_rate": 0.02, "num_leaves": 20, "colsample": 0.25, "min_child_samples": 10, "n_estimators": 4000},
     ),
@@ -38,11 +43,6 @@ _TABLES = (
         "xgboost-narrow", "xgboost",
         {"max_depth": 6, "learning_rate": 0.03, "colsample": 0.25, "min_child_weight": 5, "n_estimators": 3000},
     ),
-    Candidate(
-        "gbdt-slow", "gbdt", {"learning_rate": 0.025, "num_leaves": 63, "colsample": 0.5, "min_child_samples": 40}
-    ),
-    Candidate("extra_trees", "extra_trees", {"n_estimators": 300, "max_depth": 24}),
-    Candidate("mlp-wide", "mlp", {"hidden": [512, 256, 128], "dropout": 0.3, "activation": "silu", "bins": 8}),
     Candidate("gbdt-shallow", "gbdt", {"num_leaves": 8, "learning_rate": 0.08, "reg_lambda": 5.0}),
     Candidate("ft_transformer", "ft_transformer"),
     Candidate("random_forest", "random_forest", {"n_estimators": 300, "max_depth": 20}),
