@@ -30,7 +30,7 @@ up: $(STAMP) ## run the platform until Ctrl-C
 # In two processes, whose threads must not spin for each other's cores.
 test: $(STAMP) ## the whole test suite, with real servers
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal tests/unit tests/architecture
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup tests/acceptance tests/integration tests/contract tests/faults
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile tests/acceptance tests/integration tests/contract tests/faults
 
 lint: $(STAMP) ## ruff, every rule on
 	$(BIN)/ruff check .

@@ -8,16 +8,7 @@ import pytest
 
 from tests.support.servers import PostgresServer, ValkeyServer
 
-_PLATFORM = "trained"  # the fixture that takes a minute: its tests stay in one process, where several share the work
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: the tests of a file stay together, and all that ask for the trained platform do."""
-    for item in items:
-        asked = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group(_PLATFORM if _PLATFORM in asked else item.path.stem))
 
 
 @pytest.fixture(scope="session")
