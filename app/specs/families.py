@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from app.core.errors import InvalidSpec, Misconfigured
 from app.core.signature import Task
@@ -32,6 +32,13 @@ Weights = Annotated[
 
 class FamilyParams(Spec):
     """Base of every family's `params`."""
+
+
+def divided_by_heads(width: int, info: ValidationInfo) -> int:
+    """The width, which `heads`, an earlier field, share. ValueError if they cannot."""
+    if width % info.data.get("heads", 1):
+        raise ValueError(f"must be a multiple of heads = {info.data['heads']}")
+    return width
 
 
 class LinearParams(FamilyParams):

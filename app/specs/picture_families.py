@@ -2,9 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
-from app.specs.families import Family, FamilyParams
+from app.specs.families import Family, FamilyParams, divided_by_heads
 
 Widths = Annotated[
     list[Annotated[int, Field(ge=4, le=2048)]], Field(min_length=1, max_length=6, description="channels per stage")
@@ -52,12 +52,7 @@ class VitParams(FamilyParams):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     image_size: ImageSize = None
 
-    @field_validator("width")
-    @classmethod
-    def _heads_share_it(cls, value: int, info: ValidationInfo) -> int:
-        if value % info.data.get("heads", 1):
-            raise ValueError(f"must be a multiple of heads = {info.data['heads']}")
-        return value
+    _heads_share_it = field_validator("width")(divided_by_heads)
 
 
 def _family(name: str, params: type[FamilyParams], implementation: str, summary: str) -> Family:

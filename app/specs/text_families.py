@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from app.core.signature import Task
-from app.specs.families import Family, FamilyParams, Weights
+from app.specs.families import Family, FamilyParams, Weights, divided_by_heads
 
 Dropout = Annotated[float, Field(ge=0, lt=1, description="of word embeddings, and before the last layer")]
 
@@ -60,12 +60,7 @@ class TransformerParams(TokenParams):
                     raise ValueError(f"weights bring their own {name}; leave it out")
         return self
 
-    @field_validator("width")
-    @classmethod
-    def _heads_share_it(cls, value: int, info: ValidationInfo) -> int:
-        if value % info.data.get("heads", 1):
-            raise ValueError(f"must be a multiple of heads = {info.data['heads']}")
-        return value
+    _heads_share_it = field_validator("width")(divided_by_heads)
 
 
 def _family(name: str, params: type[FamilyParams], implementation: str, summary: str) -> Family:

@@ -27,11 +27,7 @@ def _is(graph: Graph, name: str, text: str) -> str:
 def impute_categories(step: Impute, on: Fitting) -> Made:
     """Columns that are named, or that have gaps in training rows; else nothing."""
     gaps = on.table.tensors["categorical"] == ""
-    names = on.table.names("categorical")
-    if step.columns is None:
-        columns = tuple(np.flatnonzero(gaps.any(axis=0)).tolist())
-    else:
-        columns = tuple(names.index(name) for name in dict.fromkeys(step.columns) if name in names)
+    columns = on.to_fill("categorical", gaps)
     if not columns:
         return [], {}
     fill = [_fill(step, on, j) for j in columns]

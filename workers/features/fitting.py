@@ -55,6 +55,13 @@ class Fitting:
             return self._named("categorical")
         return tuple(range(len(self.table.columns["categorical"]))) or self._nothing()
 
+    def to_fill(self, kind: Kind, gaps: Array) -> tuple[int, ...]:
+        """Those of the named columns that this tensor has, else those with `gaps`, booleans [N, columns]."""
+        if self.step.columns is None:
+            return tuple(np.flatnonzero(gaps.any(axis=0)).tolist())
+        names = self.table.names(kind)
+        return tuple(names.index(name) for name in dict.fromkeys(self.step.columns) if name in names)
+
     def _named(self, kind: Kind) -> tuple[int, ...]:
         found = (self.find(kind, ("columns", j), name) for j, name in enumerate(self.step.columns or []))
         return tuple(dict.fromkeys(found))

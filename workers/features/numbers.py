@@ -62,11 +62,7 @@ def _counts(on: Fitting, columns: tuple[int, ...], cells: Array) -> dict[str, in
 def impute_numbers(step: Impute, on: Fitting) -> Made:
     """Columns that are named, or that have gaps in training rows."""
     gaps = np.isnan(on.table.tensors["numeric"])
-    names = on.table.names("numeric")
-    if step.columns is None:
-        columns = tuple(np.flatnonzero(gaps.any(axis=0)).tolist())
-    else:
-        columns = tuple(names.index(name) for name in dict.fromkeys(step.columns) if name in names)
+    columns = on.to_fill("numeric", gaps)
     if not columns:
         return [], {}
     fill = _fill(step, on, columns)
