@@ -152,7 +152,8 @@ class WorkerSettings(BaseSettings):
 
     model_config = _prefix("AIMASS_WORKER_")
     device: Annotated[
-        str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="`cpu` or `cuda:N`: what this agent's jobs run on")
+        str,
+        Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="`cpu`, `cuda` or `cuda:N`: what this agent's jobs run on"),
     ] = "cpu"
     grace_s: Annotated[float, Field(ge=0, description="time from SIGTERM to SIGKILL, for a checkpoint")] = 30.0
     spare: Annotated[bool, Field(description="keep one child ready that has imported torch")] = True

@@ -152,9 +152,8 @@ class Supervisor:
     def _environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if not key.startswith(_HIDDEN)}
         threads = str(self._threads)
-        kept["CUDA_VISIBLE_DEVICES"] = (
-            self._device.removeprefix("cuda").removeprefix(":") if self._device != "cpu" else ""
-        )
+        if self._device != "cuda":  # without a number, all that this process may see
+            kept["CUDA_VISIBLE_DEVICES"] = self._device.removeprefix("cpu").removeprefix("cuda:")
         return kept | {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,

@@ -30,14 +30,31 @@ class Provider:
                 f"AIMASS_SERVING_PROVIDER={settings.provider}: the installed onnxruntime {ort.__version__} has no "
                 f"{_CUDA} (it has {', '.join(available)}); install onnxruntime-gpu in its place, or set it to cpu"
             )
+        ort.preload_dlls()  # CUDA's libraries may be packages of this environment, which the loader does not look in
         options = {
             "device_id": device or "0",
             # The default tries every algorithm at each new shape: seconds at the first batch of every size.
             "cudnn_conv_algo_search": "HEURISTIC",
+            # The default rounds the factors of float32 products to 10 bits: answers would differ from what was proven.
+            "use_tf32": "0",
             # The default doubles the arena at each growth, and so holds up to twice of what the model needs.
             "arena_extend_strategy": "kSameAsRequested",
         }
         return cls([(_CUDA, options), _CPU], settings.arena)
+
+    @property
+    def arenas(self) -> str:
+        """What `memory.enable_memory_arena_shrinkage` takes."""
+        return "cpu:0" if self.chain[0] == _CPU else f"cpu:0;gpu:{self.chain[0][1]['device_id']}"
+
+    def check(self, session: ort.InferenceSession) -> None:
+        """Misconfigured if ONNX Runtime fell back to the CPU, as it does with a log line alone."""
+        if self.chain[0] != _CPU and session.get_providers()[0] == _CPU:
+            raise Misconfigured(
+                "AIMASS_SERVING_PROVIDER: ONNX Runtime could not start CUDA and would run on the CPU; onnxruntime-gpu "
+                f"{ort.__version__} is made for CUDA {ort.cuda_version}: check the driver and install its libraries "
+                "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or set it to cpu"
+            )
 
     def session_options(self, threads: int) -> ort.SessionOptions:
         """Options of a session whose runs use `threads` cores."""

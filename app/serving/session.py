@@ -39,12 +39,13 @@ class Session:
             session = ort.InferenceSession(str(onnx), provider.session_options(threads), providers=provider.chain)
         except Exception as error:
             raise Corrupt(f"{onnx.name} cannot be loaded by ONNX Runtime: {error}") from error
+        provider.check(session)
         _match(signature.inputs, session.get_inputs(), "input", onnx.name, exact=True)
         _match(signature.outputs, session.get_outputs(), "output", onnx.name, exact=False)
         self._watch = watch
         watch.opened(self)
         self._run = runner(session)
-        self._arena = provider.arena
+        self._arenas = provider.arenas if provider.arena else ""
         self._inputs = [tensor.name for tensor in signature.inputs]
         self._outputs = [tensor.name for tensor in signature.outputs]
         self._batched = signature.batched
@@ -55,10 +56,10 @@ class Session:
 
     def shrink(self, inputs: Tensors) -> None:
         """Run once more, and give back what ONNX Runtime keeps of earlier, larger runs."""
-        if not self._arena:
+        if not self._arenas:
             return  # nothing is kept, and ONNX Runtime refuses to look for it
         options = ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas)
         self._run(self._outputs, dict(zip(self._inputs, inputs, strict=True)), options)
 
     def run(self, inputs: Tensors) -> Tensors:

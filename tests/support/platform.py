@@ -40,7 +40,8 @@ def breast_cancer_csv() -> bytes:
 class Platform:
     """`with Platform() as platform:` — stopped with SIGTERM at the end, and nothing may be left."""
 
-    def __init__(self, *, workers: int = 1, **settings: str) -> None:
+    def __init__(self, *, workers: int | None = 1, **settings: str) -> None:
+        """`workers` None: as many as the launcher starts by itself, which is one for each GPU."""
         self.folder = Path(tempfile.mkdtemp(prefix="aim-"))
         self._workers = workers
         self._settings = {"AIMASS_GATEWAY_GRPC_PORT": "0", **FAST_WORKERS, **settings}
@@ -66,11 +67,11 @@ class Platform:
             "0",
             "--data-dir",
             str(self.data_dir),
-            "--workers",
-            str(self._workers),
             "--api-key",
             KEY,
         ]
+        if self._workers is not None:
+            command += ["--workers", str(self._workers)]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=self.folder
         )

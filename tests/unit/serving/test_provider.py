@@ -38,6 +38,7 @@ def test_cuda_is_told_its_device_and_to_choose_convolutions_by_heuristic(monkeyp
     assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["device_id"] == "1"
     assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert options["use_tf32"] == "0"
     assert Provider.of(ServingSettings(provider="cuda")).chain[0][1]["device_id"] == "0"
 
 
@@ -45,6 +46,16 @@ def test_cuda_is_told_its_device_and_to_choose_convolutions_by_heuristic(monkeyp
 def test_a_provider_that_is_not_installed_is_named():
     with pytest.raises(Misconfigured, match=r"AIMASS_SERVING_PROVIDER=cuda:0: .* install onnxruntime-gpu"):
         Host(ServingSettings(provider="cuda:0"))
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    session = ort.InferenceSession(heavy(tmp_path / "m", 2) / "model.onnx", providers=["CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    Provider.of(ServingSettings()).check(session)
+    cuda = Provider.of(ServingSettings(provider="cuda:2"))
+    assert cuda.arenas == "cpu:0;gpu:2"
+    with pytest.raises(Misconfigured, match=r"AIMASS_SERVING_PROVIDER: .* would run on the CPU"):
+        cuda.check(session)
 
 
 @pytest.mark.parametrize("arena", [True, False])
