@@ -139,7 +139,7 @@ def _text(value: Any) -> tuple[str, tuple[str, str] | None]:  # noqa: ANN401 - a
         return "", (f"must be a text, got {shown}", "type")
     if _SURROGATE.search(value):
         return "", (f"must be Unicode text, got half a character: {shown}", "encoding")
-    return value, None
+    return value.strip(), None
 
 
 class CarefulImages:

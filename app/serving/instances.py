@@ -69,7 +69,7 @@ class _Table:
         if len(ordered) != len(signature.columns):
             raise Corrupt("signature.json: a column belongs to no input tensor")
         self._decode = _struct_decoder(ordered).decode
-        self._texts = [at for at, column in enumerate(ordered) if column.type in TEXTS and column.nullable]
+        self._texts = [at for at, column in enumerate(ordered) if column.type in TEXTS]
 
     def __call__(self, body: bytes) -> tuple[Tensors, int]:
         try:
@@ -79,12 +79,11 @@ class _Table:
         rows = [msgspec.structs.astuple(instance) for instance in instances]
         if len(self._slices) == 1 and not self._texts:
             return (np.array(rows, self._slices[0][1]),), len(rows)
-        if self._texts:
-            rows = [
-                tuple("" if value is None and at in self._texts else value for at, value in enumerate(row))
-                for row in rows
-            ]
-        return tuple(np.array([row[part] for row in rows], dtype) for part, dtype in self._slices), len(rows)
+        cells = [list(row) for row in rows]
+        for row in cells:
+            for at in self._texts:
+                row[at] = (row[at] or "").strip()  # as at ingest, so that " Oslo" is what training saw
+        return tuple(np.array([row[part] for row in cells], dtype) for part, dtype in self._slices), len(rows)
 
 
 def _struct_decoder(columns: list[Column]) -> msgspec.json.Decoder[Any]:

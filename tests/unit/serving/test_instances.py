@@ -49,6 +49,12 @@ def test_null_is_missing_where_it_is_allowed(decode: Decode):
     assert categorical.tolist() == [[""]]
 
 
+@pytest.mark.parametrize("age", [41, 41.0])  # the second takes the careful way
+def test_blanks_around_a_text_are_no_part_of_it_as_at_ingest(decode: Decode, age: float):
+    (_, categorical), _ = decode(body(GOOD | {"age": age, "colour": " red\u3000\t"}, GOOD))
+    assert categorical.tolist() == [["red"], ["red"]]
+
+
 @pytest.mark.parametrize(
     ("change", "loc", "kind", "words"),
     [
