@@ -1,6 +1,6 @@
 """The words of learning: tensors by name, the rows to learn from, and what a family is given."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -81,6 +81,8 @@ class LearningData:
     metric: str = ""  # the main one
     class_weights: npt.NDArray[np.float64] | None = None  # [K]: how much a row of each class counts; None: all alike
     whole: WholeRows | None = None  # all training rows, where `train` holds some of them
+    # Of so many folds, the one of each training and then validation row; -1 where it may not be left out. None: any.
+    folds: Callable[[int], npt.NDArray[np.int64]] | None = None
 
     @property
     def task(self) -> Task:

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from app.core.errors import InvalidSpec, Misconfigured
 from app.core.signature import Task
@@ -99,28 +99,6 @@ class NaiveBayesParams(FamilyParams):
     alpha: Annotated[float, Field(gt=0, le=1e3, description="rows' worth added to each category")] = 1.0
 
 
-class AutoParams(FamilyParams):
-    """The best ensemble of several families within a time budget."""
-
-    time_limit_s: Annotated[
-        float, Field(ge=5, le=604_800, description="of training; export and judging come on top")
-    ] = 300.0
-    folds: Annotated[int, Field(ge=2, le=20, description="each model is trained so often, without another part")] = 5
-    members: Annotated[int, Field(ge=1, le=16, description="most models in the ensemble")] = 4
-    families: Annotated[
-        list[str] | None, Field(min_length=1, max_length=100, description="try these alone; null: all that fit")
-    ] = None
-
-    @field_validator("families")
-    @classmethod
-    def _known(cls, names: list[str] | None) -> list[str] | None:
-        usable = [name for name, found in families().items() if found.data == AUTO.data and found is not AUTO]
-        for name in names or []:
-            if name not in usable:
-                raise ValueError(f"'{name}' is none of: {', '.join(usable)}")
-        return names
-
-
 class MlpParams(FamilyParams):
     """Multi-layer perceptron with embeddings for categories (torch)."""
 
@@ -184,7 +162,8 @@ class Family:
     `implementation` is `module:attribute`, imported by the job child alone; it satisfies
     `workers.families.base.Family`. With `loop` it learns by `workers.training.loop`, and so takes `label_smoothing` and
     `ema`; those of pictures and of texts take `augment`. With `weighs_classes` it heeds `LearningData.class_weights`.
-    With `holds_out` its models are `workers.families.base.HoldsOut`.
+    With `holds_out` its models are `workers.families.base.HoldsOut`. With `tries` it trains other families, and hands
+    `augment` and `precision` on to those that have a loop.
     """
 
     name: str
@@ -196,6 +175,7 @@ class Family:
     loop: bool = False
     weighs_classes: bool = False
     holds_out: bool = False
+    tries: bool = False
 
     @property
     def dataset(self) -> Literal["tabular", "image"]:
@@ -284,15 +264,6 @@ NAIVE_BAYES = Family(
     "workers.families.naive_bayes:NaiveBayes",
     "naive Bayes (scikit-learn)",
     weighs_classes=True,
-)
-AUTO = Family(
-    "auto",
-    _BOTH,
-    "tabular",
-    AutoParams,
-    "workers.automl.auto:Auto",
-    "the best ensemble in a given time",
-    holds_out=True,
 )
 MLP = Family(
     "mlp",

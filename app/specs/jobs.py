@@ -234,7 +234,7 @@ class TrainSpec(JobSpec):
     def _check_loop(self, chosen: Family) -> None:
         """InvalidSpec names an option of the training loop that family or task cannot follow."""
         augment = self.training.augment
-        if augment is not None and (chosen.data == "tabular" or not chosen.loop):
+        if augment is not None and (chosen.data == "tabular" or not (chosen.loop or chosen.tries)):
             msg = f"'{chosen.name}' learns from {chosen.data} data; augment is for networks over pictures and texts"
             raise InvalidSpec.at("training", "augment", msg=msg)
         for name in augment.unfit(chosen.data) if augment is not None else ():

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from app.core.errors import AimassError, InvalidSpec
+from app.specs.families import DataKind
 from workers.automl.choose import Choice, choose
 from workers.automl.combine import Combination
 from workers.automl.members import Member, Pool
@@ -28,8 +29,9 @@ _FIRST_SHARE = 0.25  # of the time for the first candidate; if all its folds nee
 
 
 class Auto:
-    """The family."""
+    """The family over tables."""
 
+    kind: DataKind = "tabular"
     devices = ("cpu", "cuda")
 
     def __init__(self, params: Mapping[str, Any]) -> None:
@@ -40,7 +42,7 @@ class Auto:
 
         Validation rows are learnt from too: every row is left out by one model of each candidate, which judges by it.
         """
-        pool = Pool.of(data, self.params["folds"])
+        pool = Pool.of(self.kind, data, self.params["folds"])
         search = _Search(pool, self.params, job, _State.load(job))
         search.run()
         if not search.members:
@@ -48,7 +50,7 @@ class Auto:
             raise InvalidSpec.at("params", "time_limit_s", msg=f"no model was finished in time; raise it ({why})")
         job.progress(0.78, "choosing the best combination")
         folds = len(search.members[0].answers)
-        scored = pool.folds < folds
+        scored = (pool.folds >= 0) & (pool.folds < folds)
         y = data.standard.restore(pool.y) if data.task == "regression" else pool.y
         answers = [member.out_of_fold(pool) for member in search.members]
         choice = choose(
@@ -56,6 +58,18 @@ class Auto:
             ordinal=data.signature.ordinal,
         )  # fmt: skip
         return FittedAuto.of(data, search, choice, (y[scored], choice.combination.apply(answers)))
+
+
+class AutoText(Auto):
+    """The same over texts."""
+
+    kind = "text"
+
+
+class AutoImage(Auto):
+    """The same over pictures."""
+
+    kind = "image"
 
 
 @dataclass(slots=True)
@@ -84,8 +98,8 @@ class _Search:
 
     def __init__(self, pool: Pool, params: Mapping[str, Any], job: JobContext, state: _State) -> None:
         self.pool, self.job, self.state = pool, job, state
-        self.candidates = portfolio(pool.data, params["families"])
-        self.limit_s, self.most_folds = float(params["time_limit_s"]), int(params["folds"])
+        self.candidates = portfolio(pool.kind, pool.data, params["families"])
+        self.limit_s, self.most_folds = float(params["time_limit_s"]), pool.count
         self.begun = time.monotonic() - state.spent_s
         self.members: list[Member] = []
 

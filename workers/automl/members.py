@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from app.specs.families import family
+from app.core.errors import InvalidSpec
+from app.specs.families import DataKind, family
 from workers.automl.portfolio import Candidate, training_of
 from workers.automl.trial import ROOM, Trial
 from workers.context import JobContext
@@ -27,30 +28,41 @@ _PROVEN_ROWS = 200  # of each model by itself; the whole ensemble goes through t
 class Pool:
     """Training and validation rows together, divided into folds."""
 
+    kind: DataKind
     data: LearningData
     inputs: Inputs
     y: Array
-    folds: npt.NDArray[np.int64]  # of each row
+    folds: npt.NDArray[np.int64]  # of each row; -1 where it is in none
 
     @classmethod
-    def of(cls, data: LearningData, count: int) -> "Pool":
-        """Folds of equal size, alike in their targets."""
+    def of(cls, kind: DataKind, data: LearningData, count: int) -> "Pool":
+        """Folds as the split allows; else of equal size, alike in their targets."""
         inputs = {
             name: np.concatenate([tensor, data.validation.inputs[name]]) for name, tensor in data.train.inputs.items()
         }
         y = np.concatenate([data.train.y, data.validation.y])
+        if data.folds is not None:
+            folds = data.folds(count)
+            if folds.max() < 0:
+                raise InvalidSpec.at("split", "validation", msg="models are chosen by validation rows; there are none")
+            return cls(kind, data, inputs, y, folds)
         rng = np.random.default_rng(data.training.seed)
         order = np.lexsort((rng.random(len(y)), y))
         blocks = rng.permuted(np.tile(np.arange(count), (len(y) // count + 1, 1)), axis=1)
         folds = np.empty(len(y), np.int64)
         folds[order] = blocks.ravel()[: len(y)]
-        return cls(data, inputs, y, folds)
+        return cls(kind, data, inputs, y, folds)
+
+    @property
+    def count(self) -> int:
+        """Folds that there are."""
+        return int(self.folds.max()) + 1
 
     def without(self, fold: int, candidate: Candidate) -> LearningData:
         """What a candidate learns from: all other folds, watched by this one."""
         rest, held = (self._part(np.flatnonzero(rows)) for rows in (self.folds != fold, self.folds == fold))
-        training = training_of(candidate, len(rest), self.data.training)
-        return dataclasses.replace(self.data, train=rest, validation=held, training=training, whole=None)
+        training = training_of(self.kind, candidate, len(rest), self.data.training)
+        return dataclasses.replace(self.data, train=rest, validation=held, training=training, whole=None, folds=None)
 
     def _part(self, rows: npt.NDArray[np.int64]) -> Part:
         return Part(take(self.inputs, rows), self.y[rows])

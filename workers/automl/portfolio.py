@@ -5,23 +5,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.core.errors import InvalidSpec
-from app.specs.families import families, family
+from app.specs.augment import AugmentSpec
+from app.specs.families import DataKind, families
 from app.specs.jobs import EarlyStoppingSpec, OptimizerSpec, TrainingSpec
 from workers.learning import LearningData
-
-_STEPS = 3000  # of an optimizer, about, for a network
-_BATCH = 256
-_SELF = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A family with parameters, under a name of its own."""
+    """A family with parameters, under a name of its own; `lr` is of its network, if it is one."""
 
     name: str
     family: str
     params: Mapping[str, Any] = field(default_factory=dict)
     lr: float = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """How long networks over one kind of data learn: enough steps for small data, few passes over large."""
+
+    batch: int
+    steps: int  # of an optimizer, about
+    least: int  # epochs
+    most: int
+    augment: AugmentSpec | None = None
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.01
 
 
 _TABLES = (
@@ -51,30 +61,60 @@ _TABLES = (
     ),
     Candidate("naive_bayes", "naive_bayes"),
 )  # fmt: skip
+_TEXTS = (
+    Candidate("text_linear", "text_linear"),
+    Candidate("text_cnn", "text_cnn", lr=0.002),
+    Candidate("rnn", "rnn", {"cell": "gru"}, lr=0.002),
+    Candidate("text_linear-words", "text_linear", {"words": 3, "characters": 0, "min_rows": 1}),
+    Candidate("text_cnn-wide", "text_cnn", {"width": 256, "windows": [1, 2, 3], "filters": 256}),
+    Candidate("text_linear-characters", "text_linear", {"words": 0, "characters": 6}),
+    Candidate("transformer", "transformer"),
+)
+_PICTURES = (
+    Candidate("resnet-small", "resnet", {"widths": [32, 64, 128]}, lr=0.004),
+    Candidate("resnet", "resnet", lr=0.004),
+    Candidate("mobilenet", "mobilenet", lr=0.003),
+    Candidate("convnext", "convnext", lr=0.002),
+    Candidate("cnn", "cnn", lr=0.003),
+    Candidate("vit", "vit"),
+)
+PLANS: dict[DataKind, tuple[tuple[Candidate, ...], Loop]] = {
+    "tabular": (_TABLES, Loop(batch=256, steps=3000, least=12, most=100)),
+    "text": (_TEXTS, Loop(batch=64, steps=1500, least=5, most=30)),
+    # Mirrored pictures may be other things (digits, signs), shifted ones are not.
+    "image": (
+        _PICTURES,
+        Loop(128, 5000, 10, 60, AugmentSpec(crop=2), label_smoothing=0.1, weight_decay=0.05),
+    ),
+}  # fmt: skip
+_LARGE = 200  # batches an epoch; of more, batches are four times as large
 
 
-def portfolio(data: LearningData, only: Sequence[str] | None = None) -> list[Candidate]:
+def portfolio(kind: DataKind, data: LearningData, only: Sequence[str] | None = None) -> list[Candidate]:
     """All that can learn this task from such data; families of third parties come last, as they are.
 
     InvalidSpec if none of `only` does the task.
     """
-    kind = family(_SELF).data
-    known = {name for name, found in families().items() if found.data == kind and data.task in found.tasks}
+    usable = [found for found in families().values() if not found.tries and found.data == kind]
+    known = {found.name for found in usable if data.task in found.tasks}
     if only is not None:
         known &= set(only)
-    if not known - {_SELF}:
+    if not known:
         raise InvalidSpec.at("params", "families", msg=f"none of these families does {data.task}")
-    planned = [candidate for candidate in _TABLES if candidate.family in known]
-    others = sorted(known - {candidate.family for candidate in planned} - {_SELF})
+    planned = [candidate for candidate in PLANS[kind][0] if candidate.family in known]
+    others = sorted(known - {candidate.family for candidate in planned})
     return [*planned, *(Candidate(name, name) for name in others)]
 
 
-def training_of(candidate: Candidate, rows: int, given: TrainingSpec) -> TrainingSpec:
-    """The training loop of a candidate: enough steps for small data, few passes over large; the job's own seed."""
-    batch = _BATCH if rows < 200 * _BATCH else 4 * _BATCH
-    epochs = min(max(round(_STEPS * batch / rows), 12), 100)
+def training_of(kind: DataKind, candidate: Candidate, rows: int, given: TrainingSpec) -> TrainingSpec:
+    """The training loop of a candidate. Seed, precision and, if there is one, augmentation are the job's."""
+    loop = PLANS[kind][1]
+    batch = loop.batch if rows < _LARGE * loop.batch else 4 * loop.batch
+    epochs = min(max(round(loop.steps * batch / rows), loop.least), loop.most)
     return TrainingSpec(
-        epochs=epochs, batch_size=batch, optimizer=OptimizerSpec(lr=candidate.lr), seed=given.seed,
+        epochs=epochs, batch_size=batch, optimizer=OptimizerSpec(lr=candidate.lr, weight_decay=loop.weight_decay),
+        seed=given.seed, precision=given.precision, augment=given.augment or loop.augment,
+        label_smoothing=loop.label_smoothing,
         early_stopping=EarlyStoppingSpec(patience=max(4, epochs // 4)),
         checkpoint_every_s=given.checkpoint_every_s,
     )  # fmt: skip

@@ -97,6 +97,19 @@ class Grouped:
         for rest, held in GroupKFold(count, shuffle=True, random_state=self.seed).split(rows, groups=self.groups[rows]):
             yield rows[rest], rows[held]
 
+    def fold_numbers(self, rows: Array, count: int) -> Rows:
+        """The fold of each of these rows, in their order; fewer folds where there are fewer groups.
+
+        InvalidData of a single group.
+        """
+        there = len(np.unique(self.groups[rows]))
+        if there == 1:
+            raise InvalidData.at("split", "group", msg="the rows that are not of the test part are of a single group")
+        numbers = np.zeros(len(rows), np.int64)
+        for number, (_, held) in enumerate(self.folds(np.sort(rows), min(count, there))):
+            numbers[np.isin(rows, held)] = number
+        return numbers
+
     def _balanced(self, rows: Rows, count: int) -> Iterator[tuple[Rows, Rows]]:
         strata = None if self.strata is None else group_rare(self.strata[rows], len(rows), count)
         strata = np.zeros(len(rows), np.int64) if strata is None else strata

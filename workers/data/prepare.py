@@ -1,7 +1,7 @@
 """A data set folder and a spec to everything that a family learns from and is judged by."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -14,10 +14,10 @@ from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import Column, Signature, Tensor
 from app.specs.clean import DropOutliers
 from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
-from app.specs.families import family
+from app.specs.families import families, family
 from app.specs.jobs import Resources, TrainSpec
 from workers.context import JobContext
-from workers.data.division import Grouped
+from workers.data.division import Divider, Grouped, Ordered
 from workers.data.findings import listed
 from workers.data.images import choose_format, decode_all
 from workers.data.large import (
@@ -61,7 +61,8 @@ class Closer:
 
     `folds` are splits of the rows that are not test rows, `shares` splits with that share of the training rows,
     `slices` the slice of each row, [N] text, by column, and `groups` the group of each row [N], if rows are grouped.
-    `calibration` are validation rows that no family sees, since prediction intervals are found by them.
+    `calibration` are validation rows that no family sees, since prediction intervals are found by them. `divider` is
+    how the rows were divided.
     """
 
     folds: tuple[Split, ...] = ()
@@ -69,6 +70,7 @@ class Closer:
     slices: Mapping[str, Array] = field(default_factory=dict)
     groups: Array | None = None
     calibration: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    divider: Divider | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,17 @@ class Prepared:
             class_weights=class_weights(
                 spec.training.class_weight, self.signature.classes, y_train if whole is None else whole.y
             ),
+            folds=self._folds(np.concatenate([self.split.train, watched])),
         )  # fmt: skip
+
+    def _folds(self, rows: Array) -> Callable[[int], Array] | None:
+        """`LearningData.folds` of these rows, where groups or time say how they may be divided."""
+        divider = self.closer.divider
+        if isinstance(divider, Grouped):
+            return lambda count: divider.fold_numbers(rows, count)
+        if isinstance(divider, Ordered):  # what is left out must be newer: the validation rows
+            return lambda _: np.where(np.isin(rows, self.split.validation), 0, -1)
+        return None
 
 
 def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
@@ -126,7 +138,10 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     profile = json.loads((folder / PROFILE_FILE).read_text(encoding="utf-8"))
     wanted = family(spec.family)
     if profile["kind"] != wanted.dataset:
-        message = f"'{spec.family}' learns from {wanted.data} data; {spec.dataset} is {profile['kind']}"
+        others = ", ".join(name for name, known in families().items() if known.dataset == profile["kind"])
+        message = (
+            f"'{spec.family}' learns from {wanted.data} data; {spec.dataset} is {profile['kind']}; use one of: {others}"
+        )
         raise InvalidSpec.at("family", msg=message)
     notes = Notes()
     if wanted.data == "image":
@@ -215,6 +230,7 @@ def _look_closer(frame: pl.DataFrame, spec: TrainSpec, division: Division) -> Cl
         {name: slice_labels(frame[name]) for name in asked.slices},
         division.divider.groups if isinstance(division.divider, Grouped) else None,
         _to_calibrate(spec, division),
+        division.divider,
     )
 
 

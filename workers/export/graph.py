@@ -56,7 +56,7 @@ class Graph:
         return name
 
     def include(self, model: onnx.ModelProto, prefix: str, inputs: Mapping[str, str] | None = None) -> str:
-        """Add the nodes of a model that a `Graph` made; returns its output's name.
+        """Add the nodes of a model of the same opsets, without subgraphs; returns its output's name.
 
         `inputs` says which value is which of the model's inputs; without it they have the same names.
         """
@@ -71,6 +71,7 @@ class Graph:
         for node in model.graph.node:
             node.input[:] = [renamed(name) for name in node.input]
             node.output[:] = [renamed(name) for name in node.output]
+            node.name = f"{prefix}.{node.name}" if node.name else ""
             self._nodes.append(node)
         return renamed(model.graph.output[0].name)
 

@@ -11,10 +11,15 @@ import polars as pl
 import pytest
 
 from app.core.errors import InvalidSpec
-from app.specs.families import AUTO
+from app.specs.augment import AugmentSpec
+from app.specs.auto_families import AUTO
+from app.specs.jobs import TrainSpec
+from app.specs.splits import SplitSpec
 from workers.automl import auto
 from workers.automl.members import Pool
+from workers.automl.portfolio import PLANS, Candidate, Loop
 from workers.context import Stopped
+from workers.data.prepare import prepare
 from workers.families.linear import Linear
 from workers.jobs import train
 from workers.learning import LearningData, Part
@@ -128,10 +133,77 @@ def test_folds_are_of_one_size_and_alike_in_their_targets(count: int):
     data = LearningData(
         None, Part({"numeric": inputs["numeric"][:100]}, y[:100]), Part({"numeric": inputs["numeric"][100:]}, y[100:])
     )  # type: ignore[arg-type]  # folds need no signature
-    pool = Pool.of(data, count)
+    pool = Pool.of("tabular", data, count)
     sizes = np.bincount(pool.folds, minlength=count)
     assert sizes.max() - sizes.min() <= 1
     for k in range(3):
         of_class = np.bincount(pool.folds[pool.y == k], minlength=count)
         assert of_class.max() - of_class.min() <= 2
-    assert np.array_equal(pool.folds, Pool.of(data, count).folds)
+    assert np.array_equal(pool.folds, Pool.of("tabular", data, count).folds)
+
+
+def test_groups_are_left_out_whole_and_along_time_the_newest_rows_alone(make_job: MakeJob, mixed: pl.DataFrame):
+    frame = mixed.with_columns(pl.Series("hotel", np.arange(1200) // 9 % 40), pl.Series("day", np.arange(1200)))
+    spec = TrainSpec.model_validate(make_job(frame, **SPEC).spec | {"split": {"method": "group", "group": "hotel"}})
+    prepared = prepare(make_job(frame, name="groups", **SPEC), spec)
+    pool = Pool.of("tabular", prepared.learning(spec, 1, "cpu"), 4)
+    rows = np.concatenate([prepared.split.train, prepared.split.validation])
+    assert pool.count == 4
+    hotels = frame["hotel"].to_numpy()[rows]
+    assert all(len(np.unique(pool.folds[hotels == hotel])) == 1 for hotel in np.unique(hotels))
+    assert np.bincount(pool.folds).min() > 150
+    spec = spec.model_copy(update={"split": SplitSpec(method="time", time="day")})
+    prepared = prepare(make_job(frame, name="time", **SPEC), spec)
+    pool = Pool.of("tabular", prepared.learning(spec, 1, "cpu"), 4)
+    assert pool.count == 1
+    assert np.array_equal(pool.folds, np.repeat([-1, 0], [len(prepared.split.train), len(prepared.split.validation)]))
+
+
+def test_it_chooses_by_the_newest_rows_where_time_divides(make_job: MakeJob, mixed: pl.DataFrame):
+    frame = mixed.with_columns(pl.Series("day", np.arange(1200)))
+    params = {"families": ["linear", "naive_bayes"], "time_limit_s": 60}
+    job = make_job(frame, family="auto", params=params, split={"method": "time", "time": "day"},
+                   features={"drop": ["amount", "day"]})  # fmt: skip
+    train.run(job)
+    fit = _fit(job)
+    assert (fit["folds"], [line["models"] for line in fit["tried"]]) == (1, [1, 1])
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks that learn for a few epochs."""
+    cnn = Candidate("text_cnn", "text_cnn", {"width": 32, "filters": 16}, lr=0.01)
+    texts = Candidate("text_linear", "text_linear", {"characters": 0, "regularization": 1.0}), cnn
+    pictures = (Candidate("cnn", "cnn", {"channels": [8, 16]}, lr=0.02),)
+    monkeypatch.setitem(PLANS, "text", (texts, Loop(32, 60, 4, 8)))
+    monkeypatch.setitem(PLANS, "image", (pictures, Loop(32, 40, 4, 8, AugmentSpec(crop=1), 0.1)))
+
+
+@pytest.mark.usefixtures("briefly")
+def test_texts_become_one_graph_of_several_families(make_job: MakeJob):
+    rng = np.random.default_rng(3)
+    words = np.asarray([["good", "fine", "很好", "lovely"], ["bad", "awful", "很差", "dirty"]])
+    y = rng.integers(0, 2, 240)
+    texts = [
+        " ".join(["stay", str(rng.integers(99)), *rng.choice(words[k if rng.random() < 0.85 else 1 - k], 2)]) for k in y
+    ]
+    frame = pl.DataFrame({"text": texts, "target": np.where(y, "bad", "good")})
+    params = {"families": ["text_linear", "text_cnn"], "folds": 2, "time_limit_s": 600}
+    job = make_job(frame, family="auto_text", params=params)
+    result = train.run(job)
+    fit = _fit(job)
+    assert result["metrics"]["roc_auc"] > 0.85
+    assert {(line["name"], line["models"]) for line in fit["tried"]} == {("text_linear", 2), ("text_cnn", 2)}
+    assert [value.name for value in onnx.load(job.output / "model.onnx").graph.input] == ["text"]
+
+
+@pytest.mark.usefixtures("briefly")
+def test_pictures_become_one_graph_of_several_networks(make_job: MakeJob, digits: pl.DataFrame):
+    params = {"families": ["cnn"], "folds": 2, "time_limit_s": 600}
+    job = make_job(digits.head(300), data="image", family="auto_image", target="label", params=params,
+                   training={"augment": {"crop": 1}})  # fmt: skip
+    result = train.run(job)
+    assert result["metrics"]["accuracy"] > 0.7
+    (tried,) = _fit(job)["tried"]
+    assert (tried["name"], tried["models"]) == ("cnn", 2)
+    assert [value.name for value in onnx.load(job.output / "model.onnx").graph.input] == ["image"]
