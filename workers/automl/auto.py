@@ -16,6 +16,7 @@ from workers.automl.choose import Choice, choose
 from workers.automl.combine import Combination
 from workers.automl.members import Member, Pool
 from workers.automl.portfolio import Candidate, portfolio
+from workers.automl.score import scorer
 from workers.automl.trial import ROOM
 from workers.context import JobContext, Stopped
 from workers.export.graph import Graph
@@ -50,8 +51,7 @@ class Auto:
             raise InvalidSpec.at("params", "time_limit_s", msg=f"no model was finished in time; raise it ({why})")
         job.progress(0.78, "choosing the best combination")
         folds = len(search.members[0].answers)
-        scored = (pool.folds >= 0) & (pool.folds < folds)
-        y = data.standard.restore(pool.y) if data.task == "regression" else pool.y
+        scored, y = pool.scored(folds), pool.targets
         answers = [member.out_of_fold(pool) for member in search.members]
         choice = choose(
             answers, y[scored], data.metric, data.task, self.params["members"], data.training.seed,
@@ -109,25 +109,41 @@ class _Search:
             if candidate.name in self.state.abandoned:
                 continue
             try:
+                self._suits(candidate)
                 self.members.append(self._try(candidate))
             except Stopped:
                 self._remember()
                 raise
-            except _NoTime as error:
+            except _NotTried as error:
                 self.state.abandoned[candidate.name] = str(error)
             except AimassError as error:  # this one cannot; others may
                 self.state.abandoned[candidate.name] = str(error)
                 self.job.log(f"{candidate.name} was given up: {error}", level="warning")
             self._remember()
 
+    def _suits(self, candidate: Candidate) -> None:
+        """_NotTried if the one that it is like was worse than another."""
+        known = {member.candidate.name: member for member in self.members}
+        if candidate.like in known and candidate.than in known:
+            like, than = (self._score(known[name]) for name in (candidate.like, candidate.than))
+            if like < than:
+                raise _NotTried(f"{candidate.like}, which it is like, was worse than {candidate.than}")
+
+    def _score(self, member: Member) -> float:
+        """By the main metric, on rows that it had not learnt from; more is better."""
+        data, pool = self.pool.data, self.pool
+        scored = pool.scored(len(member.answers))
+        y = pool.targets[scored]
+        return scorer(data.metric, data.task, y, ordinal=data.signature.ordinal)(y, member.out_of_fold(pool))
+
     def _try(self, candidate: Candidate) -> Member:
         member, fold = Member(candidate), 0
         while fold < (self.state.folds or 1):
             left = self.limit_s - self.spent_s
             if fold and left < member.seconds / fold * (self.state.folds - fold):
-                raise _NoTime(f"{self.state.folds} folds of {member.seconds / fold:.1f} s each were too long")
+                raise _NotTried(f"{self.state.folds} folds of {member.seconds / fold:.1f} s each were too long")
             if left <= 0:
-                raise _NoTime("the time was up")
+                raise _NotTried("the time was up")
             share_s = left * _SHARE / ((self.state.folds or 1) - fold)
             step = f"training {candidate.name}, fold {fold + 1} of {self.state.folds or self.most_folds}"
             self.job.progress(0.1 + 0.68 * self.spent_s / self.limit_s, step, left)
@@ -136,7 +152,7 @@ class _Search:
             except Stopped:
                 if self.job.should_stop():
                     raise
-                raise _NoTime(f"a fold took longer than its share, {share_s:.1f} s") from None
+                raise _NotTried(f"a fold took longer than its share, {share_s:.1f} s") from None
             fold += 1
             if not self.state.folds:
                 fits = member.seconds * self.most_folds <= _FIRST_SHARE * self.limit_s
@@ -154,8 +170,8 @@ class _Search:
         self.state.save()
 
 
-class _NoTime(Exception):
-    """A candidate was not finished because of the time limit."""
+class _NotTried(Exception):
+    """A candidate was not finished because of the time limit, or is not worth its time."""
 
 
 @dataclass(frozen=True, slots=True)

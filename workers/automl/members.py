@@ -58,6 +58,15 @@ class Pool:
         """Folds that there are."""
         return int(self.folds.max()) + 1
 
+    @property
+    def targets(self) -> Array:
+        """Class indices [N], or values [N] in their own unit."""
+        return self.data.standard.restore(self.y) if self.data.task == "regression" else self.y
+
+    def scored(self, folds: int) -> npt.NDArray[np.bool_]:
+        """The rows of the first so many folds, [N]."""
+        return (self.folds >= 0) & (self.folds < folds)
+
     def without(self, fold: int, candidate: Candidate) -> LearningData:
         """What a candidate learns from: all other folds, watched by this one."""
         rest, held = (self._part(np.flatnonzero(rows)) for rows in (self.folds != fold, self.folds == fold))

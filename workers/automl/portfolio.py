@@ -13,12 +13,17 @@ from workers.learning import LearningData
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A family with parameters, under a name of its own; `lr` is of its network, if it is one."""
+    """A family with parameters, under a name of its own; `lr` is of its network, if it is one.
+
+    It is not tried where the candidate `like` was worse than the one `than`: what they differ in did not suit the data.
+    """
 
     name: str
     family: str
     params: Mapping[str, Any] = field(default_factory=dict)
     lr: float = 0.001
+    like: str = ""
+    than: str = "gbdt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +53,12 @@ _TABLES = (
     Candidate(
         "gbdt-narrow-slow", "gbdt",
         {"learning_rate": 0.02, "num_leaves": 20, "colsample": 0.25, "min_child_samples": 10, "n_estimators": 4000},
+        like="gbdt-narrow",
     ),
     Candidate(
         "xgboost-narrow", "xgboost",
         {"max_depth": 6, "learning_rate": 0.03, "colsample": 0.25, "min_child_weight": 5, "n_estimators": 3000},
+        like="gbdt-narrow",
     ),
     Candidate("gbdt-shallow", "gbdt", {"num_leaves": 8, "learning_rate": 0.08, "reg_lambda": 5.0}),
     Candidate("ft_transformer", "ft_transformer"),

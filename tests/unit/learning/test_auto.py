@@ -207,3 +207,20 @@ def test_pictures_become_one_graph_of_several_networks(make_job: MakeJob, digits
     (tried,) = _fit(job)["tried"]
     assert (tried["name"], tried["models"]) == ("cnn", 2)
     assert [value.name for value in onnx.load(job.output / "model.onnx").graph.input] == ["image"]
+
+
+def test_variations_of_what_was_worse_are_not_tried(
+    make_job: MakeJob, mixed: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+):
+    stump = {"n_estimators": 1, "max_depth": 1}
+    tried = (
+        Candidate("linear", "linear"), Candidate("stump", "extra_trees", stump),
+        Candidate("stumps", "extra_trees", stump, like="stump", than="linear"),
+        Candidate("linear-strong", "linear", like="linear", than="stump"),
+    )  # fmt: skip
+    monkeypatch.setitem(PLANS, "tabular", (tried, PLANS["tabular"][1]))
+    job = make_job(mixed, **SPEC | {"params": {"folds": 2, "families": ["linear", "extra_trees"]}})
+    train.run(job)
+    fit = _fit(job)
+    assert fit["given_up"] == {"stumps": "stump, which it is like, was worse than linear"}
+    assert {line["name"] for line in fit["tried"]} == {"linear", "stump", "linear-strong"}
