@@ -52,12 +52,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(503)
         elif path.startswith("/to/"):
             self._answer(302, location=path.removeprefix("/to/"))
-        elif path.startswith("/status/"):
+        elif "/status/" in path:
             self._answer(int(path.rsplit("/", 1)[1]))
         elif path == "/short.csv":
             self._answer(200, data[:1000], 2000)
             self.close_connection = True
-        elif path == "/slow.csv":
+        elif path.endswith("/slow.csv"):
             self._answer(200, data[:1000], 2000)
             self.server.stalls.set()
             self.server.closing.wait()
