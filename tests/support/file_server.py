@@ -16,6 +16,7 @@ class FileServer(ThreadingHTTPServer):
         self.data = data
         self.asked: list[str] = []
         self.failures = 0  # so many requests are answered with 503
+        self.stalling = True  # whether `/slow.csv` stops after its first bytes
         self.stalls, self.closing = threading.Event(), threading.Event()
         self.port: int = self.server_port
         self.url = f"http://127.0.0.1:{self.port}"
@@ -57,7 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/short.csv":
             self._answer(200, data[:1000], 2000)
             self.close_connection = True
-        elif path.endswith("/slow.csv"):
+        elif path.endswith("/slow.csv") and self.server.stalling:
             self._answer(200, data[:1000], 2000)
             self.server.stalls.set()
             self.server.closing.wait()
