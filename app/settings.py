@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -182,6 +182,26 @@ class LimitSettings(BaseSettings):
     import_timeout_s: Annotated[float, Field(gt=0, description="time that checking an imported model may take")] = 600.0
 
 
+class SourceSettings(BaseSettings):
+    """Data that workers fetch from an address, rather than that it is uploaded."""
+
+    model_config = _prefix("AIMASS_SOURCES_")
+    allow: Annotated[
+        str,
+        Field(description="where data may be fetched from: `https://HOST/PATH,s3://BUCKET/PREFIX`; empty: nowhere"),
+    ] = ""
+    networks: Annotated[
+        str, Field(description="private networks that listed hosts may be in, such as `10.0.0.0/8`; empty: none")
+    ] = ""
+    timeout_s: Annotated[float, Field(gt=0, description="time that fetching one source may take")] = 3600.0
+    s3_endpoint: Annotated[str, Field(description="of an S3-compatible server with sources; empty: AWS")] = ""
+    s3_region: Annotated[str, Field(description="of the buckets with sources")] = "us-east-1"
+    s3_access_key_id: Annotated[
+        str, Field(description="key that may read the buckets with sources; empty: as AWS tools find it")
+    ] = ""
+    s3_secret_access_key: Annotated[SecretStr, Field(description="secret of that key")] = SecretStr("")
+
+
 class Settings(BaseSettings):
     """All groups, and what they share."""
 
@@ -200,6 +220,7 @@ class Settings(BaseSettings):
     queue: QueueSettings = Field(default_factory=QueueSettings)
     worker: WorkerSettings = Field(default_factory=WorkerSettings)
     limit: LimitSettings = Field(default_factory=LimitSettings)
+    sources: SourceSettings = Field(default_factory=SourceSettings)
 
     @property
     def database_url(self) -> str:

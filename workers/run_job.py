@@ -13,6 +13,7 @@ from app.core.errors import AimassError, Crashed, MemoryExceeded, TimedOut, Unav
 from app.core.jobs import JobFailure, Lease, MetricPoint, Progress
 from app.registry.ledger import SqlLedger
 from app.services.announce import announce_due, tell_watchers
+from app.services.fetch_source import fetch_source
 from app.services.finish_job import finish_job
 from app.services.lay_out_job import lay_out_job
 from app.services.platform import Platform
@@ -84,6 +85,9 @@ class JobRun:
         )
         heartbeat.start(self._lease.job_id, self._lease.attempt)
         try:
+            if not await self._fetched():
+                await self._settle(self._interrupted.result(), child)
+                return
             await lay_out_job(self._platform, self._lease, self._folder, self._threads)
             await self._supervise(child)
         except AimassError as error:
@@ -98,6 +102,20 @@ class JobRun:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
             await tell_watchers(self._platform, self._lease.job_id)
             await self._supervisor.replenish()
+
+    async def _fetched(self) -> bool:
+        """True once what the job was to fetch is here; False if it was interrupted first, and nothing is left of it."""
+        fetching = asyncio.create_task(fetch_source(self._platform, self._lease), name="fetch")
+        try:
+            ends: set[asyncio.Future[Any]] = {fetching, self._interrupted}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not fetching.done():
+                return False
+            fetching.result()
+            return True
+        finally:
+            fetching.cancel()
+            await asyncio.gather(fetching, return_exceptions=True)
 
     async def _supervise(self, child: Child) -> None:
         child.start(self._folder)

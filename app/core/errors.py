@@ -31,7 +31,7 @@ HTTP statuses are the gateway's business.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class InvalidInput(AimassError):
     code = "invalid_input"
 
     @classmethod
-    def at(cls, *loc: str | int, msg: str, type: str = "value_error") -> "InvalidInput":  # noqa: A002 - the API's word
+    def at(cls, *loc: str | int, msg: str, type: str = "value_error") -> Self:  # noqa: A002 - the API's word
         """The common case: one field is wrong."""
         where = ".".join(str(part) for part in loc)
         return cls(f"{where}: {msg}" if where else msg, errors=[FieldError(loc, msg, type)])

@@ -52,7 +52,8 @@ class JobFailure:
     @classmethod
     def of(cls, error: AimassError) -> "JobFailure":
         """From an error of the tree."""
-        return cls(error.code, error.detail, error.retryable)
+        fields = tuple({"loc": list(e.loc), "msg": e.msg, "type": e.type} for e in error.errors)
+        return cls(error.code, error.detail, error.retryable, fields)
 
     def to_json(self) -> dict[str, Any]:
         """The `error` member of a job."""

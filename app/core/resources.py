@@ -41,6 +41,7 @@ class DatasetVersion:
     error: dict[str, Any] | None = None
     job_id: str | None = None
     files: tuple[StoredFile, ...] = ()
+    source: dict[str, Any] | None = None  # where it was fetched from, if it was; `sha256` is empty until then
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def _version(name: str, row: DatasetVersionRow, files: tuple[StoredFile, ...] = 
         error=row.error,
         job_id=row.job_id,
         files=files,
+        source=row.source,
     )
 
 
@@ -106,6 +107,12 @@ class DatasetReader:
             raise NotFound(f"there is no data set '{name}@{version}'")
         return _version(name, row, await files_of(self._session, row.id) if files else ())
 
+    async def to_fetch(self, job_id: str) -> str | None:
+        """The address that this ingest job has to fetch its file from; None if it has its file."""
+        query = select(DatasetVersionRow.fetch_uri).where(DatasetVersionRow.job_id == job_id)
+        found: str | None = await self._session.scalar(query)
+        return found
+
 
 class DatasetWriter(DatasetReader):
     """Changes of data sets, within the caller's transaction."""
@@ -116,28 +123,47 @@ class DatasetWriter(DatasetReader):
 
     async def create(self, name: str, kind: str, original: StoredFile, filename: str) -> DatasetVersion:
         """The next version of `name`, being ingested. `original.path` is where the upload is kept in the version."""
+        row = await self._add(name, kind=kind, filename=filename, bytes=original.bytes, sha256=original.sha256)
+        await add_files(self._write, row.id, [original])
+        return _version(name, row, (original,))
+
+    async def create_from(self, name: str, kind: str, uri: str, shown: str, filename: str) -> DatasetVersion:
+        """The next version of `name`, whose file is yet to be fetched from `uri`; records have `shown` for it."""
+        source = {"uri": shown, "etag": None, "last_modified": None, "fetched_at": None}
+        row = await self._add(name, kind=kind, filename=filename, bytes=0, sha256="", source=source, fetch_uri=uri)
+        return _version(name, row)
+
+    async def fetched(self, job_id: str, original: StoredFile, source: dict[str, Any]) -> None:
+        """The file that the job was to fetch is in the store. NotFound if the version was deleted meanwhile."""
+        version_id = await self._write.scalar(
+            update(DatasetVersionRow)
+            .where(DatasetVersionRow.job_id == job_id)
+            .values(bytes=original.bytes, sha256=original.sha256, source=source, fetch_uri=None)
+            .returning(DatasetVersionRow.id)
+        )
+        if version_id is None:
+            raise NotFound("the data set version was deleted while it was fetched")
+        await add_files(self._write, version_id, [original])
+
+    async def _add(self, name: str, **values: Any) -> DatasetVersionRow:  # noqa: ANN401 - column values
         dataset_id, number = await next_version(self._write, DatasetRow, name)
         row = DatasetVersionRow(
             id=new_id(),
             dataset_id=dataset_id,
             version=number,
-            kind=kind,
             state="ingesting",
-            filename=filename,
-            bytes=original.bytes,
-            sha256=original.sha256,
             rows=None,
             columns=[],
             warnings=[],
             rejected={"count": 0, "first": []},
             error=None,
             created_at=now(),
+            **values,
         )
         self._write.add(row)
         await self._write.flush()
         await self._write.refresh(row)
-        await add_files(self._write, row.id, [original])
-        return _version(name, row, (original,))
+        return row
 
     async def attach_job(self, version_id: str, job_id: str) -> None:
         """Note which job ingests the version."""

@@ -230,7 +230,7 @@ class JobLedger(JobReader):
         await self._session.execute(
             update(DatasetVersionRow)
             .where(DatasetVersionRow.job_id == job_id, DatasetVersionRow.state == "ingesting")
-            .values(state="failed", error=reason)
+            .values(state="failed", error=reason, fetch_uri=None)
         )
         waiters = select(JobAfterRow.job_id).where(JobAfterRow.after_id == job_id)
         abandoned = JobFailure("dependency_failed", f"job '{job_id}', which this job waits for, has {state}").to_json()

@@ -81,6 +81,8 @@ class DatasetVersionRow(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
     job_id: Mapped[str | None] = mapped_column(Id)
     created_at: Mapped[float]
+    source: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    fetch_uri: Mapped[str | None]  # with whatever its query holds; forgotten once it has been fetched or has failed
 
 
 class ModelRow(Base):

@@ -3,6 +3,7 @@
 from app.core.errors import Misconfigured
 from app.services.sign_files import signing_key
 from app.settings import Settings
+from app.store.allowed import Allowed
 from app.store.signing import check_public_key
 
 
@@ -15,3 +16,4 @@ def check_settings(settings: Settings) -> None:
     signing_key(settings).public()
     for key in settings.signing.trusted():
         check_public_key(key)
+    Allowed(settings.sources)

@@ -40,7 +40,7 @@ async def retry_job(platform: Platform, request: Once, job_id: str) -> Job:
     if old.state not in {"failed", "cancelled"}:
         raise Conflict(f"job '{job_id}' is {old.state}; only failed and cancelled jobs can be retried")
     if old.kind in {"ingest", "import"}:
-        raise Conflict(f"an {old.kind} job belongs to its upload; upload the file again")
+        raise Conflict(f"an {old.kind} job belongs to its upload; upload the file again, or send its address")
     return await submit_job(platform, request, SUBMITTED[old.kind].model_validate(old.spec))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.core.errors import InvalidSpec
-from app.specs.base import Spec
+from app.specs.base import NO_NUL, Spec
 
 FeatureType = Literal["number", "category", "boolean", "text"]
 Reads = Literal["numbers", "categories", "both"]
@@ -30,6 +30,10 @@ class FeatureStep(Spec):
     def named(self) -> Iterable[tuple[Loc, str]]:
         """(where in the step, name) of each column that it names."""
         return ((("columns", j), name) for j, name in enumerate(self.columns or []))
+
+    def reads_at(self, _loc: Loc) -> Reads:
+        """Which columns suit this field of the step."""
+        return self.reads
 
 
 class Clip(FeatureStep):
@@ -237,9 +241,55 @@ class Select(FeatureStep):
         return self
 
 
+class Aggregate(FeatureStep):
+    """Add statistics of a number over the training rows of the same category; unseen ones get those of all rows."""
+
+    reads: ClassVar[Reads] = "both"
+    makes_columns: ClassVar[bool] = True
+    step: Literal["aggregate"]
+    columns: None = None
+    by: Annotated[str, Field(description="a column of categories; its missing values are a category of their own")]
+    column: Annotated[str, Field(description="a column of numbers")]
+    functions: Annotated[
+        list[Literal["mean", "std", "min", "max", "count", "median"]],
+        Field(min_length=1, max_length=6, description="of the values that are there; count: how many"),
+    ] = ["mean"]
+
+    def named(self) -> Iterable[tuple[Loc, str]]:
+        """Both."""
+        return ((("by",), self.by), (("column",), self.column))
+
+    def reads_at(self, loc: Loc) -> Reads:
+        """Categories to group by, numbers to compute from."""
+        return "categories" if loc == ("by",) else "numbers"
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.functions)) < len(self.functions):
+            raise ValueError("functions names one twice")
+        return self
+
+
+class Derive(FeatureStep):
+    """Add a column by an SQL expression over the columns of a row (DuckDB's dialect), of numbers or true and false."""
+
+    makes_columns: ClassVar[bool] = True
+    step: Literal["derive"]
+    columns: None = None
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL, description="of the new column")]
+    expression: Annotated[
+        str,
+        Field(
+            min_length=1, max_length=2000, pattern=NO_NUL, examples=["CASE WHEN city = 'Oslo' THEN income / rooms END"],
+            description="numbers, + - * / **, comparisons, AND, OR, NOT, IN, BETWEEN, IS NULL, CASE, and abs, ceil, "
+            "coalesce, exp, floor, greatest, least, ln, nullif, power, round, sqrt; = and IN of categories",
+        ),
+    ]  # fmt: skip
+
+
 AnyStep = Annotated[
     Clip | Impute | Scale | Bin | OneHot | Ordinal | TargetEncode | Hash | DateParts | Interact | Polynomial
-    | Pca | Svd | Select,
+    | Pca | Svd | Select | Aggregate | Derive,
     Field(discriminator="step"),
 ]  # fmt: skip
 
@@ -276,17 +326,18 @@ class FeatureSpec(Spec):
                 msg = f"'{name}' is the target" if name == target else f"'{name}' is dropped"
                 raise InvalidSpec.at(*loc, msg=f"{msg} and no feature; name another column")
             kind = _KINDS.get(read.get(name, ""))
-            if name not in retyped and step.reads not in {"both", kind}:
-                raise InvalidSpec.at(*loc, msg=unsuited(name, step))
+            reads = step.reads_at(loc[3:])
+            if name not in retyped and reads not in {"both", kind}:
+                raise InvalidSpec.at(*loc, msg=unsuited(name, step.step, reads))
             retyped.add(name)
 
 
-def unsuited(name: str, step: FeatureStep) -> str:
+def unsuited(name: str, step: str, reads: Reads) -> str:
     """Why a step cannot read a column, and what to do."""
-    if step.reads == "both":
-        return f"there is no used column '{name}'; {step.step} takes those only"
-    one = step.reads.removesuffix("ies").removesuffix("s") + ("y" if step.reads == "categories" else "")
+    if reads == "both":
+        return f"there is no used column '{name}'; {step} takes those only"
+    one = reads.removesuffix("ies").removesuffix("s") + ("y" if reads == "categories" else "")
     return (
-        f"'{name}' is not a used column of {step.reads}; {step.step} takes those only; set features.types to '{one}' "
+        f"'{name}' is not a used column of {reads}; {step} takes those only; set features.types to '{one}' "
         "if it can be read so"
     )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -35,6 +36,16 @@ class Writer(Protocol):
 
     async def abort(self) -> None:
         """Forget what was written; harmless after `commit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file elsewhere that is being read: what its server says of it, and its bytes in chunks of any size."""
+
+    size: int | None  # None: unknown before its end
+    etag: str | None
+    last_modified: str | None
+    chunks: AsyncIterator[bytes]
 
 
 class Store(Protocol):

@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits
 
 from tests.acceptance.problems import ID
+from tests.support.file_server import FileServer
 from tests.support.jobs import TUMOURS, quick
 from tests.support.platform import Platform, breast_cancer_csv
 from tests.support.servers import wait_until
@@ -26,6 +27,7 @@ LIMITS = {
     "AIMASS_GATEWAY_MAX_UPLOAD_MB": "1",
     "AIMASS_GATEWAY_MAX_BODY_MB": "1",
     "AIMASS_SERVING_MAX_BODY_MB": "1",
+    "AIMASS_QUEUE_BACKOFF_S": "0.1",
 }
 SPECS: dict[str, dict[str, Any]] = {
     "linear": {"family": "linear", "deploy": {"endpoint": "linear"}},
@@ -142,9 +144,16 @@ def strict() -> Callable[[bytes], Any]:
 
 
 @pytest.fixture(scope="session")
-def limited() -> Iterator[Platform]:
+def files() -> Iterator[FileServer]:
+    """What the limited platform may fetch from, below `/data`."""
+    with FileServer(people_csv()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def limited(files: FileServer) -> Iterator[Platform]:
     """A platform with small limits, two data sets and an endpoint."""
-    with Platform(**LIMITS) as running:
+    with Platform(**LIMITS, AIMASS_SOURCES_ALLOW=f"{files.url}/data/,s3://lake/raw") as running:
         running.client.headers["x-request-id"] = ID
         assert running.upload("tumours", breast_cancer_csv())["state"] == "ready"
         assert running.upload("people", people_csv())["state"] == "ready"

@@ -1,5 +1,6 @@
 """Bad uploads: refused at the door, and nothing half-made is left."""
 
+import json
 from typing import Any
 
 import pytest
@@ -88,6 +89,30 @@ class TestUploads:
         answer = unchanged.client.post("/api/v1/datasets", data={"name": "x", "kind": kind}, files=files)
         check_problem(answer, 501, "not_built", word=f"data sets of kind '{kind}'")
 
-    def test_sources_that_are_not_built(self, unchanged: Platform) -> None:
-        answer = unchanged.client.post("/api/v1/datasets", json={"name": "x", "uri": "s3://bucket/x.csv"})
-        check_problem(answer, 501, "not_built", word="from a URI")
+    @pytest.mark.parametrize(
+        ("body", "status", "code", "loc", "word"),
+        [
+            ({"uri": "s3://bucket/x.csv"}, 422, "invalid_spec", ["uri"], "AIMASS_SOURCES_ALLOW"),
+            ({"uri": "https://169.254.169.254/latest"}, 422, "invalid_spec", ["uri"], "AIMASS_SOURCES_ALLOW"),
+            ({"uri": "file:///etc/passwd"}, 422, "invalid_spec", ["uri"], "https://"),
+            ({}, 422, "invalid_input", ["uri"], "is required"),
+            ({"uri": 5}, 422, "invalid_input", ["uri"], "string"),
+            ({"uri": "s3://lake/raw/x", "url": 1}, 422, "invalid_input", ["url"], "no such field"),
+            ({"uri": "s3://lake/raw/x", "name": "a b"}, 422, "invalid_input", ["name"], "must be 1-100 letters"),
+            ({"uri": "s3://lake/raw/x", "kind": "table"}, 422, "invalid_input", ["kind"], "must be one of"),
+            ({"uri": "s3://lake/raw/x", "kind": "audio"}, 501, "not_built", None, "kind 'audio'"),
+            ("{", 400, "malformed", ["body"], "is not valid JSON"),
+        ],
+    )
+    def test_bad_sources(
+        self,
+        unchanged: Platform,
+        body: dict[str, Any] | str,
+        status: int,
+        code: str,
+        loc: list[str | int] | None,
+        word: str,
+    ) -> None:
+        raw = body if isinstance(body, str) else json.dumps({"name": "x", **body})
+        answer = unchanged.client.post("/api/v1/datasets", content=raw, headers={"content-type": "application/json"})
+        check_problem(answer, status, code, loc, word)

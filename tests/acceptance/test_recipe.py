@@ -14,6 +14,8 @@ STEPS = [
     {"step": "impute", "flag": True},
     {"step": "date_parts", "columns": ["since"], "parts": ["month"], "keep": False},
     {"step": "bin", "columns": ["since.month"], "bins": 2, "strategy": "uniform", "output": "category"},
+    {"step": "aggregate", "by": "city", "column": "age", "functions": ["mean", "count"]},
+    {"step": "derive", "name": "northern", "expression": "city = 'Oslo' AND age > \"age mean by city\""},
     {"step": "one_hot"},
 ]
 SPEC: dict[str, Any] = {
@@ -73,6 +75,7 @@ class TestBad:
                 "not a used column of numbers",
             ),
             ({"features": {"steps": [{"step": "one_hot", "columns": ["town"]}]}}, "columns", "no column 'town'"),
+            ({"features": {"steps": [{"step": "aggregate", "by": "age", "column": "age"}]}}, "by", "of categories"),
             ({"features": {"steps": [{"step": "clip"}]}}, None, "give bounds"),
         ],
     )
@@ -80,7 +83,7 @@ class TestBad:
         self, trained: Trained, change: dict[str, Any], where: str | None, word: str
     ) -> None:
         answer = trained.platform.client.post("/api/v1/jobs", json={**SPEC, **change})
-        loc = ["features", "steps", 0, *([where, 0] if where else ["clip"])]
+        loc = ["features", "steps", 0, *{None: ["clip"], "by": ["by"], "columns": ["columns", 0]}[where]]
         check_problem(answer, 422, "invalid_spec", loc, word)
 
     def test_outliers_of_words_are_refused(self, trained: Trained) -> None:
@@ -94,3 +97,7 @@ class TestBad:
         error = trained.platform.wait(job["id"], "failed")["error"]
         assert error["errors"][0]["loc"] == ["clean", 0, "where"]
         assert "no subquery" in error["detail"]
+        features = {"steps": [{"step": "derive", "name": "x", "expression": "(SELECT max(age) FROM rows)"}]}
+        job = trained.platform.submit(**{**SPEC, "features": features})
+        error = trained.platform.wait(job["id"], "failed")["error"]
+        assert error["errors"][0]["loc"] == ["features", "steps", 0, "expression"]

@@ -17,6 +17,7 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "sqlalchemy": ("app/registry",),
     "alembic": ("app/registry",),
     "obstore": ("app/store",),
+    "httpcore": ("app/store",),
     "cryptography": ("app/store",),
     "onnxruntime": ("app/serving", "workers/export", "workers/compression", "workers/evaluation", "workers/intake"),
     "fastapi": ("app/gateway",),

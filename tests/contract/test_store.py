@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import boto3
-import httpx
 import psutil
 import pytest
 
@@ -21,27 +19,7 @@ from app.core.errors import Corrupt, NotFound, Unavailable
 from app.store.local import LocalStore
 from app.store.ports import CHUNK_BYTES, Store, Writer
 from app.store.s3 import S3Store
-from tests.support.servers import free_port, wait_until
-
-
-class S3Server:
-    """A process of its own, so that what it holds is not counted as ours."""
-
-    def __init__(self) -> None:
-        port = free_port()
-        command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", str(port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.endpoint = f"http://127.0.0.1:{port}"
-        wait_until(lambda: _answers(self.endpoint), 30, "the S3 server starts")
-
-    def bucket(self) -> S3Store:
-        name = f"b-{secrets.token_hex(4)}"
-        boto3.client("s3", endpoint_url=self.endpoint, region_name="us-east-1").create_bucket(Bucket=name)
-        return S3Store(name, "some/prefix", endpoint=self.endpoint)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+from tests.support.s3 import S3Server
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +37,10 @@ def s3_server(credentials: None) -> Iterator[S3Server]:  # noqa: ARG001 - the se
     server.kill()
 
 
-def _answers(endpoint: str) -> bool:
-    try:
-        return httpx.get(endpoint).is_success
-    except httpx.HTTPError:
-        return False
-
-
 @pytest.fixture(params=["local", "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     local = request.param == "local"
-    made: Store = LocalStore(tmp_path / "store") if local else request.getfixturevalue("s3_server").bucket()
+    made: Store = LocalStore(tmp_path / "store") if local else request.getfixturevalue("s3_server").store()
     yield made
     await made.close()
 
@@ -253,7 +224,7 @@ class TestFullDisk:
         self, s3_server: S3Server, small_disk: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
-        store = s3_server.bucket()
+        store = s3_server.store()
         writer = await store.writer()
         with pytest.raises(Unavailable, match=r"TMPDIR.*No space left on device"):
             await write(writer, *[bytes(CHUNK_BYTES)] * 3)
@@ -336,7 +307,7 @@ async def unavailable(store: Store, digest: str, tmp_path: Path) -> None:
 class TestBucketInTrouble:
     async def test_a_server_that_is_gone(self, credentials: None, tmp_path: Path) -> None:  # noqa: ARG002 - see above
         server = S3Server()
-        store = server.bucket()
+        store = server.store()
         data = secrets.token_bytes(64 * CHUNK_BYTES)
         digest = await put(store, data)
         stream = store.read(digest)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.file_server import FileServer
 from tests.support.platform import Platform, breast_cancer_csv
 
 SHORT = {
@@ -15,7 +16,14 @@ SHORT = {
 
 
 @pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
-    with Platform(**SHORT) as running:
+def files() -> Iterator[FileServer]:
+    """What the platform may fetch from."""
+    with FileServer(breast_cancer_csv()) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def platform(files: FileServer) -> Iterator[Platform]:
+    with Platform(**SHORT, AIMASS_SOURCES_ALLOW=f"{files.url}/") as running:
         assert running.upload("tumours", breast_cancer_csv())["state"] == "ready"
         yield running

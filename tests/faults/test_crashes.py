@@ -1,6 +1,7 @@
 """Processes that are killed, frozen or too large: jobs run to their end once, and never twice at a time."""
 
 import contextlib
+import hashlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from tests.faults.conftest import SHORT
+from tests.support.file_server import FileServer
 from tests.support.jobs import long, quick
 from tests.support.platform import Platform, breast_cancer_csv
 from tests.support.servers import wait_until
@@ -67,6 +69,23 @@ class TestChild:
         assert (ended["error"]["code"], ended["attempt"]) == ("job_timed_out", 1)
         assert "timeout_s = 4" in ended["error"]["detail"]
         assert not platform.children()
+
+
+class TestFetch:
+    def test_an_agent_killed_while_it_fetches_leaves_nothing_and_another_fetches_it_whole(
+        self, platform: Platform, files: FileServer
+    ) -> None:
+        body = {"name": "fetched", "uri": f"{files.url}/slow.csv"}
+        version = platform.call("POST", "/api/v1/datasets", 201, json=body)
+        assert files.stalls.wait(30)
+        [agent] = platform.agents()
+        files.stalling = False
+        agent.kill()
+        path = version["links"]["self"]
+        wait_until(lambda: platform.call("GET", path)["state"] == "ready", 60, "it is fetched again")
+        assert platform.call("GET", path)["sha256"] == hashlib.sha256(breast_cancer_csv()).hexdigest()
+        assert platform.call("GET", version["links"]["job"])["attempt"] == 2
+        assert not list((platform.data_dir / "store" / "tmp").iterdir())
 
 
 class TestCancel:

@@ -1,4 +1,4 @@
-"""SQL predicates of users over a table: DuckDB in memory, without files, network, settings or a second statement."""
+"""Users' SQL over one row: DuckDB in memory, without files, network, settings or a second statement."""
 
 import json
 from collections.abc import Iterator
@@ -50,25 +50,44 @@ def rows_where(frame: pl.DataFrame, predicate: str, where: Loc) -> pl.DataFrame:
         with duckdb.connect(":memory:", config=dict(_CONFIG)) as session:
             session.register("rows", frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
             session.execute("SET lock_configuration = true")
-            _check(session, predicate, frame.columns, where)
+            _condition(session, predicate, frame.columns, where, "one predicate, such as age >= 18")
             kept = session.execute(_QUERY % predicate).fetchnumpy()[ROW_ID]
     except duckdb.Error as error:
         raise InvalidSpec.at(*where, msg=f"{str(error).splitlines()[0]}; correct the predicate") from None
     return frame.filter(frame[ROW_ID].is_in(pl.Series(kept).implode()))
 
 
-def _check(session: duckdb.DuckDBPyConnection, predicate: str, columns: list[str], where: Loc) -> None:
-    """The statement must be the one that is meant, but for its predicate; and that of plain parts."""
+def expression(text: str, columns: list[str], where: Loc) -> dict[str, Any]:
+    """The checked syntax tree of an SQL expression over columns; nothing of it is run.
+
+    Each COLUMN_REF has the column's own name, in `columns`' case, as its only `column_names`.
+
+    Raises:
+        InvalidSpec: it is none, or names what is not there.
+    """
+    with duckdb.connect(":memory:", config=dict(_CONFIG)) as session:
+        tree = _condition(session, text, columns, where, "one expression, such as income / rooms")
+    for node in _nodes(tree):
+        if node["class"] == "COLUMN_REF":
+            known = {name.casefold(): name for name in columns}
+            node["column_names"] = [known[".".join(node["column_names"]).casefold()]]
+    return tree
+
+
+def _condition(
+    session: duckdb.DuckDBPyConnection, predicate: str, columns: list[str], where: Loc, meaning: str
+) -> dict[str, Any]:
+    """The tree of a predicate. The statement must be the one that is meant but for it, and that of plain parts."""
     found, meant = _parsed(session, predicate, where), _parsed(session, "true", where)
     condition = found["node"].pop("where_clause", None)
     meant["node"].pop("where_clause")
     if found != meant:
-        raise InvalidSpec.at(*where, msg="must be one predicate, such as age >= 18; no statement and no clause of one")
+        raise InvalidSpec.at(*where, msg=f"must be {meaning}; no statement and no clause of one")
     known = [name.casefold() for name in columns]
     for node in _nodes(condition):
         kind, function = node["class"], node.get("function_name", "")
         if kind not in _NODES:
-            msg = f"a predicate takes no {kind.lower()}; use comparisons of columns and values"
+            msg = f"it takes no {kind.lower()}; use columns, values and functions of one row"
             raise InvalidSpec.at(*where, msg=msg)
         if kind == "FUNCTION" and (function not in _FUNCTIONS or node.get("schema") or node.get("catalog")):
             msg = f"there is no function '{function}' here; there are {', '.join(sorted(_NAMED))}"
@@ -78,6 +97,7 @@ def _check(session: duckdb.DuckDBPyConnection, predicate: str, columns: list[str
             if known.count(name.casefold()) != 1:
                 msg = f"'{name}' is not one column of the data set; SQL does not tell upper from lower case"
                 raise InvalidSpec.at(*where, msg=msg, type="unknown_column")
+    return dict(condition)
 
 
 def _parsed(session: duckdb.DuckDBPyConnection, predicate: str, where: Loc) -> dict[str, Any]:
@@ -85,9 +105,9 @@ def _parsed(session: duckdb.DuckDBPyConnection, predicate: str, where: Loc) -> d
     row = session.execute("SELECT json_serialize_sql(?)", [_QUERY % predicate]).fetchone()
     answer: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
     if answer["error"]:
-        raise InvalidSpec.at(*where, msg=f"{answer.get('error_message', 'is no SQL')}; write one predicate")
+        raise InvalidSpec.at(*where, msg=f"{answer.get('error_message', 'is no SQL')}; correct it")
     if len(answer["statements"]) != 1:
-        raise InvalidSpec.at(*where, msg="must be one predicate, not several statements")
+        raise InvalidSpec.at(*where, msg="must be one, not several statements")
     tree: dict[str, Any] = _without_places(answer["statements"][0])
     return tree
 

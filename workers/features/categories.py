@@ -140,12 +140,12 @@ def target_encode(step: TargetEncode, on: Fitting) -> Made:
     made: tuple[tuple[str, ColumnType], ...] = tuple(
         (f"{name} target {label}" if label else name, "number") for name in names for label in labels
     )
-    nodes = _rows_of_table(known, rows, table)
+    nodes = rows_of_table(known, rows, table)
     stage = Stage("categorical", columns, columns, made, "numeric", nodes, np.asarray(crossed, np.float64))
     return [stage], {"categories": {name: size - 1 for name, size in zip(names, sizes, strict=True)}}
 
 
-def _rows_of_table(known: tuple[tuple[str, ...], ...], rows: list[Array], table: Array) -> Nodes:
+def rows_of_table(known: tuple[tuple[str, ...], ...], rows: list[Array], table: Array) -> Nodes:
     """The row of `table` of each category, side by side."""
 
     def nodes(graph: Graph, name: str) -> str:

@@ -1,6 +1,6 @@
 """What a step is fitted on, and how it says that a column does not suit it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -35,11 +35,12 @@ class Fitting:
         names = self.table.names(kind)
         return [names[j] for j in columns]
 
-    def find(self, kind: Kind, loc: Iterable[str | int], name: str) -> int:
+    def find(self, kind: Kind, loc: tuple[str | int, ...], name: str) -> int:
         """A named column's index. InvalidSpec if the tensor has no such column."""
         names = self.table.names(kind)
         if name not in names:
-            raise InvalidSpec.at(*self.where, *loc, msg=unsuited(name, self.step), type="unsuited_column")
+            msg = unsuited(name, self.step.step, self.step.reads_at(loc))
+            raise InvalidSpec.at(*self.where, *loc, msg=msg, type="unsuited_column")
         return names.index(name)
 
     def numbers(self) -> tuple[int, ...]:

@@ -17,6 +17,8 @@ from workers.export.graph import Graph
 from workers.export.runtime import Session, open_session
 from workers.families.base import Family, Fitted, load_family
 from workers.features import categories, combine, dates, numbers
+from workers.features.aggregate import aggregate
+from workers.features.derive import derive
 from workers.features.fitting import Fitting
 from workers.features.stage import KINDS, Kind, Stage, Table, doubles
 from workers.learning import Array, Inputs, LearningData, Part, WholeRows, rows_of, take
@@ -31,6 +33,7 @@ _FITS: Mapping[str, Callable[[Any, Fitting], Made]] = {
     "one_hot": categories.one_hot, "ordinal": categories.ordinal, "target_encode": categories.target_encode,
     "hash": categories.hashed, "date_parts": dates.date_parts, "interact": combine.interact,
     "polynomial": combine.polynomial, "pca": combine.pca, "svd": combine.svd, "select": combine.select,
+    "aggregate": aggregate, "derive": derive,
 }  # fmt: skip
 
 

@@ -103,6 +103,8 @@ class Refits:
     def cross_validation(self) -> dict[str, Any] | None:
         """Metrics of the folds: each value, mean, and the mean's interval; None without folds.
 
+        It is nested: a family gets a fold's training and validation rows alone, and a threshold is tuned by them.
+
         Folds share training rows, so their spread alone would promise too much. The variance is corrected for it as
         Nadeau and Bengio (2003) do: by held-out rows for a row that was learned from.
         """
@@ -121,7 +123,7 @@ class Refits:
             half = quantile * ((1 / len(folds) + ratio) * variance) ** 0.5
             metrics[name] = {"mean": mean, "interval": [mean - half, mean + half], "values": values}
         return {
-            "folds": len(folds), "of": "all rows that are not test rows", "level": LEVEL,
+            "folds": len(folds), "of": "all rows that are not test rows", "nested": True, "level": LEVEL,
             "rows": [fold["rows"] for fold in found], "metrics": metrics,
         }  # fmt: skip
 

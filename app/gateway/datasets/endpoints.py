@@ -1,14 +1,17 @@
 """`/api/v1/datasets`."""
 
+import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter, ValidationError
 
-from app.core.errors import InvalidInput, NotBuilt, NotFound
+from app.core.errors import InvalidInput, Malformed, NotBuilt, NotFound
+from app.core.principal import Principal
 from app.core.resources import DatasetVersion
-from app.gateway.datasets.schemas import DatasetOut, DatasetVersionOut
+from app.gateway.datasets.schemas import DatasetIn, DatasetOut, DatasetVersionOut
 from app.gateway.deps import (
     Gateway,
     GatewayDep,
@@ -26,7 +29,7 @@ from app.gateway.files import download, read_json
 from app.gateway.schemas import PageOf
 from app.gateway.upload import Form, receive_upload
 from app.registry.datasets import DatasetReader, DatasetWriter
-from app.services.upload_dataset import KINDS, ORIGINAL, upload_dataset
+from app.services.upload_dataset import KINDS, ORIGINAL, fetch_dataset, upload_dataset
 from app.specs.base import NAME_RULE, Name
 from app.specs.data import PROFILE_FILE
 
@@ -55,7 +58,8 @@ _FORM: dict[str, Any] = {
                         },
                     },
                 }
-            }
+            },
+            "application/json": {"schema": DatasetIn.model_json_schema()},
         },
     }
 }
@@ -71,9 +75,11 @@ _FORM: dict[str, Any] = {
 async def create(
     request: Request, response: Response, state: GatewayDep, caller: Trainer, key: IdempotencyKey
 ) -> DatasetVersionOut:
-    """Upload a file as the next version of a data set; it is parsed by a job and `ready` soon after."""
+    """Upload a file, or name its address, as the next version of a data set; a job fetches and parses it."""
     if request.headers.get("content-type", "").startswith("application/json"):
-        raise NotBuilt("data sets from a URI are not in this release; upload the file as multipart/form-data")
+        version = await _from_uri(request, state, caller, key)
+        response.headers["location"] = f"/api/v1/datasets/{version.name}/versions/{version.version}"
+        return DatasetVersionOut.of(version)
     form = Form({"file": (1, lambda _: ORIGINAL)}, ("name", "kind"), _check_form)
     upload = await receive_upload(request, state.platform, form)
     file, filename = upload.files["file"][0]
@@ -84,13 +90,33 @@ async def create(
     return DatasetVersionOut.of(version)
 
 
-def _check_form(fields: dict[str, str], _: dict[str, list[str]]) -> None:
-    """Refuse a form before its file is kept."""
-    name, kind = fields.get("name", ""), fields.get("kind", "auto")
+async def _from_uri(request: Request, state: Gateway, caller: Principal, key: str | None) -> DatasetVersion:
+    """The version whose file a worker fetches from `uri`."""
+    try:
+        sent = DatasetIn.model_validate(json.loads(await request.body()))
+    except ValidationError as error:
+        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
+    except UnicodeDecodeError:
+        raise Malformed("the body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        found = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
+        raise RequestValidationError([found]) from None
+    _check_kind(sent.kind)
+    once = only_once(caller, key, request, sent.model_dump())
+    return await fetch_dataset(state.platform, once, sent.name, sent.kind, sent.uri)
+
+
+def _check_kind(kind: str) -> None:
     if kind in LATER_KINDS:
         raise NotBuilt(f"data sets of kind '{kind}' are not in this release; this one has: {', '.join(KINDS)}")
     if kind not in KINDS:
         raise InvalidInput.at("kind", msg=f"must be one of: {', '.join(KINDS)}", type="enum")
+
+
+def _check_form(fields: dict[str, str], _: dict[str, list[str]]) -> None:
+    """Refuse a form before its file is kept."""
+    name, kind = fields.get("name", ""), fields.get("kind", "auto")
+    _check_kind(kind)
     try:
         _NAME.validate_python(name)
     except ValidationError:
@@ -177,7 +203,9 @@ async def rows(
 async def original(name: str, version: VersionPath, request: Request, state: GatewayDep, _: Reader) -> Response:
     """The upload, byte for byte, with its name; range requests work."""
     found = await _version(state, name, version)
-    file = next(f for f in found.files if f.path == ORIGINAL)
+    file = next((f for f in found.files if f.path == ORIGINAL), None)
+    if file is None:
+        raise NotFound(f"the file of '{name}@{version}' was not fetched: the version is {found.state}")
     return await download(request, state.platform, file, found.filename)
 
 

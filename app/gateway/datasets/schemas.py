@@ -1,11 +1,12 @@
 """Data sets as the API shows them."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from app.core.resources import DatasetVersion
 from app.gateway.schemas import Timestamp
+from app.specs.base import Name, Spec
 
 
 class ColumnOut(BaseModel):
@@ -38,6 +39,30 @@ class RejectedOut(BaseModel):
     first: list[RejectedRowOut]
 
 
+class DatasetIn(Spec):
+    """A data set whose file is fetched rather than uploaded."""
+
+    name: Annotated[Name, Field(description="an existing name gets the next version", examples=["telco"])]
+    uri: Annotated[
+        str,
+        Field(
+            max_length=4096,
+            description="`https://…` or `s3://BUCKET/KEY`, from the operator's list (AIMASS_SOURCES_ALLOW)",
+            examples=["https://data.example.com/telco.csv"],
+        ),
+    ]
+    kind: Annotated[str, Field(description="`auto`, `tabular` or `image`")] = "auto"
+
+
+class SourceOut(BaseModel):
+    """Where a version was fetched from, and what its server said of it."""
+
+    uri: str = Field(description="values of its query are not kept")
+    etag: str | None
+    last_modified: str | None
+    fetched_at: Timestamp | None = Field(description="null until it is here")
+
+
 class DatasetVersionOut(BaseModel):
     """One immutable upload and what was made of it."""
 
@@ -48,7 +73,8 @@ class DatasetVersionOut(BaseModel):
     filename: str
     rows: int | None
     bytes: int
-    sha256: str
+    sha256: str | None = Field(description="of the file as it came; null until it is fetched")
+    source: SourceOut | None = Field(description="of a version that was fetched from an address")
     schema_: SchemaOut = Field(alias="schema", serialization_alias="schema")
     warnings: list[str]
     rejected_rows: RejectedOut
@@ -71,7 +97,8 @@ class DatasetVersionOut(BaseModel):
             filename=version.filename,
             rows=version.rows,
             bytes=version.bytes,
-            sha256=version.sha256,
+            sha256=version.sha256 or None,
+            source=SourceOut.model_validate(version.source) if version.source else None,
             schema={"columns": list(version.columns)},
             warnings=list(version.warnings),
             rejected_rows=version.rejected,

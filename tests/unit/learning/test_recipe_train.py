@@ -15,6 +15,12 @@ MakeJob = Callable[..., Any]
 RECIPE = [
     {"step": "clip", "columns": ["age"], "quantiles": [0.01, 0.99]},
     {"step": "impute", "flag": True},
+    {"step": "aggregate", "by": "plan", "column": "age", "functions": ["mean", "std"]},
+    {
+        "step": "derive",
+        "name": "older",
+        "expression": 'CASE WHEN city IS NOT NULL THEN ln(age) - "age mean by plan" END',
+    },
     {"step": "target_encode", "columns": ["city"]},
     {"step": "polynomial", "columns": ["age", "visits"]},
     {"step": "scale", "method": "yeo_johnson"},
@@ -57,7 +63,7 @@ def test_every_family_learns_behind_a_recipe(
     card = json.loads((job.output / "card.json").read_text())
     recipe = card["fit"]["recipe"]
     assert (recipe["version"], [line["step"] for line in recipe["steps"]]) == (1, [step["step"] for step in RECIPE])
-    assert recipe["steps"][-1]["columns_after"] == 10
+    assert recipe["steps"][-1]["columns_after"] == 13
 
 
 def test_each_fold_fits_a_recipe_of_its_own(make_job: MakeJob, mixed: pl.DataFrame):
