@@ -69,9 +69,12 @@ def _redirected(uri: Uri, answer: httpcore.Response, allowed: Allowed) -> Uri:
     """Where the answer points to, which has to be on the list as well."""
     location = next((value.decode("latin-1") for name, value in answer.headers if name.lower() == b"location"), "")
     try:
-        return allowed.check(urljoin(uri.place + uri.target, location))
+        found = allowed.check(urljoin(uri.place + uri.target, location))
     except InvalidSpec as error:
         raise _refused(f"redirects to another address, which {error.errors[0].msg}") from None
+    if found.scheme == "s3":
+        raise _refused("redirects to a bucket, which browsers would not follow; name the object as s3://BUCKET/KEY")
+    return found
 
 
 @contextmanager

@@ -41,9 +41,9 @@ def server() -> Iterator[FileServer]:
 
 @pytest.fixture
 def listed(platform: Platform, server: FileServer) -> Callable[..., Platform]:
-    """The platform with a list, which holds the server unless another one is given."""
+    """The platform with a list, which holds the server and a bucket, unless another one is given."""
 
-    def with_list(allow: str = f"{server.url}/", limit_mb: int = 8, **sources: Any) -> Platform:
+    def with_list(allow: str = f"{server.url}/, s3://bucket", limit_mb: int = 8, **sources: Any) -> Platform:
         settings = Settings(
             data_dir=platform.settings.data_dir,
             sources=SourceSettings(allow=allow, **sources),
@@ -107,6 +107,7 @@ async def test_a_file_comes_with_its_digest_and_its_origin(listed: Callable[...,
         ("/endless.csv", PayloadTooLarge, "AIMASS_GATEWAY_MAX_UPLOAD_MB"),
         ("/to/http://169.254.169.254/latest", InvalidData, "redirects to another address.*AIMASS_SOURCES_ALLOW"),
         ("/to/file:///etc/passwd", InvalidData, "redirects to another address"),
+        ("/to/s3://bucket/a.csv", InvalidData, "redirects to a bucket"),
         ("/to//to//to//to//to//to//a.csv", InvalidData, "redirects more than 5 times"),
     ],
 )
