@@ -243,6 +243,9 @@ class TrainSpec(JobSpec):
         for name in ("label_smoothing", "ema", "swa", "freeze"):
             if getattr(self.training, name) and not chosen.loop:
                 raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")
+        if self.training.freeze and self.params.get("lora") is not None:
+            msg = "lora holds all weights but its own and the last layer's; leave one of them out"
+            raise InvalidSpec.at("training", "freeze", msg=msg)
         if self.training.ema and self.training.swa:
             raise InvalidSpec.at("training", "swa", msg="ema averages weights already; leave one of them out")
         if self.training.label_smoothing and self.task != "classification":

@@ -50,6 +50,8 @@ class Network(nn.Module):
 class Mobilenet(Pictures):
     """MobileNet v2 (Sandler et al. 2018)."""
 
+    published = "mobilenet"
+
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Channels by `width`."""
         config = MobileNetV2Config(
@@ -66,6 +68,8 @@ class Mobilenet(Pictures):
 
 class Convnext(Pictures):
     """ConvNeXt (Liu et al. 2022)."""
+
+    published = "convnext"
 
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Stages by `widths`, `depth` and `patch`. InvalidSpec: the picture is too small for them."""
@@ -86,6 +90,8 @@ class Convnext(Pictures):
 
 class Vit(Pictures):
     """Vision transformer (Dosovitskiy et al. 2021)."""
+
+    published = "vit"
 
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Layers by `width`, `depth`, `heads` and `patch`. InvalidSpec: the patch is larger than the picture."""

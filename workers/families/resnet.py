@@ -83,6 +83,8 @@ class Network(nn.Module):
 class Resnet(Pictures):
     """The family."""
 
+    published = "resnet"
+
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Stages by `widths` and `depth`."""
         return Network(shape, classes, self.params)
