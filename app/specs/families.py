@@ -184,7 +184,8 @@ class Family:
     `implementation` is `module:attribute`, imported by the job child alone; it satisfies
     `workers.families.base.Family`. With `loop` it learns by `workers.training.loop`, and so takes `label_smoothing` and
     `ema`; those of pictures and of texts take `augment`. With `weighs_classes` it heeds `LearningData.class_weights`.
-    With `holds_out` its models are `workers.families.base.HoldsOut`.
+    With `holds_out` its models are `workers.families.base.HoldsOut`. With `recomputes` its networks are
+    `workers.training.recompute.Recomputable`, and it takes `gradient_checkpointing`.
     """
 
     name: str
@@ -196,6 +197,7 @@ class Family:
     loop: bool = False
     weighs_classes: bool = False
     holds_out: bool = False
+    recomputes: bool = False
 
     @property
     def dataset(self) -> Literal["tabular", "image"]:
@@ -313,6 +315,7 @@ FT_TRANSFORMER = Family(
     "transformer over columns (torch)",
     loop=True,
     weighs_classes=True,
+    recomputes=True,
 )
 CNN = Family(
     "cnn",

@@ -88,7 +88,7 @@ class VitParams(FamilyParams):
 def _family(name: str, params: type[FamilyParams], implementation: str, summary: str) -> Family:
     return Family(
         name, ("classification", "multilabel"), "image", params, f"workers.families.{implementation}", summary,
-        loop=True, weighs_classes=True,
+        loop=True, weighs_classes=True, recomputes=True,
     )  # fmt: skip
 
 

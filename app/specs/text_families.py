@@ -66,8 +66,9 @@ class TransformerParams(TokenParams):
 def _family(name: str, params: type[FamilyParams], implementation: str, summary: str) -> Family:
     tasks: tuple[Task, ...] = ("classification", "regression", "multilabel")
     return Family(
-        name, tasks, "text", params, f"workers.families.{implementation}", summary, loop=True, weighs_classes=True
-    )
+        name, tasks, "text", params, f"workers.families.{implementation}", summary, loop=True, weighs_classes=True,
+        recomputes=name == "transformer",
+    )  # fmt: skip
 
 
 TEXT_CNN = _family("text_cnn", TextCnnParams, "text_cnn:TextCnn", "convolutions over words (torch)")

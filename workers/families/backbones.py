@@ -19,6 +19,7 @@ from workers.families.pictures import Pictures
 _FINE_SIDE = 64  # pixels; MobileNet leaves smaller pictures an eighth of their side, larger ones a thirty-second
 _TOKENS = 8  # a side, of a vision transformer
 _LAYER_SCALE = 0.1  # the published 1e-6 leaves blocks idle for more epochs than small networks are trained
+_BLOCKS = {"ViTLayer", "ConvNextLayer", "MobileNetV2InvertedResidual", "ResNetBasicLayer", "ResNetBottleNeckLayer"}
 
 
 def _spread(width: int) -> float:
@@ -33,6 +34,11 @@ def _common(shape: tuple[int, ...], classes: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The layers that a model of transformers repeats, in their order."""
+    return [module for module in model.modules() if type(module).__name__ in _BLOCKS]
+
+
 class Network(nn.Module):
     """Pictures uint8 [N, C, H, W] to logits [N, K] by a model of transformers; scaling to 0..1 is part of it."""
 
@@ -45,6 +51,10 @@ class Network(nn.Module):
         x = image.to(torch.float32) * (1 / 255)
         answer: Tensor = self.model(pixel_values=x.contiguous(memory_format=torch.channels_last)).logits
         return answer
+
+    def recomputable(self) -> list[nn.Module]:
+        """Its blocks."""
+        return blocks_of(self.model)
 
 
 class Mobilenet(Pictures):

@@ -14,6 +14,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from workers.families.backbones import blocks_of
 from workers.families.lora import adapted, merged
 from workers.families.weight_folders import Pixels, labels_of, pixels_of, refused
 from workers.families.weights import load_pretrained
@@ -52,6 +53,10 @@ class Published(nn.Module):
             x = x.expand(-1, self.channels, -1, -1)
         answer: Tensor = self.model(pixel_values=x.contiguous(memory_format=torch.channels_last)).logits
         return answer
+
+    def recomputable(self) -> list[nn.Module]:
+        """Its blocks."""
+        return blocks_of(self.model)
 
     def adapt(self, lora: Mapping[str, Any]) -> dict[str, Any]:
         """Let low-rank matrices learn, and the classifier; what the model card says of it."""

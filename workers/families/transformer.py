@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer
+from transformers.models.bert.modeling_bert import BertLayer
 
 from app.core.errors import InvalidSpec
 from app.core.signature import Signature
@@ -51,6 +52,10 @@ class Network(TokenNetwork):
         mean = (said * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         answer: Tensor = self.last(self.dropout(mean))
         return answer
+
+    def recomputable(self) -> list[nn.Module]:
+        """The encoder's layers."""
+        return [module for module in self.encoder.modules() if isinstance(module, BertLayer)]
 
     def to_nodes(self, graph: Graph, tokens: str) -> str:
         """By torch's exporter."""
