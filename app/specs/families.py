@@ -133,6 +133,9 @@ class MlpParams(FamilyParams):
         int,
         Field(ge=0, le=128, description="quantile bins in which a number is also told, piecewise linearly; 0: none"),
     ] = 0
+    residual: Annotated[
+        bool, Field(description="each hidden layer is a block of norm, layer, activation that adds to what it reads")
+    ] = False
 
 
 class FtTransformerParams(FamilyParams):

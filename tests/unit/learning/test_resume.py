@@ -70,12 +70,13 @@ def test_a_network_of_pictures_resumes_with_its_changes_and_its_average(make_job
                        training=training, limits={"threads": 1})  # fmt: skip
 
 
-def test_lion_and_a_plateau_resume(make_job: MakeJob, mixed: pl.DataFrame):
+def test_residual_blocks_lion_and_a_plateau_resume(make_job: MakeJob, mixed: pl.DataFrame):
     training = {
         "epochs": 5, "batch_size": 64, "checkpoint_every_s": 0, "ema": 0.99, "accumulate": 2,
         "optimizer": {"name": "lion", "lr": 0.01}, "scheduler": {"name": "plateau", "patience": 0, "factor": 0.5},
     }  # fmt: skip
-    _same_when_resumed(make_job, mixed, family="mlp", training=training, limits={"threads": 1}, **SPEC)
+    params = {"hidden": [16, 16, 8], "residual": True, "activation": "gelu"}
+    _same_when_resumed(make_job, mixed, family="mlp", params=params, training=training, limits={"threads": 1}, **SPEC)
 
 
 def test_frozen_layers_and_the_mean_of_late_epochs_resume(make_job: MakeJob, mixed: pl.DataFrame):
