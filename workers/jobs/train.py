@@ -62,7 +62,7 @@ def run(job: JobContext) -> dict[str, Any]:
     fit = FitContext(job, count=1 + len(refits.splits))
     fitted = learner.fit(data, fit)
     refits.run()
-    settled = settle(spec, prepared, fitted, positive, refits.residuals())
+    settled = settle(fit, spec, prepared, fitted, positive, refits.residuals())
     fitted, prepared = settled.fitted, replace(prepared, signature=settled.signature)
     rule = Rule.of(prepared.signature, positive)
     job.progress(0.82, "exporting")
