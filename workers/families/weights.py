@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
+from transformers.utils import logging as told
 
 from workers.families.weight_folders import WEIGHTS_FILE, refused
 
@@ -33,6 +34,9 @@ def load_pretrained(
     Raises:
         InvalidSpec: the file is damaged, or lacks weights.
     """
+    # A job prints nothing; what does not fit is said below.
+    told.disable_progress_bar()  # type: ignore[no-untyped-call]  # so it is in transformers
+    told.set_verbosity_error()  # type: ignore[no-untyped-call]  # the same
     try:
         loaded: Any = made.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True,

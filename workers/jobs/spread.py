@@ -29,6 +29,13 @@ _FLOOR = 0.1  # quantile of the sizes of residuals; smaller ones are taken for i
 _WATCHED = 0.2  # share of the rows that stop the training early
 
 
+class _Aside(FitContext):
+    """A fit that takes a second or two, of which the job's progress says nothing."""
+
+    def progress(self, fraction: float, step: str, eta_s: float | None = None) -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Spread:
     """A model of the logarithm of a residual's size, and the rows that are left to calibrate by."""
@@ -71,7 +78,7 @@ def fit_spread(job: JobContext, spec: TrainSpec, prepared: Prepared, rows: Array
         update={"family": name, "params": params, "training": TrainingSpec(seed=spec.training.seed), "metrics": []}
     )
     asked = replace(prepared, y=y, split=split, closer=Closer())
-    context = FitContext(job, 1, 1, "widths of intervals")
+    context = _Aside(job, 1, 1, "widths of intervals")
     learner = learner_of(own)
     fitted = learner.fit(asked.learning(own, job_threads(job), "cpu"), context)
     shutil.rmtree(context.folder, ignore_errors=True)

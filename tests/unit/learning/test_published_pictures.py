@@ -96,7 +96,9 @@ def test_it_answers_as_published(weights: Path, name: str):
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet"])
-def test_it_learns_on_and_exports(make_job: MakeJob, digits: pl.DataFrame, weights: Path, name: str):
+def test_it_learns_on_and_exports(
+    make_job: MakeJob, digits: pl.DataFrame, weights: Path, name: str, capfd: pytest.CaptureFixture[str]
+):
     job = job_of(make_job, weights, digits.head(300), name)
     result = train.run(job)
     card = json.loads((job.output / "card.json").read_text())
@@ -105,6 +107,7 @@ def test_it_learns_on_and_exports(make_job: MakeJob, digits: pl.DataFrame, weigh
     assert card["parity"]["label_flips"] == 0
     assert card["fit"]["fine_tuned"]["folder"] == name
     assert card["params"]["image_size"] == SIDE
+    assert "oading" not in "".join(capfd.readouterr())  # of transformers
     assert [t["shape"] for t in result["signature"]["inputs"]] == [(-1, 1, SIDE, SIDE)]  # grey, shown three times
 
 

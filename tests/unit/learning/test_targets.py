@@ -326,6 +326,8 @@ def test_rows_that_teach_widths_do_not_calibrate(make_job: MakeJob, diabetes: pl
     lower, upper = (np.asarray(golden[name]["data"]) for name in ("lower", "upper"))
     assert len(set(np.round(upper - lower, 3))) > 1
     assert 0.65 <= result["metrics"]["coverage"] <= 0.95
+    fractions = [e["fraction"] for e in job.seen if e["event"] == "progress"]
+    assert fractions == sorted(fractions)
     groups = np.repeat(np.arange(20), 5)
     prepared: Any = SimpleNamespace(closer=SimpleNamespace(groups=groups))
     half = halves(prepared, np.arange(100), 3)
