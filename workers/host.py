@@ -12,8 +12,8 @@ from app.core.errors import InvalidSpec
 from workers.context import JobContext
 
 _LIBRARIES = (
-    "aimass", "lightgbm", "lightning", "numpy", "onnx", "onnxruntime", "polars", "scikit-learn", "torch",
-    "transformers",
+    "aimass", "lightgbm", "lightning", "numpy", "onnx", "onnxruntime", "peft", "polars", "schedulefree", "scikit-learn",
+    "torch", "transformers",
 )  # fmt: skip
 
 

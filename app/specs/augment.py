@@ -9,6 +9,13 @@ from app.specs.base import Spec
 Share = Annotated[float, Field(ge=0, le=0.9)]
 
 
+class RandAugmentSpec(Spec):
+    """Some changes out of fourteen, drawn for each picture: shears, shifts, turns, colours, sharpness and others."""
+
+    operations: Annotated[int, Field(ge=1, le=8, description="changes that a picture goes through")] = 2
+    magnitude: Annotated[int, Field(ge=0, le=30, description="how strong all of them are")] = 9
+
+
 class AugmentSpec(Spec):
     """Random changes to training pictures or texts, drawn anew in every epoch; 0 and false: off.
 
@@ -34,6 +41,9 @@ class AugmentSpec(Spec):
     cutmix: Annotated[
         float, Field(ge=0, le=10, description="the same, by a rectangle of the other picture; with mixup: by turns")
     ] = 0.0
+    rand_augment: Annotated[
+        RandAugmentSpec | None, Field(description="so many changes out of fourteen for each picture (RandAugment)")
+    ] = None
     token_dropout: Annotated[Share, Field(description="texts: chance of a word to be read as an unknown one")] = 0.0
     token_swap: Annotated[Share, Field(description="texts: chance of a word to change places with the next one")] = 0.0
 

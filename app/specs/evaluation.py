@@ -80,4 +80,8 @@ class EvaluationSpec(Spec):
             description="regression: give intervals that hold this share of the true values, such as 0.9",
         ),
     ] = None
+    interval_width: Annotated[
+        Literal["same", "by_row"],
+        Field(description="of intervals; by_row: wider where the model is usually further off, as a second one tells"),
+    ] = "same"
     plots: Annotated[bool, Field(description="draw plots, which takes half a second")] = True

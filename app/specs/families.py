@@ -111,6 +111,9 @@ class MlpParams(FamilyParams):
         int,
         Field(ge=0, le=128, description="quantile bins in which a number is also told, piecewise linearly; 0: none"),
     ] = 0
+    residual: Annotated[
+        bool, Field(description="each hidden layer is a block of norm, layer, activation that adds to what it reads")
+    ] = False
 
 
 class FtTransformerParams(FamilyParams):
@@ -163,7 +166,8 @@ class Family:
     `workers.families.base.Family`. With `loop` it learns by `workers.training.loop`, and so takes `label_smoothing` and
     `ema`; those of pictures and of texts take `augment`. With `weighs_classes` it heeds `LearningData.class_weights`.
     With `holds_out` its models are `workers.families.base.HoldsOut`. With `tries` it trains other families, and hands
-    `augment` and `precision` on to those that have a loop.
+    `augment` and `precision` on to those that have a loop. With `recomputes` its networks are
+    `workers.training.recompute.Recomputable`, and it takes `gradient_checkpointing`.
     """
 
     name: str
@@ -176,6 +180,7 @@ class Family:
     weighs_classes: bool = False
     holds_out: bool = False
     tries: bool = False
+    recomputes: bool = False
 
     @property
     def dataset(self) -> Literal["tabular", "image"]:
@@ -284,6 +289,7 @@ FT_TRANSFORMER = Family(
     "transformer over columns (torch)",
     loop=True,
     weighs_classes=True,
+    recomputes=True,
 )
 CNN = Family(
     "cnn",

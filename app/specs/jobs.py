@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from app.core.errors import InvalidSpec
 from app.core.signature import Task
@@ -43,7 +43,8 @@ class OptimizerSpec(Spec):
     """Optimizer of torch families."""
 
     name: Annotated[
-        Literal["adamw", "adam", "sgd", "lion"], Field(description="lion: takes a third to a tenth of adamw's rate")
+        Literal["adamw", "adam", "sgd", "lion", "schedule_free"],
+        Field(description="lion: takes a third to a tenth of adamw's rate; schedule_free: adamw without a schedule"),
     ] = "adamw"
     lr: Annotated[
         Annotated[float, Field(gt=0, le=10)] | Literal["auto"],
@@ -101,6 +102,9 @@ class TrainingSpec(Spec):
     gradient_clip: Annotated[float | None, Field(gt=0, le=1e6, description="norm; null: off")] = 1.0
     accumulate: Annotated[int, Field(ge=1, le=1024, description="batches per optimizer step")] = 1
     precision: Annotated[Literal["32", "bf16", "fp16"], Field(description="of the products; fp16 needs CUDA")] = "32"
+    gradient_checkpointing: Annotated[
+        bool, Field(description="compute blocks anew for the gradient: less memory, a third more time; same weights")
+    ] = False
     label_smoothing: Annotated[
         float, Field(ge=0, lt=1, description="share of a label that is spread over all classes")
     ] = 0.0
@@ -124,6 +128,26 @@ class TrainingSpec(Spec):
     ] = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     checkpoint_every_s: Annotated[float, Field(ge=0, le=86_400, description="0: after every epoch")] = 30.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _schedule_of_schedule_free(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was sent
+        if isinstance(data, dict) and _is_schedule_free(data.get("optimizer")):
+            return {"scheduler": {"name": "constant"}, **data}
+        return data
+
+    @field_validator("scheduler", "ema", "swa")
+    @classmethod
+    def _schedule_free_is_alone(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - of either field
+        usual = value is None or (isinstance(value, SchedulerSpec) and value.name == "constant")
+        if not usual and _is_schedule_free(info.data.get("optimizer")):
+            raise ValueError("schedule_free has no schedule but a constant one, and averages weights; leave it out")
+        return value
+
+
+def _is_schedule_free(optimizer: Any) -> bool:  # noqa: ANN401 - whatever was sent, or what was read
+    name = optimizer.get("name") if isinstance(optimizer, dict) else getattr(optimizer, "name", None)
+    return bool(name == "schedule_free")
 
 
 class Resources(Spec):
@@ -223,6 +247,7 @@ class TrainSpec(JobSpec):
                 raise InvalidSpec.at("metrics", msg=f"'{name}' takes classes that have an order; name it in ordinal")
         chosen.check_features(self.features.types, steps=len(self.features.steps))
         self._check_loop(chosen)
+        self._check_network(chosen)
         check_targets(self, chosen)
         if self.split.method == "stratified" and self.task != "classification":
             raise InvalidSpec.at("split", "method", msg=f"stratified needs classes; use random for {self.task}")
@@ -230,6 +255,15 @@ class TrainSpec(JobSpec):
             if column == self.target:
                 raise InvalidSpec.at(*loc, msg=f"'{column}' is the target; name another column")
         return self.model_copy(update={"params": chosen.validate(self.params).model_dump(mode="json")})
+
+    def _check_network(self, chosen: Family) -> None:
+        """InvalidSpec names an option of the training loop that the family's network cannot follow."""
+        if self.training.gradient_checkpointing and not chosen.recomputes:
+            msg = f"'{chosen.name}' has no blocks that could be computed anew; leave it out"
+            raise InvalidSpec.at("training", "gradient_checkpointing", msg=msg)
+        if self.training.freeze and self.params.get("lora") is not None:
+            msg = "lora holds all weights but its own and the last layer's; leave one of them out"
+            raise InvalidSpec.at("training", "freeze", msg=msg)
 
     def _check_loop(self, chosen: Family) -> None:
         """InvalidSpec names an option of the training loop that family or task cannot follow."""

@@ -34,12 +34,19 @@ def check_targets(spec: TrainSpec, chosen: Family) -> None:
             raise InvalidSpec.at("features", "steps", at, "step", msg=msg)
     if spec.ordinal is not None:
         _check_order(spec, spec.ordinal)
+    _check_evaluation(spec)
+
+
+def _check_evaluation(spec: TrainSpec) -> None:
     if spec.evaluation.threshold is not None and spec.task != "classification":
         msg = f"{spec.task} has no two classes to tell apart; leave it out"
         raise InvalidSpec.at("evaluation", "threshold", msg=msg)
     if spec.evaluation.intervals is not None and spec.task != "regression":
         msg = "intervals are of values, classes have probabilities; leave it out"
         raise InvalidSpec.at("evaluation", "intervals", msg=msg)
+    if spec.evaluation.interval_width != "same" and spec.evaluation.intervals is None:
+        msg = "there are no intervals; name their coverage in evaluation.intervals, or leave it out"
+        raise InvalidSpec.at("evaluation", "interval_width", msg=msg)
 
 
 def _check_order(spec: TrainSpec, labels: list[str]) -> None:

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from app.core.signature import Task
 from app.specs.families import Family, FamilyParams, Weights, divided_by_heads
+from app.specs.published import LoraSpec, with_weights, without_own
 
 Dropout = Annotated[float, Field(ge=0, lt=1, description="of word embeddings, and before the last layer")]
 
@@ -51,23 +52,23 @@ class TransformerParams(TokenParams):
     depth: Annotated[int, Field(ge=1, le=48, description="layers")] = 2
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     weights: Weights = None
+    lora: LoraSpec | None = None
 
     @model_validator(mode="after")
     def _weights_bring_their_own(self) -> Self:
-        if self.weights is not None:
-            for name in ("width", "depth", "heads", "min_rows", "max_words"):
-                if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"weights bring their own {name}; leave it out")
+        without_own(self, "width", "depth", "heads", "min_rows", "max_words")
         return self
 
     _heads_share_it = field_validator("width")(divided_by_heads)
+    _lora_has_weights = field_validator("lora")(with_weights)
 
 
 def _family(name: str, params: type[FamilyParams], implementation: str, summary: str) -> Family:
     tasks: tuple[Task, ...] = ("classification", "regression", "multilabel")
     return Family(
-        name, tasks, "text", params, f"workers.families.{implementation}", summary, loop=True, weighs_classes=True
-    )
+        name, tasks, "text", params, f"workers.families.{implementation}", summary, loop=True, weighs_classes=True,
+        recomputes=name == "transformer",
+    )  # fmt: skip
 
 
 TEXT_CNN = _family("text_cnn", TextCnnParams, "text_cnn:TextCnn", "convolutions over words (torch)")

@@ -34,6 +34,8 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "sklearn": ("workers/families", "workers/features", "workers/automl", "workers/data", "workers/evaluation"),
     "lightgbm": ("workers/families",),
     "transformers": ("workers/families",),
+    "peft": ("workers/families",),
+    "schedulefree": ("workers/training",),
     "xgboost": ("workers/families",),
     "fastexcel": ("workers/data",),
     "duckdb": ("workers/data/sql.py",),

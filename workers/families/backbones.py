@@ -19,6 +19,7 @@ from workers.families.pictures import Pictures
 _FINE_SIDE = 64  # pixels; MobileNet leaves smaller pictures an eighth of their side, larger ones a thirty-second
 _TOKENS = 8  # a side, of a vision transformer
 _LAYER_SCALE = 0.1  # the published 1e-6 leaves blocks idle for more epochs than small networks are trained
+_BLOCKS = {"ViTLayer", "ConvNextLayer", "MobileNetV2InvertedResidual", "ResNetBasicLayer", "ResNetBottleNeckLayer"}
 
 
 def _spread(width: int) -> float:
@@ -31,6 +32,11 @@ def _common(shape: tuple[int, ...], classes: int) -> dict[str, Any]:
     return {
         "num_channels": shape[0], "image_size": list(shape[1:]), "num_labels": classes, "attn_implementation": "eager",
     }  # fmt: skip
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The layers that a model of transformers repeats, in their order."""
+    return [module for module in model.modules() if type(module).__name__ in _BLOCKS]
 
 
 class Network(nn.Module):
@@ -46,9 +52,15 @@ class Network(nn.Module):
         answer: Tensor = self.model(pixel_values=x.contiguous(memory_format=torch.channels_last)).logits
         return answer
 
+    def recomputable(self) -> list[nn.Module]:
+        """Its blocks."""
+        return blocks_of(self.model)
+
 
 class Mobilenet(Pictures):
     """MobileNet v2 (Sandler et al. 2018)."""
+
+    published = "mobilenet"
 
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Channels by `width`."""
@@ -66,6 +78,8 @@ class Mobilenet(Pictures):
 
 class Convnext(Pictures):
     """ConvNeXt (Liu et al. 2022)."""
+
+    published = "convnext"
 
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Stages by `widths`, `depth` and `patch`. InvalidSpec: the picture is too small for them."""
@@ -86,6 +100,8 @@ class Convnext(Pictures):
 
 class Vit(Pictures):
     """Vision transformer (Dosovitskiy et al. 2021)."""
+
+    published = "vit"
 
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Layers by `width`, `depth`, `heads` and `patch`. InvalidSpec: the patch is larger than the picture."""

@@ -80,6 +80,10 @@ class Network(TableNetwork):
         answer: Tensor = self.head(nn.functional.relu(self.norm(tokens.mean(dim=1))))
         return answer
 
+    def recomputable(self) -> list[nn.Module]:
+        """The blocks of attention."""
+        return list(self.blocks)
+
     def to_nodes(self, graph: Graph, encoder: DenseEncoder, dense: str | None, rows: str | None) -> str:  # noqa: ARG002 - its own weights know the sizes
         """The same as nodes."""
         parts = []

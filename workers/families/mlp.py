@@ -49,6 +49,37 @@ class Bins(nn.Module):
         )
 
 
+class Residual(nn.Module):
+    """A layer with a way around it: [N, width] to [N, units].
+
+    Two layers behind a norm add to what comes in, as in ResNets for tables (Gorishniy and others 2021); where the width
+    changes, what comes in goes through a projection first (He and others 2016).
+    """
+
+    def __init__(self, width: int, units: int, activation: nn.Module, dropout: nn.Module) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, units) if width != units else None
+        self.norm, self.first, self.second = nn.LayerNorm(units), nn.Linear(units, units), nn.Linear(units, units)
+        self.activation, self.dropout = activation, dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What comes in, and what the layers add."""
+        if self.project is not None:
+            x = self.project(x)
+        added: Tensor = self.dropout(self.second(self.dropout(self.activation(self.first(self.norm(x))))))
+        return x + added
+
+    def to_nodes(self, graph: Graph, value: str) -> str:
+        """The same as nodes."""
+        if self.project is not None:
+            value = _node(graph, self.project, value)
+        weight, bias = (graph.constant(numbers(p), np.float32) for p in (self.norm.weight, self.norm.bias))
+        added = graph.add("LayerNormalization", value, weight, bias, axis=-1, epsilon=self.norm.eps)
+        for part in (self.first, self.activation, self.second):
+            added = _node(graph, part, added)
+        return graph.add("Add", value, added)
+
+
 class Network(TableNetwork):
     """Layers over numbers, their bins, and embedded categories."""
 
@@ -60,8 +91,11 @@ class Network(TableNetwork):
         self.layers = nn.Sequential()
         width = encoder.width + _EMBEDDING * encoder.columns + (self.bins.low.numel() if self.bins else 0)
         for units in params["hidden"]:
-            activation = _ACTIVATIONS[params["activation"]]()
-            self.layers.extend([nn.Linear(width, units), activation, nn.Dropout(params["dropout"])])
+            activation, dropout = _ACTIVATIONS[params["activation"]](), nn.Dropout(params["dropout"])
+            if params["residual"]:
+                self.layers.append(Residual(width, units, activation, dropout))
+            else:
+                self.layers.extend([nn.Linear(width, units), activation, dropout])
             width = units
         self.layers.append(nn.Linear(width, outputs))
 
@@ -89,7 +123,7 @@ class Network(TableNetwork):
             parts.append(self.bins.to_nodes(graph, values))
         value = parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
         for layer in self.layers:
-            value = _node(graph, layer, value)
+            value = layer.to_nodes(graph, value) if isinstance(layer, Residual) else _node(graph, layer, value)
         return value
 
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from workers.context import JobContext
 from workers.export.torch_graph import export_module
+from workers.families.weight_folders import find_picture_weights
 from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.augment import Augment
 from workers.training.batches import Tensors
@@ -25,28 +26,46 @@ class Pictures(ABC):
     """A family that learns classes of pictures; a subclass makes the network."""
 
     devices = ("cpu", "cuda")
+    published: ClassVar[str] = ""  # the name of the family, if it takes published weights
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
+        self.about: dict[str, Any] = {}  # for the model card
 
     @abstractmethod
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """An untrained network from uint8 or float32 0..255 [N, *shape] to logits [N, classes]; shape is [C, H, W]."""
 
+    def make(self, data: LearningData, job: JobContext) -> nn.Module:
+        """A network with random weights, or on published ones."""
+        shape, name = data.signature.inputs[0].shape[1:], self.params.get("weights")
+        if name is None:
+            return self.network(shape, data.n_classes)
+        from workers.families import picture_weights, weights  # noqa: PLC0415 - they load transformers, most need not
+
+        folder = find_picture_weights(job, self.published, name)
+        network = picture_weights.published_network(self.published, folder, shape, data.signature.classes, self.params)
+        self.about["fine_tuned"] = weights.told_of(folder, name)
+        if self.params.get("lora") is not None:
+            self.about["lora"] = network.adapt(self.params["lora"])
+        return network
+
     def fit(self, data: LearningData, job: JobContext) -> "FittedPictures":
         """Train with early stopping on the validation loss; resumes from the job's checkpoint."""
-        shape = data.signature.inputs[0].shape[1:]
         change = None
         if data.training.augment is not None:
-            change = Augment(data.training.augment, shape[0], data.n_classes)
+            change = Augment(data.training.augment, data.signature.inputs[0].shape[1], data.n_classes)
         torch.manual_seed(data.training.seed)
-        network = self.network(shape, data.n_classes)
+        network = self.make(data, job)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
         facts = train(
             network, class_loss(data), _tensors(data.train), _tensors(data.validation), data.training, job,
             data.threads, data.device, change,
         )  # fmt: skip
-        return FittedPictures(data, network, {**facts, "weights": sum(p.numel() for p in network.parameters())})
+        if "lora" in self.about:
+            network.settle()  # type: ignore[operator]  # it is a published one
+        weights = sum(p.numel() for p in network.parameters())
+        return FittedPictures(data, network, {**facts, **self.about, "weights": weights})
 
 
 def _tensors(part: Part) -> Tensors:

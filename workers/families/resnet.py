@@ -79,9 +79,15 @@ class Network(nn.Module):
         answer: Tensor = self.head(self.dropout(x.mean((2, 3))))
         return answer
 
+    def recomputable(self) -> list[nn.Module]:
+        """The stem, whose pictures are the largest, and each block."""
+        return [self.stem, *self.stages]
+
 
 class Resnet(Pictures):
     """The family."""
+
+    published = "resnet"
 
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Stages by `widths` and `depth`."""

@@ -66,6 +66,9 @@ class TextNetworkFamily:
         """An untrained network."""
         return type(self).network(reader.size, outputs, self.params)
 
+    def settle(self, network: TokenNetwork) -> None:
+        """Make a trained network what is exported, if it is not."""
+
     def fit(self, data: LearningData, job: JobContext) -> "FittedText":
         """Learn words, then train with early stopping on the validation loss; resumes from the job's checkpoint.
 
@@ -83,6 +86,7 @@ class TextNetworkFamily:
         if asked is not None:
             change = TokenAugment(asked, reader.unknown, reader.fixed)
         facts = train(network, loss, learn, watch, data.training, job, data.threads, data.device, change)
+        self.settle(network)
         return FittedText(data, reader, network, facts | self.about | _about(reader, learn.inputs[0], network))
 
 

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertTokenizer
+from transformers.models.bert.modeling_bert import BertLayer
 
 from app.core.errors import InvalidSpec
 from app.core.signature import Signature
@@ -15,9 +16,11 @@ from app.core.signature import Tensor as GraphTensor
 from workers.context import JobContext
 from workers.export.graph import Graph
 from workers.export.torch_graph import export_module
+from workers.families.lora import adapted, merged
 from workers.families.sequences import TextNetworkFamily, TokenNetwork
 from workers.families.vocabulary import PADDING, TokenReader
-from workers.families.weights import find_weights, load_pretrained, told_of
+from workers.families.weight_folders import find_weights
+from workers.families.weights import load_pretrained, told_of
 from workers.families.wordpiece import WordPiece
 from workers.learning import Array
 
@@ -36,7 +39,8 @@ class Network(TokenNetwork):
 
     def __init__(self, encoder: BertModel, outputs: int, dropout: float, shift: int = 0) -> None:
         super().__init__()
-        self.encoder, self.shift = encoder, shift
+        self.encoder: nn.Module = encoder
+        self.config, self.shift = encoder.config, shift
         self.dropout = nn.Dropout(dropout)
         self.last = nn.Linear(encoder.config.hidden_size, outputs)
 
@@ -49,13 +53,17 @@ class Network(TokenNetwork):
         answer: Tensor = self.last(self.dropout(mean))
         return answer
 
+    def recomputable(self) -> list[nn.Module]:
+        """The encoder's layers."""
+        return [module for module in self.encoder.modules() if isinstance(module, BertLayer)]
+
     def to_nodes(self, graph: Graph, tokens: str) -> str:
         """By torch's exporter."""
         inside = Signature(
             "inference", (GraphTensor(tokens, "INT64", (-1, -1)),), (GraphTensor("score", "FP32", (-1, -1)),), ()
         )
         example = torch.ones((2, 7), dtype=torch.int64)
-        model = export_module(_Score(self), example, inside, (1, self.encoder.config.max_position_embeddings))
+        model = export_module(_Score(self), example, inside, (1, self.config.max_position_embeddings))
         return graph.include(model, "encoder")
 
 
@@ -117,4 +125,12 @@ class Transformer(TextNetworkFamily):
             raise InvalidSpec.at("params", "weights", msg=msg)
         if (most := encoder.config.max_position_embeddings) < self.params["max_tokens"]:
             raise InvalidSpec.at("params", "max_tokens", msg=f"these weights read {most} tokens at most")
-        return Network(encoder, outputs, self.params["dropout"], shift=1)
+        network = Network(encoder, outputs, self.params["dropout"], shift=1)
+        if self.params["lora"] is not None:
+            network.encoder, self.about["lora"] = adapted(encoder, self.params["lora"])
+        return network
+
+    def settle(self, network: TokenNetwork) -> None:
+        """Add what LoRA has learnt to the published weights."""
+        if isinstance(network, Network) and self.params["lora"] is not None:
+            network.encoder = merged(network.encoder)

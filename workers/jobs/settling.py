@@ -11,12 +11,14 @@ from app.core.signature import Signature, Threshold
 from app.specs.evaluation import TunedThreshold
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
+from workers.context import JobContext
 from workers.data.prepare import Prepared
 from workers.evaluation.conformal import offsets, rows_needed
 from workers.evaluation.threshold import best_threshold
-from workers.export.bounds import bound_tensors, with_bounds
+from workers.export.bounds import bound_tensors, with_bounds, with_scaled_bounds
 from workers.families.base import Fitted, HoldsOut
 from workers.features.recipe import FittedWithRecipe
+from workers.jobs.spread import Spread, check_rows, fit_spread, halves
 from workers.learning import Array, Inputs, take
 
 
@@ -39,8 +41,14 @@ def check_settling(spec: TrainSpec, prepared: Prepared) -> None:
         there = sum(len(fold.test) for fold in prepared.closer.folds)
     elif not there:  # all rows will be left out by some model
         there = len(prepared.split.train) + len(prepared.split.validation)
+    by_row, teach = spec.evaluation.interval_width == "by_row", len(prepared.split.validation) - there
+    if by_row and not len(prepared.closer.calibration):
+        teach = there // 2
+        there -= teach
     if there < needed:
         raise _too_few(spec.evaluation.intervals, there)
+    if by_row:
+        check_rows(teach)
 
 
 def _too_few(coverage: float, there: int) -> InvalidInput:
@@ -65,23 +73,59 @@ def _check_threshold(spec: TrainSpec, prepared: Prepared) -> None:
         raise InvalidSpec.at("evaluation", "threshold", msg=msg)
 
 
-def settle(spec: TrainSpec, prepared: Prepared, fitted: Fitted, positive: int, residuals: Array | None) -> Settled:
+def settle(
+    job: JobContext, spec: TrainSpec, prepared: Prepared, fitted: Fitted, positive: int, residuals: Array | None
+) -> Settled:
     """Tune and calibrate what the spec wants; `residuals` [N] are of rows that folds left out, if there are folds."""
     threshold, told = settle_threshold(spec, prepared, fitted, positive)
     signature = replace(prepared.signature, threshold=threshold)
     coverage, found = spec.evaluation.intervals, None
     if coverage is not None:
-        rows = "rows that folds left out"
-        if residuals is None:
-            y, answers, rows = _held_out(prepared, fitted, prepared.closer.calibration)
-            residuals = y - answers
+        of, rows, residuals = _residuals(prepared, fitted, residuals)
+        spread = None
+        if spec.evaluation.interval_width == "by_row":
+            spread, rows, residuals = _spread(job, spec, prepared, fitted, (rows, residuals))
         if len(residuals) < rows_needed(coverage):  # `auto` may have had time for one fold alone
             raise _too_few(coverage, len(residuals))
-        below, above = offsets(residuals, coverage)
-        found = {"coverage": coverage, "below": below, "above": above, "rows": len(residuals), "of": rows}
-        fitted = Bounded(fitted, (below, above))
+        scale = 1.0 if spread is None else spread.scale(take(prepared.inputs, rows))
+        ends = offsets(residuals / scale, coverage)
+        found = {"coverage": coverage, "below": ends[0], "above": ends[1], "rows": len(residuals), "of": of}
+        if spread is not None:
+            widths = np.quantile(scale * (ends[1] - ends[0]), [0.1, 0.5, 0.9])
+            found |= {"widths_by": spread.facts, "width_quantiles": [float(width) for width in widths]}
         signature = replace(signature, outputs=tuple(bound_tensors(signature.outputs[0])), coverage=coverage)
+        fitted = Bounded(fitted, ends, signature, spread)
     return Settled(fitted, signature, {"threshold": told, "prediction_intervals": found})
+
+
+def _residuals(prepared: Prepared, fitted: Fitted, by_folds: Array | None) -> tuple[str, Array, Array]:
+    """Where they are from, positions of rows [N], and true minus predicted [N]."""
+    if by_folds is not None:
+        return "rows that folds left out", np.concatenate([fold.test for fold in prepared.closer.folds]), by_folds
+    y, answers, of = _held_out(prepared, fitted, prepared.closer.calibration)
+    rows = prepared.closer.calibration
+    if len(rows) != len(y):
+        rows = np.concatenate([prepared.split.train, prepared.split.validation])
+    return of, rows, y - answers
+
+
+def _spread(
+    job: JobContext, spec: TrainSpec, prepared: Prepared, fitted: Fitted, found: tuple[Array, Array]
+) -> tuple[Spread, Array, Array]:
+    """How far off the model is, row by row, and what is left to calibrate by: positions and residuals.
+
+    The rows that stopped the training teach it, and where models left all rows out, half of these do.
+    """
+    rows, residuals = found
+    if len(rows) != len(residuals):
+        msg = "auto had time for one fold alone; raise params.time_limit_s, or leave it out"
+        raise InvalidSpec.at("evaluation", "interval_width", msg=msg)
+    if not len(prepared.closer.calibration):
+        teach = halves(prepared, rows, spec.split.seed)
+        return fit_spread(job, spec, prepared, rows[teach], residuals[teach]), rows[~teach], residuals[~teach]
+    watched = np.setdiff1d(prepared.split.validation, rows)
+    errors = prepared.y[watched] - fitted.predict(take(prepared.inputs, watched))
+    return fit_spread(job, spec, prepared, watched, errors), rows, residuals
 
 
 def settle_threshold(
@@ -111,19 +155,24 @@ def _held_out(prepared: Prepared, fitted: Fitted, rows: Array) -> tuple[Array, A
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """A regressor whose predictions have intervals."""
+    """A regressor whose predictions have intervals, of one width or scaled by `spread`."""
 
     fitted: Fitted
     offsets: tuple[float, float]
+    signature: Signature
+    spread: Spread | None = None
 
     def predict(self, inputs: Inputs) -> Array:
         """Value, lower and upper [N, 3]."""
         value = self.fitted.predict(inputs)
-        return np.stack([value, *(value + offset for offset in self.offsets)], axis=1)
+        scale = 1.0 if self.spread is None else self.spread.scale(inputs)
+        return np.stack([value, *(value + offset * scale for offset in self.offsets)], axis=1)
 
     def to_onnx(self) -> onnx.ModelProto:
         """The regressor's graph with two outputs more."""
-        return with_bounds(self.fitted.to_onnx(), self.offsets)
+        if self.spread is None:
+            return with_bounds(self.fitted.to_onnx(), self.offsets)
+        return with_scaled_bounds(self.fitted.to_onnx(), self.spread.fitted.to_onnx(), self.offsets, self.signature)
 
     def facts(self) -> dict[str, Any]:
         """Of the regressor."""

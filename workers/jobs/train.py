@@ -22,6 +22,7 @@ from workers.export.parity import MIN_ROWS, Parity, check_parity
 from workers.export.runtime import open_session, predict
 from workers.export.version_files import write_contract, write_json
 from workers.families.base import Fitted
+from workers.families.weight_folders import with_their_size
 from workers.features.recipe import learner_of
 from workers.host import choose_device, environment, job_threads
 from workers.jobs.closer import Judged, look_closer
@@ -44,6 +45,7 @@ def run(job: JobContext) -> dict[str, Any]:
     """
     started = time.monotonic()
     spec = TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"}).check_family()
+    spec = with_their_size(job, spec)
     job.output.mkdir(parents=True, exist_ok=True)
     job.progress(0.0, "reading the data set")
     threads = job_threads(job)
@@ -60,7 +62,7 @@ def run(job: JobContext) -> dict[str, Any]:
     fit = FitContext(job, count=1 + len(refits.splits))
     fitted = learner.fit(data, fit)
     refits.run()
-    settled = settle(spec, prepared, fitted, positive, refits.residuals())
+    settled = settle(fit, spec, prepared, fitted, positive, refits.residuals())
     fitted, prepared = settled.fitted, replace(prepared, signature=settled.signature)
     rule = Rule.of(prepared.signature, positive)
     job.progress(0.82, "exporting")

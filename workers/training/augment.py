@@ -14,8 +14,7 @@ from app.core.errors import InvalidSpec
 from app.specs.augment import AugmentSpec
 from workers.learning import Array
 from workers.training.batches import Batch
-
-_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns colours to grey
+from workers.training.rand_augment import GREY, rand_augment
 
 
 class Augment:
@@ -47,6 +46,8 @@ class Augment:
             images = self._turn(images, rng)
         if spec.brightness or spec.contrast or spec.saturation:
             images = self._colour(images, rng)
+        if spec.rand_augment is not None:
+            images = rand_augment(images, spec.rand_augment, rng)
         if spec.erase:
             inside = _boxes(images, np.full(len(images), spec.erase), rng)
             mean = images.to(torch.float32).mean((2, 3), keepdim=True)
@@ -78,7 +79,7 @@ class Augment:
     def _colour(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         x = images.to(torch.float32)
         if self.spec.saturation:
-            grey = (x * torch.tensor(_GREY)[:, None, None]).sum(1, keepdim=True)
+            grey = (x * torch.tensor(GREY)[:, None, None]).sum(1, keepdim=True)
             x = grey + (x - grey) * _factors(len(x), self.spec.saturation, rng)
         if self.spec.contrast:
             mean = x.mean((1, 2, 3), keepdim=True)

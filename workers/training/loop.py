@@ -2,18 +2,14 @@
 
 import copy
 import gc
-import logging
 import math
 import os
 import time
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -23,16 +19,14 @@ from app.specs.jobs import TrainingSpec
 from workers.context import JobContext, Stopped
 from workers.training.averages import mean_of_epochs, moving_average
 from workers.training.batches import Batch, Batches, Change, Source, Tensors
-from workers.training.freezing import Freeze
 from workers.training.losses import ClassLoss
-from workers.training.optimizers import Plateau, make_optimizer, make_schedule, rate_of
+from workers.training.optimizers import make_optimizer, make_schedule, rate_of
 from workers.training.range_test import find_rate
+from workers.training.recompute import recomputed
+from workers.training.trainer import holds, make_trainer, quiet, rules
 
 _CHECKPOINT = "torch.ckpt"
 _EVALUATION_BATCH = 1024
-_PRECISIONS: Mapping[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
-    "32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"
-}  # fmt: skip
 _LOSS_EVERY = 20  # optimizer steps between points of the live loss curve
 
 
@@ -215,10 +209,11 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
     evaluation, now = max(spec.batch_size, _EVALUATION_BATCH), spec
     while True:
         try:
-            tuned = _with_rate(network, loss, Batches(data, now.batch_size, now.seed, change), now, job, device)
-            learner = _Learner(network, loss, tuned, job)
-            rows = Batches(data, now.batch_size, now.seed, change), Batches(validation, evaluation)
-            facts = _fit(learner, *rows, device)
+            with recomputed(network, wanted=spec.gradient_checkpointing):
+                tuned = _with_rate(network, loss, Batches(data, now.batch_size, now.seed, change), now, job, device)
+                learner = _Learner(network, loss, tuned, job)
+                rows = Batches(data, now.batch_size, now.seed, change), Batches(validation, evaluation)
+                facts = _fit(learner, *rows, device)
             break
         except torch.OutOfMemoryError:
             pass  # here the frames of the failed run, which hold its memory, are gone
@@ -261,9 +256,8 @@ def _fit(learner: _Learner, rows: Batches, validation: Batches, device: str) -> 
     spec, job = learner.spec, learner.job
     best, watch = _BestWeights(), _Watch(job, spec)
     resume, facts = job.checkpoint / _CHECKPOINT, {}  # type: Path, dict[str, Any]
-    with _quiet():
-        frozen = [] if spec.freeze is None else [Freeze(learner.network, spec.freeze)]
-        trainer = _trainer(spec, job, [best, *_rules(spec), *frozen, watch], device)
+    with quiet():
+        trainer = make_trainer(spec, job, [best, *rules(spec), *holds(learner.network, spec, rows), watch], device)
         rows.epoch = lambda: trainer.current_epoch
         try:
             trainer.fit(learner, rows, validation, ckpt_path=resume if resume.exists() else None, weights_only=True)
@@ -278,36 +272,3 @@ def _fit(learner: _Learner, rows: Batches, validation: Batches, device: str) -> 
     learner.network.load_state_dict(copy.deepcopy(best.weights))
     learner.network.cpu().eval()
     return {"epochs": trainer.current_epoch, "best_epoch": best.epoch + 1, "validation_loss": best.loss, **facts}
-
-
-def _rules(spec: TrainingSpec) -> list[Callback]:
-    """What watches the validation loss."""
-    rules: list[Callback] = [Plateau(spec.scheduler)] if spec.scheduler.name == "plateau" else []
-    if (stopping := spec.early_stopping) is not None:
-        patience, least = stopping.patience, stopping.min_delta
-        # With the validation, since at the end of the epoch it would come after the checkpoint, which then lacks it.
-        rules.append(EarlyStopping("validation_loss", least, patience, check_on_train_epoch_end=False))
-    return rules
-
-
-def _trainer(spec: TrainingSpec, job: JobContext, callbacks: list[Callback], device: str) -> Trainer:
-    return Trainer(
-        max_epochs=spec.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, callbacks=callbacks,
-        precision=_PRECISIONS[spec.precision],
-        gradient_clip_val=spec.gradient_clip,
-        accumulate_grad_batches=spec.accumulate, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=job.folder,
-    )  # fmt: skip
-
-
-class _quiet(warnings.catch_warnings):  # noqa: N801 - used as a function
-    """No banners, tips or hints of Lightning in the job's output."""
-
-    _LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        warnings.simplefilter("ignore")
-        for name in self._LOGGERS:
-            logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from app.specs.jobs import SchedulerSpec, TrainingSpec
+from workers.training.schedule_free import make_schedule_free
 
 _RISE = 0.3  # share of steps in which the rate of a one-cycle schedule rises, unless the spec says another
 
@@ -64,7 +65,10 @@ def make_optimizer(network: nn.Module, spec: TrainingSpec) -> Optimizer:
     """Weight decay acts on matrices and filters, not on biases and norms."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": spec.optimizer.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, object]] = [
+        {"params": decayed, "weight_decay": spec.optimizer.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     lr = rate_of(spec)
     match spec.optimizer.name:
         case "sgd":
@@ -73,6 +77,8 @@ def make_optimizer(network: nn.Module, spec: TrainingSpec) -> Optimizer:
             return Lion(groups, lr=lr)
         case "adam":
             return torch.optim.Adam(groups, lr=lr)
+        case "schedule_free":
+            return make_schedule_free(groups, lr)
         case "adamw":
             return torch.optim.AdamW(groups, lr=lr)
 

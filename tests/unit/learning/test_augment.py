@@ -8,16 +8,19 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from PIL import Image, ImageEnhance, ImageOps
 
 from app.core.errors import InvalidSpec
 from app.specs.augment import AugmentSpec
 from workers.jobs import train
 from workers.training.augment import Augment
 from workers.training.batches import Batches, Tensors
+from workers.training.rand_augment import OPERATIONS
 
 EACH: list[dict[str, Any]] = [
     {"flip": True}, {"flip_vertical": True}, {"crop": 2}, {"rotate": 30}, {"scale": 0.3}, {"brightness": 0.4},
     {"contrast": 0.4}, {"saturation": 0.9}, {"erase": 0.2}, {"mixup": 1.0}, {"cutmix": 1.0},
+    {"rand_augment": {"operations": 2, "magnitude": 9}},
 ]  # fmt: skip
 BYTES = {"flip", "flip_vertical", "crop", "erase", "cutmix"}
 ALL: dict[str, Any] = {name: value for one in EACH for name, value in one.items()}
@@ -146,3 +149,46 @@ def test_only_training_rows_are_changed(
     card = json.loads((job.output / "card.json").read_text())
     assert sum(seen) == 2 * card["split"]["rows"]["train"]
     assert card["training"]["augment"]["cutmix"] == 1
+
+
+HEIGHT, WIDTH, HALF = 16, 20, 0.5
+SHEAR, ACROSS, DOWN = 0.3 * HALF, 150 / 331 * HALF * WIDTH, 150 / 331 * HALF * HEIGHT
+MAPS = {
+    "shear_x": (1, SHEAR, -SHEAR * HEIGHT / 2, 0, 1, 0), "shear_y": (1, 0, 0, SHEAR, 1, -SHEAR * WIDTH / 2),
+    "shift_x": (1, 0, ACROSS, 0, 1, 0), "shift_y": (1, 0, 0, 0, 1, DOWN),
+}  # fmt: skip
+BY_PILLOW: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "identity": lambda picture: picture,
+    "rotate": lambda picture: picture.rotate(30 * HALF, Image.Resampling.BILINEAR),
+    "brightness": lambda picture: ImageEnhance.Brightness(picture).enhance(1 + 0.9 * HALF),
+    "saturation": lambda picture: ImageEnhance.Color(picture).enhance(1 + 0.9 * HALF),
+    "contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(1 + 0.9 * HALF),
+    "sharpness": lambda picture: ImageEnhance.Sharpness(picture).enhance(1 + 0.9 * HALF),
+    "posterize": lambda picture: ImageOps.posterize(picture, 6),
+    "solarize": lambda picture: ImageOps.solarize(picture, 128),
+    "auto_contrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+}
+
+
+def by_pillow(name: str, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What Pillow makes of uint8 [C, H, W]."""
+    picture = Image.fromarray(np.moveaxis(pixels, 0, 2))
+    if name in MAPS:
+        how = Image.Transform.AFFINE, MAPS[name], Image.Resampling.BILINEAR
+        return np.moveaxis(np.asarray(picture.transform(picture.size, *how), np.float32), 2, 0)
+    return np.moveaxis(np.asarray(BY_PILLOW[name](picture), np.float32), 2, 0)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_of_rand_augment_are_those_of_pillow(name: str):
+    slope = np.arange(HEIGHT)[:, None] * 9 + np.arange(WIDTH)[None] * 3
+    pixels = (slope + np.random.default_rng(4).integers(1, 40, (3, HEIGHT, WIDTH))).astype(np.uint8)
+    found = OPERATIONS[name](torch.from_numpy(pixels)[None].float(), torch.tensor([HALF]))[0].clamp(0, 255).numpy()
+    wanted = by_pillow(name, pixels)
+    # Pillow fills what comes from outside with black; here edges are repeated.
+    inside = wanted > 0 if name in {*MAPS, "rotate"} else np.full(wanted.shape, fill_value=True)
+    inside[:, [0, -1]] &= name not in {*MAPS, "rotate"}
+    assert inside.mean() > 0.5
+    assert np.abs(found - wanted)[inside].max() <= 2
+    assert name == "identity" or np.abs(found - pixels).max() > 2

@@ -14,9 +14,12 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from app.core.errors import InvalidSpec
+from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from bench.texts import divisions
 from tests.unit.learning.test_text import ODD, WIDE, reviews
+from workers.data.prepare import prepare
+from workers.families.base import load_family
 from workers.families.wordpiece import WordPiece
 from workers.jobs import train
 
@@ -115,14 +118,25 @@ def test_it_begins_with_the_published_weights(make_job: MakeJob, weights: Path):
     job = job_of(make_job, weights)
     from workers.families.transformer import Transformer  # noqa: PLC0415 - beside its use
 
-    family = Transformer(TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"})
+    made = Transformer(TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"})
                          .check_family().params)  # fmt: skip
-    network = family.make(family.reader(np.array([["a"]], object), job), 2, job)
+    network = made.make(made.reader(np.array([["a"]], object), job), 2, job)
     published = BertModel.from_pretrained(weights / "tiny").state_dict()
     found = network.encoder.state_dict()  # type: ignore[union-attr]
     assert found
     for name, value in found.items():
         assert torch.equal(value, published[name]), name
+
+
+def test_lora_changes_queries_and_values_alone(make_job: MakeJob, weights: Path):
+    job = job_of(make_job, weights, params={"lora": {"rank": 2}},
+                 training={"epochs": 1, "batch_size": 16, "gradient_checkpointing": True})  # fmt: skip
+    spec = TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"}).check_family()
+    fitted: Any = load_family(family("transformer"), spec.params).fit(prepare(job, spec).learning(spec, 1, "cpu"), job)
+    published, found = BertModel.from_pretrained(weights / "tiny").state_dict(), fitted.network.encoder.state_dict()
+    changed = {name for name, value in found.items() if not torch.equal(value, published[name])}
+    assert changed == {f"encoder.layer.0.attention.self.{end}.weight" for end in ("query", "value")}
+    assert fitted.facts()["lora"]["weights_that_learn"] == 2 * 2 * (32 + 32)
 
 
 def broken(root: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:

@@ -14,7 +14,9 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from app.core.errors import InvalidSpec, MemoryExceeded
+from app.specs.families import family
 from app.specs.jobs import SchedulerSpec, TrainingSpec
+from workers.families.base import load_family
 from workers.jobs import train
 from workers.training.averages import mean_of_epochs, moving_average
 from workers.training.batches import Batches, Tensors
@@ -276,3 +278,78 @@ def test_fp16_learns_on_a_gpu(make_job: Callable[..., Any], mixed: pl.DataFrame)
     spec = TrainingSpec.model_validate({"epochs": 10, "batch_size": 32, "precision": "fp16", "optimizer": {"lr": 0.02}})
     facts = train_network(Small(), nn.CrossEntropyLoss(), rows, rows, spec, make_job(mixed), 1, "cuda")
     assert facts["validation_loss"] < 0.4
+
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "resnet": {"widths": [8, 16], "dropout": 0.1}, "vit": {"width": 16, "depth": 2, "heads": 2, "dropout": 0.1},
+    "convnext": {"widths": [8, 16], "depth": 1, "drop_path": 0.3}, "mobilenet": {"width": 0.1},
+}  # fmt: skip
+
+
+def pictures(family_name: str, side: int, params: dict[str, Any]) -> tuple[nn.Module, Tensors]:
+    """A network with the same weights at each call, and rows for it."""
+    torch.manual_seed(3)
+    made = load_family(family(family_name), family(family_name).validate(params).model_dump())
+    rows = torch.randint(0, 256, (64, 1, side, side), dtype=torch.uint8)
+    return made.network((1, side, side), 2), Tensors((rows,), torch.arange(64) % 2)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_gradient_checkpointing_changes_no_bit(make_job: Callable[..., Any], mixed: pl.DataFrame, name: str):
+    """Neither weights nor statistics of batch norms nor dropout, and the average of weights goes with it."""
+    found = []
+    for wanted in (False, True):
+        network, rows = pictures(name, 16, BLOCKS[name])
+        calls: list[int] = []
+        inner = next(m for m in network.recomputable()[-1].modules() if isinstance(m, nn.Linear | nn.Conv2d))  # type: ignore[operator]
+        inner.register_forward_hook(lambda module, *_, calls=calls: calls.append(module.training))
+        spec = {"epochs": 2, "batch_size": 16, "gradient_checkpointing": wanted, "ema": 0.9}
+        job = make_job(mixed, name=str(wanted))
+        train_network(network, nn.CrossEntropyLoss(), rows, rows, TrainingSpec.model_validate(spec), job, 1, "cpu")
+        found.append((network.state_dict(), sum(calls)))
+        assert "forward" not in vars(network.recomputable()[0])  # type: ignore[operator]  # what is exported is plain
+    assert [times for _, times in found] == [8, 16]
+    for key, value in found[0][0].items():
+        assert torch.equal(value, found[1][0][key]), key
+
+
+@pytest.mark.gpu
+def test_gradient_checkpointing_saves_memory_on_a_gpu(make_job: Callable[..., Any], mixed: pl.DataFrame):
+    peaks = []
+    for wanted in (False, True):
+        network, rows = pictures("vit", 64, {"width": 256, "depth": 12, "patch": 4})
+        spec = {"epochs": 1, "batch_size": 64, "gradient_checkpointing": wanted}
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        job = make_job(mixed, name=str(wanted))
+        train_network(network, nn.CrossEntropyLoss(), rows, rows, TrainingSpec.model_validate(spec), job, 1, "cuda")
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_schedule_free_keeps_the_mean_of_its_path_and_that_norms_know_it(
+    make_job: Callable[..., Any], mixed: pl.DataFrame
+):
+    job, network = make_job(mixed), Small()
+    facts = fit(job, network, optimizer={"name": "schedule_free", "lr": 0.05}, epochs=6, batch_size=64)
+    assert facts["validation_loss"] < 0.45
+    assert facts["best_epoch"] == 6
+    torch.manual_seed(1)
+    x = torch.randn(64, 2)
+    with torch.inference_mode():
+        norm, linear = network.layers[1], network.layers[0]
+        assert torch.allclose(norm.running_mean, linear(x).mean(0), atol=1e-5)  # type: ignore[operator, arg-type]
+        kept = float(nn.functional.cross_entropy(network(x), (x[:, 0] > 0).long()))
+    assert kept == pytest.approx(facts["validation_loss"], abs=1e-6)
+    saved = torch.load(job.checkpoint / "torch.ckpt", weights_only=True)
+    group = saved["optimizer_states"][0]["param_groups"][0]
+    assert (group["train_mode"], group["k"]) == (False, 6)
+
+
+@pytest.mark.parametrize("more", [{"scheduler": {"name": "cosine"}}, {"ema": 0.9}, {"swa": 0.5}])
+def test_schedule_free_takes_no_schedule_and_no_average(more: dict[str, Any]):
+    with pytest.raises(ValueError, match="schedule_free"):
+        TrainingSpec.model_validate({"optimizer": {"name": "schedule_free"}, **more})
+    spec = TrainingSpec.model_validate({"optimizer": {"name": "schedule_free"}})
+    assert spec.scheduler.name == "constant"
+    assert TrainingSpec.model_validate(spec.model_dump()) == spec

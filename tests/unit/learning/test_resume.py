@@ -70,12 +70,13 @@ def test_a_network_of_pictures_resumes_with_its_changes_and_its_average(make_job
                        training=training, limits={"threads": 1})  # fmt: skip
 
 
-def test_lion_and_a_plateau_resume(make_job: MakeJob, mixed: pl.DataFrame):
+def test_residual_blocks_lion_and_a_plateau_resume(make_job: MakeJob, mixed: pl.DataFrame):
     training = {
         "epochs": 5, "batch_size": 64, "checkpoint_every_s": 0, "ema": 0.99, "accumulate": 2,
         "optimizer": {"name": "lion", "lr": 0.01}, "scheduler": {"name": "plateau", "patience": 0, "factor": 0.5},
     }  # fmt: skip
-    _same_when_resumed(make_job, mixed, family="mlp", training=training, limits={"threads": 1}, **SPEC)
+    params = {"hidden": [16, 16, 8], "residual": True, "activation": "gelu"}
+    _same_when_resumed(make_job, mixed, family="mlp", params=params, training=training, limits={"threads": 1}, **SPEC)
 
 
 def test_frozen_layers_and_the_mean_of_late_epochs_resume(make_job: MakeJob, mixed: pl.DataFrame):
@@ -84,6 +85,17 @@ def test_frozen_layers_and_the_mean_of_late_epochs_resume(make_job: MakeJob, mix
         "freeze": {"layers": ["table"], "epochs": 4},
     }  # fmt: skip
     _same_when_resumed(make_job, mixed, family="mlp", training=training, limits={"threads": 1}, **SPEC)
+
+
+def test_schedule_free_and_blocks_computed_anew_resume(make_job: MakeJob, digits: pl.DataFrame):
+    training = {
+        "epochs": 4, "batch_size": 64, "checkpoint_every_s": 0, "gradient_checkpointing": True,
+        "optimizer": {"name": "schedule_free", "lr": 0.01}, "scheduler": {"name": "constant", "warm_up": 0.3},
+        "augment": {"rand_augment": {"operations": 2, "magnitude": 9}},
+    }  # fmt: skip
+    params = {"widths": [8, 8], "dropout": 0.1}
+    _same_when_resumed(make_job, digits.head(300), data="image", family="resnet", target="label", params=params,
+                       training=training, limits={"threads": 1})  # fmt: skip
 
 
 def _same_when_resumed(make_job: MakeJob, frame: pl.DataFrame, **spec: Any) -> None:

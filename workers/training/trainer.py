@@ -1,0 +1,63 @@
+"""Lightning's trainer as the loop uses it, and what goes along with its epochs."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Literal
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from torch import nn
+
+from app.specs.jobs import TrainingSpec
+from workers.context import JobContext
+from workers.training.batches import Batches
+from workers.training.freezing import Freeze
+from workers.training.optimizers import Plateau
+from workers.training.schedule_free import TwoPoints
+
+_PRECISIONS: Mapping[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"
+}  # fmt: skip
+
+
+def holds(network: nn.Module, spec: TrainingSpec, rows: Batches) -> list[Callback]:
+    """What changes or holds weights besides the optimizer's steps."""
+    found: list[Callback] = [] if spec.freeze is None else [Freeze(network, spec.freeze)]
+    if spec.optimizer.name == "schedule_free":
+        found.append(TwoPoints(network, rows))
+    return found
+
+
+def rules(spec: TrainingSpec) -> list[Callback]:
+    """What watches the validation loss."""
+    rules: list[Callback] = [Plateau(spec.scheduler)] if spec.scheduler.name == "plateau" else []
+    if (stopping := spec.early_stopping) is not None:
+        patience, least = stopping.patience, stopping.min_delta
+        # With the validation, since at the end of the epoch it would come after the checkpoint, which then lacks it.
+        rules.append(EarlyStopping("validation_loss", least, patience, check_on_train_epoch_end=False))
+    return rules
+
+
+def make_trainer(spec: TrainingSpec, job: JobContext, callbacks: list[Callback], device: str) -> Trainer:
+    """One device, no files and no words of its own."""
+    return Trainer(
+        max_epochs=spec.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, callbacks=callbacks,
+        precision=_PRECISIONS[spec.precision],
+        gradient_clip_val=spec.gradient_clip,
+        accumulate_grad_batches=spec.accumulate, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, default_root_dir=job.folder,
+    )  # fmt: skip
+
+
+class quiet(warnings.catch_warnings):  # noqa: N801 - used as a function
+    """No banners, tips or hints of Lightning in the job's output."""
+
+    _LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        for name in self._LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
