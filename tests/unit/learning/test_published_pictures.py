@@ -95,10 +95,11 @@ def test_it_answers_as_published(weights: Path, name: str):
         assert not torch.allclose(other(colours), wanted, atol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_it_learns_on_and_exports(
-    make_job: MakeJob, digits: pl.DataFrame, weights: Path, name: str, capfd: pytest.CaptureFixture[str]
+    make_job: MakeJob, digits: pl.DataFrame, weights: Path, capfd: pytest.CaptureFixture[str]
 ):
+    """As a ViT does where LoRA resumes, below."""
+    name = "resnet"
     job = job_of(make_job, weights, digits.head(300), name)
     result = train.run(job)
     card = json.loads((job.output / "card.json").read_text())
