@@ -32,6 +32,7 @@ class Maker:
     material: Material
     deadline: float = float("inf")
     _made: dict[str, bytes] = field(default_factory=dict)
+    _failed: set[str] = field(default_factory=set)
     _static: dict[str, Static] = field(default_factory=dict)
 
     def make(self, recipe: Recipe) -> bytes:
@@ -41,10 +42,19 @@ class Maker:
         key = key_of(recipe)
         if key not in self._made:
             before, step = recipe[:-1], recipe[-1]
-            made = _STEPS[step["step"]](self, before, {k: v for k, v in step.items() if k != "step"})
-            onnx.checker.check_model(made)
+            self.make(before)
+            try:
+                made = _STEPS[step["step"]](self, before, {k: v for k, v in step.items() if k != "step"})
+                onnx.checker.check_model(made)
+            except Exception:
+                self._failed.add(key)
+                raise
             self._made[key] = made.SerializeToString()
         return self._made[key]
+
+    def hopeless(self, recipe: Recipe) -> bool:
+        """It begins with what could not be made before."""
+        return any(key_of(recipe[:end]) in self._failed for end in range(1, len(recipe)))
 
     def graph(self, recipe: Recipe) -> Model:
         """What the recipe makes, to be changed."""

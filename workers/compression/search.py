@@ -65,7 +65,9 @@ class Search:
 
     def _look(self, picked: Picked) -> tuple[Candidate | None, bool]:
         recipe = self.space.recipe(picked)
-        return (None, False) if recipe is None else self._try(recipe)
+        if recipe is None or self.measuring.maker.hopeless(recipe):
+            return None, False
+        return self._try(recipe)
 
     def _try(self, recipe: Recipe) -> tuple[Candidate, bool]:
         """What was measured, and whether that was now."""

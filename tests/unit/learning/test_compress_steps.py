@@ -136,6 +136,14 @@ class TestTrees:
         assert (teacher.argmax(axis=1) == student.argmax(axis=1)).mean() > 0.9
         assert Maker(material).make([step]) == raw
 
+    def test_what_begins_with_a_step_that_failed_is_not_tried(self, material: Material):
+        maker, whole = Maker(material), {"step": "first_trees", "share": 1.0}
+        assert not maker.hopeless([whole, {"step": "merge_leaves", "tolerance": 0.1}])
+        with pytest.raises(ValueError, match="no tree of"):
+            maker.make([whole])
+        assert maker.hopeless([whole, {"step": "merge_leaves", "tolerance": 0.1}])
+        assert not maker.hopeless([{"step": "merge_leaves", "tolerance": 0.1}, whole])
+
     def test_merged_leaves_change_answers_by_no_more_than_they_differ(self, material: Material):
         graph = material.graph()
         forest = Forest.of(graph)
