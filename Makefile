@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo up test test-gpu lint types imports ci bench bench-serving bench-jobs bench-overload bench-memory bench-swaps bench-large bench-training bench-peers quality migrate lock clean
+.PHONY: help setup demo up test test-gpu lint types imports ci bench bench-serving bench-jobs bench-overload bench-memory bench-swaps bench-large bench-training bench-compress bench-peers quality migrate lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,10 @@ bench-large: $(STAMP) ## memory and speed of trainings on 20 million rows
 
 bench-training: $(STAMP) ## speed of trainings beside the same ones written by hand
 	$(BIN)/python -m bench.training
+
+# Hours: it trains five models first. `python -m bench.compress --quick` is minutes.
+bench-compress: $(STAMP) ## compressed models beside plain quantizers
+	$(BIN)/python -m bench.compress
 
 # About 10 minutes for the environments at first (5 GB), then 45; `python -m bench.peers ours` is 8 of them.
 bench-peers: $(STAMP) ## prediction speed beside other model servers, each installed on demand (needs wrk, Java 17)

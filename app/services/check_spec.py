@@ -8,6 +8,7 @@ from app.registry.models import ModelReader
 from app.registry.session import ReadSession, WriteSession
 from app.services.deploy_version import check_deploy
 from app.specs.clean import check_clean, named_by_clean
+from app.specs.compression import CompressBudget
 from app.specs.families import Family, family
 from app.specs.jobs import CompressSpec, EvaluateSpec, ReproduceSpec, SubmittedSpec, TrainSpec, parse_dataset
 from app.specs.mapping import check_judging
@@ -25,7 +26,10 @@ class SpecChecker:
     async def check(self, spec: SubmittedSpec) -> list[str]:
         """Ids of jobs to wait for. InvalidSpec names what does not fit."""
         if isinstance(spec, TrainSpec):
+            _check_search(spec.compress, spec.timeout_s, "compress")
             return await self._check_train(spec)
+        if isinstance(spec, CompressSpec):
+            _check_search(spec.budget, spec.timeout_s, "budget")
         try:
             version = await self._models.version(spec.model, spec.version)
         except NotFound as error:
@@ -87,6 +91,14 @@ class SpecChecker:
         if ref not in self._seen:
             self._seen[ref] = await self._datasets.version(*parse_dataset(ref), files=False)
         return self._seen[ref]
+
+
+def _check_search(budget: CompressBudget | None, timeout_s: float, where: str) -> None:
+    """A search that takes all of a job's time ends with nothing."""
+    seconds = budget.search_s if budget is not None else None
+    if seconds is not None and seconds >= timeout_s:
+        msg = f"the search takes {seconds:g} s and the job may take {timeout_s:g}; lower it, or raise timeout_s"
+        raise InvalidSpec.at(where, "time_limit_s", msg=msg)
 
 
 def _check_given(spec: CompressSpec | EvaluateSpec, *, trained: bool) -> None:

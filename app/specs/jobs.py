@@ -10,6 +10,7 @@ from app.core.signature import Task
 from app.specs.augment import AugmentSpec
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.clean import CleanStep
+from app.specs.compression import CompressBudget
 from app.specs.endpoints import EndpointName
 from app.specs.evaluation import ORDINAL_METRICS, EvaluationSpec, MetricName, default_metric, metrics_of
 from app.specs.families import Family, family
@@ -155,19 +156,6 @@ class Resources(Spec):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     memory_mb: Annotated[int, Field(ge=256, le=4_000_000, description="the job is killed above this")] = 8000
-
-
-class CompressBudget(Spec):
-    """What a compressed variant may cost to be accepted."""
-
-    max_metric_drop: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=1,
-            description="most loss of the main metric and of accuracy, by validation rows; relative for RMSE and MAE",
-        ),
-    ] = 0.01
 
 
 class DeploySpec(Spec):

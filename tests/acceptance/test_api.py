@@ -169,6 +169,25 @@ def test_a_compress_job_adds_variants(trained: Trained) -> None:
     assert any(path.startswith("variants/") for path in files)
 
 
+def test_a_search_keeps_its_report_with_its_best_variant_or_says_what_stopped_it(trained: Trained) -> None:
+    platform, spec = trained.platform, {"kind": "compress", "model": "random_forest", "version": 1}
+    budgets = {"max_metric_drop": 0.1, "time_limit_s": 1}, {"max_metric_drop": 0.1, "max_bytes": 1, "time_limit_s": 1}
+    jobs = [platform.submit(**spec, budget=budget) for budget in budgets]
+    found, stopped = (platform.wait(job["id"], "succeeded")["result"]["compression"] for job in jobs)
+    assert (found["state"], found["stopped_by"]) == ("reached", [])
+    assert (stopped["state"], stopped["winner"], stopped["front"]) == ("not reachable", None, [])
+    assert "over max_bytes = 1" in " ".join(stopped["stopped_by"])
+    version = trained.version("random_forest")
+    shown = {file["path"]: file for file in platform.call("GET", version["links"]["files"])["items"]}
+    [page] = [path for path in shown if path.endswith("/compression.html")]
+    answer = platform.client.get(f"{version['links']['files']}/{page}")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "Everything that was measured" in answer.text
+    assert page.split("/")[1] in {one["name"] for one in version["variants"] if one["state"] == "accepted"}
+    late = platform.client.post("/api/v1/jobs", json={**spec, "budget": {"time_limit_s": 60}, "timeout_s": 60})
+    check_problem(late, 422, "invalid_spec", ["budget", "time_limit_s"], "raise timeout_s")
+
+
 def test_a_new_version_never_fails_a_request(trained: Trained) -> None:
     platform = trained.platform
     job = platform.submit(**quick("linear", params={"regularization": 30.0}))

@@ -39,6 +39,7 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "xgboost": ("workers/families",),
     "fastexcel": ("workers/data",),
     "duckdb": ("workers/data/sql.py",),
+    "optuna": ("workers/compression",),
     "polars": ("workers/data", "workers/jobs"),
     "pyarrow": ("workers/data", "workers/jobs"),
     "PIL": ("app/serving", "workers/data"),

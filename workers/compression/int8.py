@@ -1,9 +1,11 @@
 """8-bit integers by ONNX Runtime's quantizer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -19,61 +21,90 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from workers.compression.graphs import Model, copied, with_names
 from workers.learning import Inputs, rows_of, take
 
 CALIBRATION_ROWS = 512
 _BATCH = 64
-_STATIC = [
-    "Conv",
-    "Relu",
-    "MaxPool",
-]  # the classifier at the end stays float: it is small, and its answers are probabilities
+_HISTOGRAM_ROWS = 128  # entropy and percentile keep every value that they see
+# The classifier at the end stays float: it is small, and its answers are probabilities.
+CONVOLUTIONS = ("Conv", "Relu", "MaxPool")
+EVERYTHING = ("Conv", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat", "MatMul", "Gemm")
+WEIGHTED = frozenset({"Conv", "MatMul", "Gemm"})
+_UNKNOWN = {"DefaultTensorType": onnx.TensorProto.FLOAT}  # what shape inference does not see behind a fused node
+Calibration = Literal["min-max", "entropy", "percentile"]
+_METHODS = {
+    "min-max": CalibrationMethod.MinMax, "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}  # fmt: skip
+_TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
-def quantize_weights(model: onnx.ModelProto) -> tuple[bytes, dict[str, Any]]:
-    """Dynamic int8: weights per channel, activations by their range at run time. For matrix products."""
+def quantize_weights(model: Model, operators: Sequence[str], keep_float: Sequence[str] = ()) -> Model:
+    """Dynamic int8: weights per channel, activations by their range at run time."""
     with TemporaryDirectory() as folder:
         source, target = Path(folder) / "source.onnx", Path(folder) / "int8.onnx"
-        graph = onnx.ModelProto()
-        graph.CopyFrom(model)
+        graph = with_names(copied(model))
         add_pre_process_metadata(graph)  # there is nothing to fold in these graphs; without it the quantizer warns
         onnx.save(graph, source)
         quantize_dynamic(
-            source, target, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
-        )
-        recipe = {"method": "dynamic", "precision": "int8", "per_channel": True, "operators": ["MatMul", "Gemm"]}
-        return target.read_bytes(), recipe
+            source, target, op_types_to_quantize=list(operators), per_channel=True, weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(keep_float), extra_options=dict(_UNKNOWN),
+        )  # fmt: skip
+        return onnx.load(target)
 
 
-def quantize_convolutions(
-    model: onnx.ModelProto, calibration: Inputs, batch: int = _BATCH
-) -> tuple[bytes, dict[str, Any]]:
-    """Static int8 in QDQ form: weights per channel int8, activations uint8 with ranges from real rows.
+class Static:
+    """Static int8 in QDQ form of one model: weights per channel, activations with ranges from real rows.
+
+    Ranges are found once for each set of operators and way to calibrate.
 
     Args:
-        model: with convolutions.
-        calibration: training rows; the first CALIBRATION_ROWS are used.
+        model: to be quantized.
+        rows: to calibrate with.
         batch: most rows that the model takes at once.
+        folder: of its own, for files that are read again.
     """
-    some = take(calibration, slice(0, CALIBRATION_ROWS))
-    with TemporaryDirectory() as folder:
-        source, prepared, target = (Path(folder) / f"{name}.onnx" for name in ("source", "prepared", "int8"))
+
+    def __init__(self, model: Model, rows: Inputs, batch: int, folder: Path) -> None:
+        self._rows, self._batch, self._folder = rows, min(batch, _BATCH), folder
+        folder.mkdir(parents=True, exist_ok=True)
+        source, self._prepared = folder / "source.onnx", folder / "prepared.onnx"
         onnx.save(model, source)
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared, target, _Reader(some, min(batch, _BATCH)), quant_format=QuantFormat.QDQ, per_channel=True,
-            op_types_to_quantize=_STATIC,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
-        )  # fmt: skip
-        recipe = {
-            "method": "static", "precision": "int8", "format": "qdq", "per_channel": True, "activations": "uint8",
-            "operators": _STATIC,
-            "calibration": {"rows": rows_of(some), "method": "min-max", "part": "train"},
-        }  # fmt: skip
-        return _read_bytes(onnx.load(target)).SerializeToString(), recipe
+        quant_pre_process(source, self._prepared, skip_symbolic_shape=True)
+        graph = with_names(onnx.load(self._prepared))
+        onnx.save(graph, self._prepared)
+        self.layers = [node.name for node in graph.graph.node if node.op_type in WEIGHTED]
+
+    def quantize(
+        self,
+        operators: Sequence[str],
+        activations: Literal["uint8", "int8"] = "uint8",
+        calibration: Calibration = "min-max",
+        keep_float: Sequence[str] = (),
+    ) -> Model:
+        """The quantized model.
+
+        Args:
+            operators: types of the nodes that are quantized.
+            activations: their type.
+            calibration: how ranges follow from values.
+            keep_float: names of nodes that are not.
+        """
+        rows = self._rows if calibration == "min-max" else take(self._rows, slice(0, _HISTOGRAM_ROWS))
+        target = self._folder / "int8.onnx"
+        cache = self._folder / f"{calibration}-{activations}-{'-'.join(operators)}.json"
+        with redirect_stdout(StringIO()):  # what the calibrators tell
+            quantize_static(
+                self._prepared, target, _Reader(rows, self._batch), quant_format=QuantFormat.QDQ, per_channel=True,
+                op_types_to_quantize=list(operators), nodes_to_exclude=list(keep_float),
+                activation_type=_TYPES[activations], weight_type=QuantType.QInt8,
+                calibrate_method=_METHODS[calibration], calibration_cache_path=cache, extra_options=dict(_UNKNOWN),
+            )  # fmt: skip
+        return _read_bytes(onnx.load(target))
 
 
-def _read_bytes(model: onnx.ModelProto) -> onnx.ModelProto:
+def _read_bytes(model: Model) -> Model:
     """Let the first layer read the picture's bytes as they are.
 
     `Cast → Mul(scale) → QuantizeLinear → DequantizeLinear` is one DequantizeLinear of the bytes with that scale, and

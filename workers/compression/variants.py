@@ -1,103 +1,187 @@
-"""Make the variants that suit a graph, measure each on this host, and keep those that are worth it."""
+"""Make variants of a model within a budget, each measured on this host, and keep those that are worth it."""
 
-from collections.abc import Callable
+import hashlib
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import onnx
 
-from app.specs.jobs import CompressBudget
-from workers.compression.int8 import CALIBRATION_ROWS, quantize_convolutions, quantize_weights
-from workers.compression.trees import NOTE, has_tree_order, truncate_trees
+from app.specs.compression import CompressBudget
+from workers.compression.candidate import Candidate, Notebook
+from workers.compression.front import front_of, nearest
+from workers.compression.graphs import TREES, operators_of
+from workers.compression.int8 import CALIBRATION_ROWS
+from workers.compression.material import Material, Origin
+from workers.compression.measuring import Measuring, drops
+from workers.compression.memory import peak_bytes
+from workers.compression.naming import described, name_of, names_of
+from workers.compression.recipes import Maker, Recipe, key_of
+from workers.compression.search import Search
+from workers.compression.space import Space, shorter, usual_precision
+from workers.compression.trees import NOTE, Forest, has_tree_order
+from workers.context import JobContext
 from workers.data.prepare import Prepared
-from workers.evaluation.loss import Loss, worst_loss
+from workers.evaluation.latency import usual_batch
 from workers.evaluation.variant import Judge, Variant
-from workers.export.runtime import open_session
+from workers.host import host_name
 from workers.learning import take
 
 _LEAST_ROWS = 10  # that decide
-_GAIN = 1.05  # smaller or faster by this factor, or it is not worth a file
-_Made = tuple[bytes, dict[str, Any]]
+_ROOM = "compression"  # within a checkpoint
 
 
 class Compressor:
-    """A model, the rows that decide, the rows that are reported, and what a variant may cost."""
+    """A model, the rows that decide, the rows that are reported, and what a variant may cost.
+
+    Args:
+        model: serialised.
+        prepared: its rows. Test rows decide nothing: what is reported of them would no longer be what unseen rows give.
+            Of a model that has learnt from validation rows half of the test rows decide, and the others are reported.
+        judge: with the rows that are reported.
+        main_metric: of the model.
+        budget: what is allowed and wanted.
+        origin: how the model was trained, if it was trained here.
+        job: whose checkpoint keeps what was measured.
+    """
 
     def __init__(
-        self, model: bytes, prepared: Prepared, judge: Judge, main_metric: str, budget: CompressBudget
-    ) -> None:
+        self, model: bytes, prepared: Prepared, judge: Judge, main_metric: str, budget: CompressBudget,
+        *, origin: Origin | None = None, job: JobContext | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.prepared, self.judge, self.main_metric = model, prepared, judge, main_metric
-        self.budget = budget.max_metric_drop
+        self.budget, self.origin, self.job = budget, origin, job
+        self.span = (0.3, 0.98)  # of the job's progress, that a search fills
+        self.report: dict[str, Any] | None = None  # of a search, after `run`
         inputs, y = prepared.part("validation")
-        # Test rows decide nothing: what is reported of them would no longer be what unseen rows give.
         self._decider = replace(judge, inputs=inputs, y=y, groups=None)
-        self._full = self._decider.answers(model)
+        if origin is not None and origin.knows_validation:
+            half = np.random.default_rng(budget.seed).permutation(len(judge.y)) % 2 == 0
+            self._decider, self.judge = judge.of(half), judge.of(~half)
 
     def run(self, output: Path) -> list[Variant]:
-        """Try what suits the graph; an accepted variant is written to `output/variants/<name>/model.onnx`."""
+        """What suits the graph; an accepted variant is written to `output/variants/<name>/model.onnx`."""
         graph = onnx.load_from_string(self.model)
-        name, make = self._suiting(graph)
-        if make is None:
-            return []
         if (rows := len(self._decider.y)) < _LEAST_ROWS:
             reason = f"{rows} validation rows say nothing of others; at least {_LEAST_ROWS} are needed"
-            return [Variant(name, "rejected", {"method": "none"}, None, 0, reason=reason)]
-        try:
-            made = make()
-            if made is not None:
-                open_session(made[0], self.judge.threads)
-        except Exception as error:  # noqa: BLE001 - of the quantizer: an imported graph may hold anything
-            words = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-            return [Variant(name, "rejected", {"method": "none"}, None, 0, reason=f"it cannot be made: {words}")]
-        if made is None:
+            name = "optimized" if TREES in operators_of(graph) else "int8" if usual_precision(graph) else ""
+            return [Variant(name, "rejected", {"method": "none"}, None, 0, reason=reason)] if name else []
+        with TemporaryDirectory() as name:
+            material = Material(
+                self.model, self.prepared, self._decider, self.budget.seed, Path(name), self.origin, self.job
+            )
+            part = "test" if self.origin is not None and self.origin.knows_validation else "validation"
+            measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, part)
+            if self.budget.search_s is None:
+                return self._usual(graph, measuring, output)
+            return self._search(graph, measuring, self.budget.search_s, output)
+
+    def _usual(self, graph: onnx.ModelProto, measuring: Measuring, output: Path) -> list[Variant]:
+        """The one recipe that suits the graph."""
+        recipe = self._usual_recipe(graph, measuring)
+        if recipe is None:
+            return []
+        if not recipe:
             reason = f"no smaller ensemble is surely within the budget on {len(self._decider.y)} validation rows"
-            return [Variant(name, "rejected", {"method": "truncate_trees", "note": NOTE}, None, 0, reason=reason)]
-        variant = self._decide(name, *made)
-        if variant.path:
-            path = output / variant.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(made[0])
-        return [variant]
+            told = {"method": "truncate_trees", "note": NOTE}
+            return [Variant("optimized", "rejected", told, None, 0, reason=reason)]
+        return [self.variant(name_of(recipe), measuring.try_out(recipe), measuring.maker, output)]
 
-    def _suiting(self, graph: onnx.ModelProto) -> tuple[str, Callable[[], _Made | None] | None]:
-        """The variant's name and what makes it; None where nothing suits the operators."""
-        operators = {node.op_type for node in graph.graph.node}
-        if "TreeEnsembleRegressor" in operators and has_tree_order(graph):
-            return "optimized", lambda: truncate_trees(graph, lambda raw: self._loss(raw).at_most <= self.budget)
-        if "Conv" in operators:
-            rows = np.random.default_rng(0).permutation(self.prepared.split.train)[:CALIBRATION_ROWS]
-            some, batch = take(self.prepared.inputs, rows), self.judge.answering.batch
-            return "int8", lambda: quantize_convolutions(graph, some, batch)
-        if operators & {"MatMul", "Gemm"}:
-            return "int8", lambda: quantize_weights(graph)
-        return "", None
+    @staticmethod
+    def _usual_recipe(graph: onnx.ModelProto, measuring: Measuring) -> Recipe | None:
+        """The fewest trees within the budget, empty if all are needed; or how a network is quantized; or nothing."""
+        if TREES in operators_of(graph) and has_tree_order(graph):
+            return next((one for one in shorter(graph) if measuring.loss(measuring.maker.make(one)).within), [])
+        step = usual_precision(graph)
+        return None if step is None else [step]
 
-    def _loss(self, raw: bytes) -> Loss:
-        return worst_loss(self._decider, self.main_metric, self._full, self._decider.answers(raw), self.budget)
+    def _search(self, graph: onnx.ModelProto, measuring: Measuring, limit_s: float, output: Path) -> list[Variant]:
+        """The front of everything that was tried; if nothing holds the budget, what comes nearest, rejected."""
+        begun, maker = time.monotonic(), measuring.maker
+        space = Space.of(maker.material, graph)
+        folder = None if self.job is None else self.job.checkpoint / _ROOM
+        notebook = Notebook.open(folder, host_name(), hashlib.sha256(self.model).hexdigest())
+        usual = self._usual_recipe(graph, measuring) or []
+        search = Search(measuring, space, notebook, limit_s, usual, self.job, self.span)
+        tried = search.run() if space.choices else []
+        maker.deadline = float("inf")  # what was measured by an earlier attempt is made again
+        front = [_as_made(one, measuring) for one in front_of(tried, self.budget.objective)]
+        best = nearest(tried)
+        shown = front or ([best] if best is not None else [])
+        names = names_of(shown)
+        variants = [self.variant(n, one, maker, output) for n, one in zip(names, shown, strict=True)]
+        variants = [self._with_memory(one, maker, output) for one in variants]
+        kept = [one.name for one in variants if one.state == "accepted"]
+        named = {key_of(one.recipe): name for name, one in zip(names, shown, strict=True)}
+        self.report = {
+            "state": "reached" if kept else "not reachable",
+            "winner": next(iter(kept), None),
+            "nearest": None if kept else next(iter(names), None),
+            "stopped_by": [] if kept else _stopped_by(shown),
+            "budget": self.budget.model_dump(mode="json"),
+            "host": host_name(),
+            "full": {"bytes": len(self.model)},
+            "front": kept,
+            "candidates": [_told(one, named.get(key_of(one.recipe))) for one in tried],
+            "seconds": round(time.monotonic() - begun, 2),
+        }
+        return variants
 
-    def _decide(self, name: str, raw: bytes, recipe: dict[str, Any]) -> Variant:
-        """Accept when the loss is surely within the budget and size or speed is better by _GAIN."""
-        if not np.isfinite(self._decider.answers(raw)).all():
-            return Variant(name, "rejected", recipe, None, len(raw), reason="its answers are not finite")
-        loss = self._loss(raw)
-        before, after = self.judge.latency(self.model, raw)
-        smaller, faster = len(self.model) / len(raw), after.items_per_s / before.items_per_s
-        quicker = before.p50_ms / after.p50_ms  # for one row
-        reason = None
-        if loss.at_most > self.budget:
-            reason = (
-                f"{loss.metric} is worse by {loss.measured:.4g} on {len(self._decider.y)} validation rows, "
-                f"by up to {loss.at_most:.4g} on others, over the budget of {self.budget:g}"
-            )
-        elif smaller < _GAIN and (faster < _GAIN or quicker < 1 / _GAIN):
-            reason = (
-                f"not better: {smaller:.2f} times smaller, {faster:.2f} times the rows a second, {quicker:.2f} times "
-                f"as quick for one row; it takes {_GAIN:g} in size, or in rows a second and not slower for one row"
-            )
-        path = None if reason else f"variants/{name}/model.onnx"
-        drops = {"metric_drop": round(loss.measured, 6), "metric_drop_at_most": round(loss.at_most, 6)}
-        recipe = {**recipe, "speed_up": round(faster, 3), **drops}
-        state: Literal["accepted", "rejected"] = "rejected" if reason else "accepted"
-        return Variant(name, state, recipe, path, len(raw), self.judge.metrics(raw), after.to_json(), reason)
+    def variant(self, name: str, candidate: Candidate, maker: Maker, output: Path) -> Variant:
+        """As it is kept; the metrics are those of the rows that are reported."""
+        told = described(candidate.recipe, self.budget.seed, self._calibrated, self._trees(candidate, maker))
+        if candidate.failed is not None:
+            return Variant(name, "rejected", told, None, candidate.bytes, reason=candidate.failed)
+        raw = maker.make(candidate.recipe)
+        told |= drops(candidate)
+        metrics, latency = self.judge.metrics(raw), dict(candidate.latency)
+        if candidate.reason is not None:
+            return Variant(name, "rejected", told, None, len(raw), metrics, latency, candidate.reason)
+        path = f"variants/{name}/model.onnx"
+        (output / path).parent.mkdir(parents=True, exist_ok=True)
+        (output / path).write_bytes(raw)
+        return Variant(name, "accepted", told, path, len(raw), metrics, latency)
+
+    @property
+    def _calibrated(self) -> int:
+        return min(CALIBRATION_ROWS, len(self.prepared.split.train))
+
+    def _trees(self, candidate: Candidate, maker: Maker) -> tuple[int, int] | None:
+        """Left, of how many, where trees were left out."""
+        at = next((i for i, step in enumerate(candidate.recipe) if step["step"] == "first_trees"), None)
+        if at is None or candidate.failed is not None:
+            return None
+        before, after = (Forest.of(maker.graph(candidate.recipe[:end])).trees for end in (at, at + 1))
+        return after, before
+
+    def _with_memory(self, variant: Variant, maker: Maker, output: Path) -> Variant:
+        """With what a kept one takes at the throughput batch, as a process of its own."""
+        if variant.path is None:
+            return variant
+        judge = self._decider
+        rows = take(judge.inputs, slice(0, min(usual_batch(judge.inputs), judge.answering.batch, len(judge.y))))
+        peak = peak_bytes(output / variant.path, rows, judge.threads, maker.material.folder)
+        return variant if peak is None else replace(variant, latency={**variant.latency, "peak_bytes": peak})
+
+
+def _stopped_by(shown: Sequence[Candidate]) -> list[str]:
+    """What keeps the nearest one out of the budget."""
+    if not shown:
+        return ["no recipe suits this graph, or none could be made"]
+    return list(shown[0].stops) or [str(shown[0].reason)]
+
+
+def _as_made(one: Candidate, measuring: Measuring) -> Candidate:
+    """The same, or measured anew if this attempt makes another file, as a network does with other threads."""
+    raw = measuring.maker.make(one.recipe)
+    return one if hashlib.sha256(raw).hexdigest() == one.sha256 else measuring.measure(one.recipe, raw)
+
+
+def _told(one: Candidate, name: str | None) -> dict[str, Any]:
+    """A line of the report; `name` is that of the variant that it became."""
+    state = "accepted" if one.accepted else "rejected"
+    return {**one.to_json(), "variant": name, "state": state, "reason": one.reason}

@@ -13,7 +13,9 @@ from workers.host import host_name
 from workers.learning import Inputs, rows_of, take
 
 _BATCH_OF_ROWS, _BATCH_OF_PICTURES = 256, 32
-_MIN_RUNS, _MAX_RUNS = 20, 1000
+_BUDGET_S = 0.15  # of each of the two measurements
+_WARM_RUNS, _FEW_RUNS, _MIN_RUNS, _MAX_RUNS = 5, 3, 20, 1000
+_PATIENCE = 5  # times the budget for _MIN_RUNS of a slow model; then _FEW_RUNS do
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ def usual_batch(inputs: Inputs) -> int:
     return _BATCH_OF_PICTURES if pictures else _BATCH_OF_ROWS
 
 
-def measure_latency(model: bytes, inputs: Inputs, threads: int, batch: int, budget_s: float = 0.15) -> Latency:
+def measure_latency(model: bytes, inputs: Inputs, threads: int, batch: int) -> Latency:
     """Time a warm session in-process, without a batcher or a network.
 
     Args:
@@ -46,11 +48,10 @@ def measure_latency(model: bytes, inputs: Inputs, threads: int, batch: int, budg
         inputs: real rows; repeated when there are fewer than a batch.
         threads: of the session.
         batch: rows of the second measurement.
-        budget_s: seconds for each of the two measurements.
     """
     many = take(inputs, np.arange(batch) % rows_of(inputs))
     ones = [take(inputs, slice(i, i + 1)) for i in range(min(32, rows_of(inputs)))]
-    return time_session(open_session(model, threads), ones, many, batch, threads, budget_s)
+    return time_session(open_session(model, threads), ones, many, batch, threads, _BUDGET_S)
 
 
 def time_session(
@@ -84,11 +85,19 @@ def compare_latency(
 
 
 def _times(run: Any, budget_s: float) -> list[float]:  # noqa: ANN401 - any callable of an index
-    for i in range(5):
+    begun = time.perf_counter()
+    for i in range(_WARM_RUNS):
         run(i)
+        if time.perf_counter() - begun > budget_s:
+            break
     taken: list[float] = []
     begun = time.perf_counter()
-    while len(taken) < _MAX_RUNS and (len(taken) < _MIN_RUNS or time.perf_counter() - begun < budget_s):
+
+    def enough() -> bool:
+        spent_s, count = time.perf_counter() - begun, len(taken)
+        return count >= _MIN_RUNS if spent_s < budget_s * _PATIENCE else count >= _FEW_RUNS
+
+    while len(taken) < _MAX_RUNS and (time.perf_counter() - begun < budget_s or not enough()):
         start = time.perf_counter()
         run(len(taken))
         taken.append(time.perf_counter() - start)

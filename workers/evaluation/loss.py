@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workers.evaluation.metrics import metric_drop
+from workers.evaluation.metrics import LOWER_IS_BETTER, metric_drop
 from workers.evaluation.variant import Judge
 from workers.learning import Array
 
@@ -15,15 +15,26 @@ _GROUPS = 20
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """How much worse `metric` is on the rows at hand, and at most on any rows (95 % sure); negative is better."""
+    """How much worse `metric` is on the rows at hand, and at most on any rows (95 % sure); negative is better.
+
+    `allowed` is what the budget leaves it.
+    """
 
     metric: str
     measured: float
     at_most: float
+    allowed: float = 0.0
+
+    @property
+    def within(self) -> bool:
+        """Surely no more than is allowed."""
+        return self.at_most <= self.allowed
 
 
-def worst_loss(judge: Judge, main_metric: str, full: Array, other: Array, budget: float) -> Loss:
-    """The larger of the losses of the main metric and of accuracy, where there is one.
+def worst_loss(
+    judge: Judge, main_metric: str, full: Array, other: Array, budget: float, error_increase: float | None = None
+) -> Loss:
+    """The loss of the main metric or of accuracy, where there is one: the one that is further beyond its budget.
 
     Accuracy too, since an ensemble without its last trees may rank rows as before while every probability has moved
     to one side of the threshold. A metric that these rows do not have, as ROC AUC of one class, is passed over.
@@ -33,22 +44,32 @@ def worst_loss(judge: Judge, main_metric: str, full: Array, other: Array, budget
         main_metric: of the model.
         full: the full model's answers to them.
         other: the variant's answers.
-        budget: a loss above it is not looked at more closely.
+        budget: most loss, absolute, or relative for errors; a loss above it is not looked at more closely.
+        error_increase: most increase of the error, relative; None: no bound but `budget`.
     """
     everything = np.ones(len(judge.y), bool)
     measured = _drops(judge, full, other, everything, (main_metric, "accuracy"))
     measured = measured or _drops(judge, full, other, everything)
     names = [name for name in (main_metric, "accuracy") if name in measured] or [next(iter(measured))]
-    name = max(names, key=lambda name: measured[name])
-    if measured[name] > budget:
-        return Loss(name, measured[name], measured[name])
+    before = judge.score(full, names=names)
+    allowed = {name: _allowed(name, before[name], budget, error_increase) for name in names}
+    name = max(names, key=lambda name: measured[name] - allowed[name])
+    if measured[name] > allowed[name]:
+        return Loss(name, measured[name], measured[name], allowed[name])
     groups = np.random.default_rng(0).permutation(len(judge.y)) % _GROUPS
     without = [_drops(judge, full, other, groups != group, names) for group in np.unique(groups)]
     losses = []
     for name in names:
         spread = _jackknife([drops[name] for drops in without if name in drops])
-        losses.append(Loss(name, measured[name], measured[name] + _SURE * spread))
-    return max(losses, key=lambda loss: loss.at_most)
+        losses.append(Loss(name, measured[name], measured[name] + _SURE * spread, allowed[name]))
+    return max(losses, key=lambda loss: loss.at_most - loss.allowed)
+
+
+def _allowed(name: str, before: float, budget: float, error_increase: float | None) -> float:
+    """In the unit of `metric_drop`. The error of a metric that is best at 1 is what lacks to 1."""
+    if error_increase is None:
+        return budget
+    return error_increase if name in LOWER_IS_BETTER else min(budget, error_increase * (1 - before))
 
 
 def _drops(

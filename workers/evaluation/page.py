@@ -1,14 +1,14 @@
 """The model card as a page: one file with everything in it, for a person. Every value is escaped."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _ABSENT = "\N{EN DASH}"
-_TEMPLATE = "card.html.j2"
+_TEMPLATE, _COMPRESSION = "card.html.j2", "compression.html.j2"
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True,
@@ -25,6 +25,17 @@ def card_page(card: Mapping[str, Any], evaluation: Mapping[str, Any], plots: Map
     """
     pictures = {name.removesuffix(".svg"): _data_url(svg) for name, svg in plots.items()}
     return _ENVIRONMENT.get_template(_TEMPLATE).render(card=card, evaluation=evaluation, pictures=pictures)
+
+
+def compression_page(told: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
+    """The page of a compress job, in the same manner.
+
+    Args:
+        told: as `compression.json` has it.
+        plots: SVG by file name.
+    """
+    pictures = {name.removesuffix(".svg"): _data_url(svg) for name, svg in plots.items()}
+    return _ENVIRONMENT.get_template(_COMPRESSION).render(told=told, pictures=pictures)
 
 
 def _data_url(svg: bytes) -> str:
@@ -44,4 +55,10 @@ def _between(bounds: Any) -> str:  # noqa: ANN401 - as above
     return f"{_number(bounds[0])} to {_number(bounds[1])}" if bounds else _ABSENT
 
 
-_ENVIRONMENT.filters |= {"number": _number, "between": _between}
+def _steps(recipe: Sequence[Mapping[str, Any]]) -> str:
+    """A recipe's steps in a line; lists of names, as of layers, are told by their length."""
+    words = [[f"{len(v)} named" if isinstance(v, list) else str(v) for v in step.values()] for step in recipe]
+    return "; ".join(map(" ".join, words))
+
+
+_ENVIRONMENT.filters |= {"number": _number, "between": _between, "steps": _steps}

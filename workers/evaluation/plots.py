@@ -42,6 +42,8 @@ def draw(evaluation: _Raw) -> dict[str, bytes]:
         if evaluation.get("learning_curve"):
             title = f"Learning curve: {evaluation['main_metric']}"
             found["learning_curve.svg"] = _svg(title, _learning, evaluation["learning_curve"])
+        if evaluation.get("compression"):
+            found["compression.svg"] = _svg("Compression", _compression, evaluation["compression"])
     return found
 
 
@@ -138,6 +140,21 @@ def _learning(axes: Axes, data: Sequence[_Raw]) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=f"{part} rows")
     _label(axes, "training rows", "", "best")
+
+
+def _compression(axes: Axes, data: _Raw) -> None:
+    """Every candidate that was measured: speed across, loss up, area by size; kept ones have their name."""
+    for one in data["candidates"]:
+        if one["failed"]:
+            continue
+        kept = one["state"] == "accepted" and one["variant"] is not None
+        size = 160 / max(one["smaller"], 0.5)
+        axes.scatter(one["speed_up"], one["loss"]["measured"], s=size, color="C0" if kept else "0.75", alpha=0.7)
+        if kept:
+            axes.annotate(_clean(one["variant"]), (one["speed_up"], one["loss"]["measured"]), fontsize=7)
+    axes.axhline(data["budget"]["max_metric_drop"], color="C3", linestyle=":", label="budget")
+    axes.set_xscale("log")
+    _label(axes, "times the full model's rows a second", "loss on validation rows", "best")
 
 
 def _label(axes: Axes, x: str, y: str, where: _Place) -> None:

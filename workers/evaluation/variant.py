@@ -1,15 +1,17 @@
 """One file of a model version with what was measured of it."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+import numpy as np
 
 from app.core.signature import Task
 from workers.evaluation.answers import Answering
 from workers.evaluation.latency import Latency, compare_latency, usual_batch
 from workers.evaluation.metrics import evaluate
 from workers.export.runtime import open_session, predict
-from workers.learning import Array, Inputs, Rule
+from workers.learning import Array, Inputs, Rule, take
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,12 @@ class Judge:
     threads: int
     answering: Answering = field(default_factory=Answering)
     groups: Array | None = None
+
+    def of(self, rows: Array) -> "Judge":
+        """By some of the rows, bool [N]."""
+        some = np.flatnonzero(rows)
+        groups = None if self.groups is None else self.groups[some]
+        return replace(self, inputs=take(self.inputs, some), y=self.y[some], groups=groups)
 
     def answers(self, model: bytes | str) -> Array:
         """What a serialised model, or the one at a path, says to these rows: probabilities [N, K] or values [N]."""
@@ -39,10 +47,10 @@ class Judge:
         """Every metric of a serialised model on these rows."""
         return self.score(self.answers(model))
 
-    def latency(self, *models: bytes) -> list[Latency]:
+    def latency(self, *models: bytes, rounds: int = 3) -> list[Latency]:
         """How fast each is here, measured in turns."""
         batch = min(usual_batch(self.inputs), self.answering.batch)
-        return compare_latency(models, self.inputs, self.threads, batch)
+        return compare_latency(models, self.inputs, self.threads, batch, rounds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from app.core.version_folder import SPLIT
 from app.specs.evaluation import default_metric
 from app.specs.jobs import CompressSpec
 from app.specs.splits import SplitSpec
+from workers.compression.report import write_report
 from workers.compression.variants import Compressor
 from workers.context import JobContext
 from workers.data.labelled import read_labelled
@@ -33,9 +34,15 @@ def run(job: JobContext) -> dict[str, Any]:
     job.progress(0.0, "reading the data set")
     prepared, judge, main = _given(job, spec, version, model) if spec.dataset else _own(job, version)
     job.progress(0.3, "compressing")
-    variants = Compressor(model, prepared, judge, main, spec.budget).run(job.output)
+    compressor = Compressor(model, prepared, judge, main, spec.budget, origin=version.origin, job=job)
+    variants = compressor.run(job.output)
     for variant in variants:
         job.log(f"variant {variant.name}: {variant.state}" + (f", {variant.reason}" if variant.reason else ""))
+    if compressor.report is not None:
+        write_report(job.output, compressor.report, variants, main)
+        job.log(
+            f"budget: {compressor.report['state']}" + "".join(f"; {why}" for why in compressor.report["stopped_by"])
+        )
     if not variants:
         job.log("no way to compress suits the operators of this graph", level="warning")
     job.progress(1.0, "done")
@@ -44,6 +51,7 @@ def run(job: JobContext) -> dict[str, Any]:
         "metrics": order(judge.metrics(model), [main]),
         "rows": prepared.split.sizes(),
         "variants": [variant.to_json() for variant in variants],
+        "compression": compressor.report,
     }
 
 

@@ -12,7 +12,9 @@ import onnx
 from app.core.errors import InvalidData
 from app.core.signature import Signature
 from app.core.version_folder import CARD, MODEL, SIGNATURE
+from app.specs.jobs import TrainingSpec
 from app.specs.mapping import Mapping
+from workers.compression.material import Origin
 from workers.context import JobContext
 from workers.data.findings import listed
 from workers.data.labelled import Labelled
@@ -52,6 +54,15 @@ class Version:
             return onnx.load(self.folder / MODEL).SerializeToString()
         except ValueError:
             raise InvalidData.at("version", msg="with its external data the model is over 2 GiB") from None
+
+    @property
+    def origin(self) -> Origin | None:
+        """How it was trained; None for an imported one."""
+        card = self.card
+        if "training" not in card:
+            return None
+        training = TrainingSpec.model_validate(card["training"])
+        return Origin(card["family"], card["params"], training, card["duration_s"])
 
     @property
     def trained_judge(self) -> tuple[str, Rule]:

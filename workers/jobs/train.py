@@ -11,6 +11,7 @@ import numpy.typing as npt
 from app.core.instance_schema import instance_schema
 from app.core.version_folder import CARD, MODEL, SKETCH, SPLIT
 from app.specs.jobs import TrainSpec
+from workers.compression.material import Origin
 from workers.compression.variants import Compressor
 from workers.context import FitContext, JobContext
 from workers.data.prepare import Prepared, prepare
@@ -72,13 +73,13 @@ def run(job: JobContext) -> dict[str, Any]:
     (job.output / MODEL).write_bytes(model)
     report = _Report(job, spec, prepared, data, model, rule)
     main, metrics, base = report.evaluate()
-    variants = [base]
-    if spec.compress is not None:
-        job.progress(0.92, "compressing")
-        variants += Compressor(model, prepared, report.judge, main, spec.compress).run(job.output)
+    compressor = _compressor(job, spec, report, main, time.monotonic() - started)
+    variants = [base, *(compressor.run(job.output) if compressor is not None else [])]
     report.write_files()
     closer = look_closer(Judged(model, prepared, report.judge, report.answers, main, metrics), fit.points, refits)
     card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started) | settled.card | closer.card
+    if compressor is not None and compressor.report is not None:
+        card["compression"] = closer.evaluation["compression"] = compressor.report
     write_json(job.output / CARD, card)
     closer.write(job.output, card, plots=spec.evaluation.plots)
     job.progress(1.0, "done")
@@ -93,6 +94,16 @@ def run(job: JobContext) -> dict[str, Any]:
         "seed": spec.training.seed,
         "variants": [variant.to_json() for variant in variants],
     }
+
+
+def _compressor(job: JobContext, spec: TrainSpec, report: "_Report", main: str, seconds: float) -> Compressor | None:
+    if spec.compress is None:
+        return None
+    job.progress(0.92, "compressing")
+    origin = Origin(spec.family, spec.params, spec.training, seconds)
+    compressor = Compressor(report.model, report.prepared, report.judge, main, spec.compress, origin=origin, job=job)
+    compressor.span = (0.92, 0.95)
+    return compressor
 
 
 def _prove(model: bytes, fitted: Fitted, prepared: Prepared, threads: int, rule: Rule) -> Parity:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,14 +27,6 @@ from workers.learning import LearningData, Part
 MakeJob = Callable[..., Any]
 FEW = {"folds": 2, "families": ["linear", "naive_bayes", "extra_trees"]}
 SPEC: dict[str, Any] = {"family": "auto", "params": FEW, "features": {"drop": ["amount"]}}
-
-
-@pytest.fixture(autouse=True)
-def small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trees of which a tenth do for a test."""
-    candidates, loop = PLANS["tabular"]
-    few = [replace(c, params={"n_estimators": 30}) if c.family == "extra_trees" else c for c in candidates]
-    monkeypatch.setitem(PLANS, "tabular", (tuple(few), loop))
 
 
 def _fit(job: Any) -> dict[str, Any]:

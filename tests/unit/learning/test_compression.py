@@ -9,7 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from app.specs.jobs import CompressBudget, TrainSpec
+from app.specs.compression import CompressBudget
+from app.specs.jobs import TrainSpec
+from workers.compression.material import Material
+from workers.compression.measuring import Measuring
+from workers.compression.recipes import Maker
 from workers.compression.variants import Compressor
 from workers.data.prepare import Prepared, prepare
 from workers.evaluation.loss import worst_loss
@@ -31,6 +35,13 @@ def compressor_of(job: Any, model: bytes, budget: float, prepared: Prepared | No
     return Compressor(model, prepared, judge, "roc_auc", CompressBudget(max_metric_drop=budget))
 
 
+def measuring_of(job: Any, model: bytes, budget: float, folder: Path) -> Measuring:
+    prepared = prepared_of(job)
+    judge = Judge("classification", *prepared.part("validation"), rule=Rule(), threads=1)
+    maker = Maker(Material(model, prepared, judge, 0, folder))
+    return Measuring(maker, judge, "roc_auc", CompressBudget(max_metric_drop=budget))
+
+
 def test_compress_later_judges_by_the_same_rows(make_job: MakeJob, mixed: pl.DataFrame):
     job = make_job(mixed, family="random_forest", **SPEC)
     trained = train.run(job)
@@ -44,20 +55,20 @@ def test_compress_later_judges_by_the_same_rows(make_job: MakeJob, mixed: pl.Dat
     assert [str(p.relative_to(later.output)) for p in later.output.rglob("*.onnx")] == [variant["path"]]
 
 
-def test_a_variant_over_the_budget_is_rejected_with_its_numbers(make_job: MakeJob, mixed: pl.DataFrame):
+def test_a_candidate_over_the_budget_is_rejected_with_its_numbers(
+    make_job: MakeJob, mixed: pl.DataFrame, tmp_path: Path
+):
     models = []
     for trees in (100, 1):
         spec = {"family": "gbdt", "params": {"n_estimators": trees, "num_leaves": 4}, **SPEC}
         job = make_job(mixed, name=f"trees-{trees}", **spec)
         train.run(job)
         models.append((job.output / "model.onnx").read_bytes())
-    compressor = compressor_of(job, models[0], 0.001)
-    judge = compressor.judge
-    variant = compressor._decide("stump", models[1], {"method": "stump"})
-    assert (variant.state, variant.path, variant.bytes) == ("rejected", None, len(models[1]))
-    assert "over the budget of 0.001" in str(variant.reason)
-    assert variant.metrics["roc_auc"] < judge.metrics(models[0])["roc_auc"] - 0.001
-    assert variant.latency["p50_ms"] > 0
+    found = measuring_of(job, models[0], 0.001, tmp_path).measure([], models[1])
+    assert (found.accepted, found.bytes) == (False, len(models[1]))
+    assert "over the budget of 0.001" in str(found.reason)
+    assert found.loss["measured"] > 0.001
+    assert found.latency["p50_ms"] > 0
 
 
 def test_test_rows_decide_nothing(make_job: MakeJob, mixed: pl.DataFrame, tmp_path: Path):
@@ -128,3 +139,14 @@ class TestLoss:
         loss = worst_loss(judge, "rmse", y + 0.1, y + 0.11, budget=1.0)
         assert (loss.metric, loss.measured) == ("rmse", pytest.approx(0.1))
         assert loss.at_most == pytest.approx(0.1)
+
+    def test_an_error_may_not_grow_by_more_than_its_own_share(self):
+        judge, full = self.judge(400)
+        full[:40] = full[:40, ::-1]  # a tenth is wrong
+        other = full.copy()
+        other[40:44] = other[40:44, ::-1]
+        loss = worst_loss(judge, "accuracy", full, other, 1.0, error_increase=0.2)
+        assert (loss.measured, loss.allowed) == (pytest.approx(0.01), pytest.approx(0.02))
+        y = np.linspace(0, 1, 60)
+        values = worst_loss(Judge("regression", {}, y, Rule(), 1), "rmse", y + 0.1, y + 0.13, 0.01, error_increase=0.5)
+        assert (values.within, values.allowed) == (True, 0.5)

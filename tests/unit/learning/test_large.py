@@ -12,7 +12,6 @@ import pytest
 
 from app.core.errors import InvalidInput
 from app.specs.jobs import TrainSpec
-from workers.automl.portfolio import PLANS, Candidate
 from workers.context import Stopped
 from workers.data.prepare import Prepared, prepare
 from workers.families.encoding import DenseEncoder
@@ -190,9 +189,8 @@ def test_rows_are_cleaned_as_in_memory(large: MakeJob, wide: pl.DataFrame):
     assert counts[0][0]["filter"] == low - 1 + of_row_11
 
 
-def test_auto_is_judged_by_rows_that_its_models_left_out(large: MakeJob, monkeypatch: pytest.MonkeyPatch):
+def test_auto_is_judged_by_rows_that_its_models_left_out(large: MakeJob):
     """Its members learn from the rows in memory: a stream would hand them the rows that judge them."""
-    monkeypatch.setitem(PLANS, "tabular", ((Candidate("gbdt", "gbdt", {"n_estimators": 40}),), PLANS["tabular"][1]))
     params = {"families": ["gbdt"], "folds": 2, "time_limit_s": 120}
     job = large(family="auto", params=params, features=FEW)
     tested = train.run(job)["metrics"]["roc_auc"]

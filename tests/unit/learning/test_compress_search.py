@@ -1,0 +1,123 @@
+"""The search within a budget: what it keeps, what it says when nothing holds, and how it goes on after a stop."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from app.core.version_folder import COMPRESSION, COMPRESSION_PAGE
+from app.specs.compression import CompressBudget
+from app.specs.jobs import TrainSpec
+from workers.compression.material import Material, Origin
+from workers.compression.recipes import Maker
+from workers.compression.variants import Compressor
+from workers.context import JobContext, Stopped
+from workers.data.prepare import prepare, reload
+from workers.evaluation.variant import Judge
+from workers.jobs import compress, train
+from workers.jobs.judging import Version
+from workers.learning import Rule
+
+MakeJob = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is about how fast a model is."""
+    monkeypatch.setattr("workers.evaluation.latency._BUDGET_S", 0.01)
+
+
+@pytest.fixture
+def compress_job(make_job: MakeJob, mixed: pl.DataFrame) -> Callable[..., Any]:
+    """`compress_job(**budget)`: a job on a version that is trained once."""
+    trained = make_job(mixed, family="gbdt", params={"n_estimators": 60}, features={"drop": ["amount"]})
+    train.run(trained)
+
+    def make(name: str = "later", **budget: Any) -> Any:
+        job = make_job(mixed, name=name, kind="compress")
+        job.spec = {"kind": "compress", "model": "m", "version": 1, "budget": budget}
+        if not (job.input / "model").exists():
+            (job.input / "model").symlink_to(trained.output)
+        return job
+
+    return make
+
+
+def tried(job: Any) -> list[str]:
+    return [e["message"] for e in job.seen if e["event"] == "log" and e["message"].startswith("tried")]
+
+
+def test_the_best_is_kept_with_its_recipe_and_its_page(compress_job: Callable[..., Any], tmp_path: Path):
+    job = compress_job(max_metric_drop=0.1, min_speedup=0.01, time_limit_s=1.5, objective="bytes", seed=5)
+    result = compress.run(job)
+    report, variants = result["compression"], {variant["name"]: variant for variant in result["variants"]}
+    assert (report["state"], report["stopped_by"]) == ("reached", [])
+    assert report["front"] == list(variants)
+    assert min(variants.values(), key=lambda one: one["bytes"])["bytes"] <= variants[report["winner"]]["bytes"] * 1.06
+    assert all(one["loss"]["at_most"] <= 0.1 for one in report["candidates"] if one["variant"])
+    folder = job.output / "variants" / report["winner"]
+    assert json.loads((folder / COMPRESSION).read_text())["candidates"] == report["candidates"]
+    assert f"<b>{report['winner']}</b>" in (folder / COMPRESSION_PAGE).read_text()
+    version = Version(job.input / "model")
+    prepared = reload(job, version.signature, version.folder / "split.parquet")
+    judge = Judge("classification", *prepared.part("test"), version.trained_judge[1], 1)
+    maker = Maker(Material(version.base(), prepared, judge, 5, tmp_path, version.origin))
+    for variant in variants.values():
+        raw = (job.output / variant["path"]).read_bytes()
+        assert maker.make(variant["recipe"]["steps"]) == raw  # a recipe makes the same file again
+        assert judge.metrics(raw) == pytest.approx(variant["metrics"])
+        assert variant["latency"]["peak_bytes"] > 0
+        assert variant["latency"]["host"] == report["host"]
+
+
+def test_what_cannot_be_reached_says_what_stopped_it_and_a_later_attempt_measures_nothing_twice(
+    compress_job: Callable[..., Any],
+):
+    budget = {"max_metric_drop": 0.1, "max_bytes": 10, "time_limit_s": 1.0}
+    job = compress_job(**budget)
+    result = compress.run(job)
+    report, [nearest] = result["compression"], result["variants"]
+    assert (report["state"], report["winner"], report["nearest"]) == ("not reachable", None, nearest["name"])
+    assert any("over max_bytes = 10" in why for why in report["stopped_by"])
+    assert (nearest["state"], nearest["path"]) == ("rejected", None)
+    assert nearest["metrics"]["roc_auc"] > 0.5
+    assert not list(job.output.rglob("*.onnx"))
+    before = tried(job)
+    assert before
+    assert any(event["event"] == "checkpoint" for event in job.seen)
+    again = compress.run(compress_job(**budget))
+    assert tried(job) == before
+    assert again["compression"]["candidates"] == report["candidates"]
+
+
+def test_a_stop_is_heeded_between_candidates(compress_job: Callable[..., Any]):
+    job: JobContext = compress_job(max_metric_drop=0.1, time_limit_s=100)
+    job.stop.set()
+    with pytest.raises(Stopped):
+        compress.run(job)
+
+
+def test_a_model_that_knows_its_validation_rows_is_judged_by_half_of_the_test_rows(
+    make_job: MakeJob, mixed: pl.DataFrame
+):
+    """And a training's own card tells of the search."""
+    job = make_job(
+        mixed, family="gbdt", params={"n_estimators": 60}, features={"drop": ["amount"]},
+        compress={"max_metric_drop": 0.2, "time_limit_s": 0.5, "seed": 1}, split={"test": 0.3},
+    )  # fmt: skip
+    train.run(job)
+    report = json.loads((job.output / "card.json").read_text())["compression"]
+    assert f"<b>{report['state']}</b>" in (job.output / "card.html").read_text()
+    spec = TrainSpec.model_validate(job.spec).check_family()
+    prepared = prepare(job, spec)
+    judge = Judge("classification", *prepared.part("test"), Rule(), 1)
+    model, origin = (job.output / "model.onnx").read_bytes(), Origin("auto", {}, spec.training)
+    compressor = Compressor(model, prepared, judge, "roc_auc", CompressBudget(max_metric_drop=0.2), origin=origin)
+    visits = [sorted(half.inputs["numeric"][:, 1].tolist()) for half in (compressor._decider, compressor.judge, judge)]
+    assert len(visits[0]) == pytest.approx(len(visits[2]) / 2, abs=1)
+    assert sorted(visits[0] + visits[1]) == visits[2]
+    learnt = Material(model, prepared, judge, 0, job.folder, origin).learnt()
+    assert set(learnt.tolist()) == {*prepared.split.train.tolist(), *prepared.split.validation.tolist()}

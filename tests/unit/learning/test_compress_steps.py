@@ -1,0 +1,198 @@
+"""Steps of recipes, each on graphs whose right answer is known."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from app.specs.jobs import TrainingSpec, TrainSpec
+from workers.compression.candidate import Candidate
+from workers.compression.front import front_of, nearest
+from workers.compression.fuse import fuse
+from workers.compression.graphs import Model, operators_of
+from workers.compression.low_rank import low_rank
+from workers.compression.material import Material, Origin
+from workers.compression.memory import peak_bytes
+from workers.compression.mixed import evaluations, fewest_float
+from workers.compression.recipes import Maker
+from workers.compression.trees import Forest
+from workers.compression.weights import half_weights, weight_only
+from workers.data.prepare import prepare
+from workers.evaluation.variant import Judge
+from workers.export.runtime import open_session, predict
+from workers.jobs import train
+from workers.learning import Rule, take
+
+MakeJob = Callable[..., Any]
+
+
+def two_layers(rank: int = 4) -> tuple[Model, dict[str, np.ndarray]]:
+    """`x [N, 64]` → Gemm (transposed, of this rank) → Relu → MatMul of full rank; and rows for it."""
+    rng = np.random.default_rng(0)
+    first = (rng.normal(size=(96, rank)) @ rng.normal(size=(rank, 64))).astype(np.float32) / 8
+    weights = {"w1": first, "b1": rng.normal(size=96).astype(np.float32), "w2": np.eye(96, 64, dtype=np.float32)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], transB=1),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 64]) for name in "xy"]
+    graph = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(v, n) for n, v in weights.items()]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model, {"x": rng.normal(size=(50, 64)).astype(np.float32)}
+
+
+def answers(model: Model, inputs: Any) -> np.ndarray:
+    return predict(open_session(model.SerializeToString(), 1), inputs)
+
+
+def test_what_has_a_low_rank_is_the_same_as_two_small_matrices():
+    model, rows = two_layers(rank=4)
+    smaller, count = low_rank(model, 0.99999)
+    assert count == 1  # the other has full rank
+    sizes = {tensor.name: list(tensor.dims) for tensor in smaller.graph.initializer}
+    assert sizes["w1/left"] == [64, 4]
+    assert "w1" not in sizes
+    assert answers(smaller, rows) == pytest.approx(answers(model, rows), abs=1e-4)
+
+
+def test_weights_of_fewer_bits_are_near_and_small():
+    model, rows = two_layers(rank=60)
+    truth, size = answers(model, rows), model.ByteSize()
+    spread = truth.std()
+    for make, smaller, error in (
+        (half_weights, 1.8, 0.002), (lambda m: weight_only(m, 8), 3.0, 0.05), (lambda m: weight_only(m, 4), 5.0, 0.2),
+    ):  # fmt: skip
+        made = make(model)
+        assert size / made.ByteSize() > smaller
+        assert 0 < np.abs(answers(made, rows) - truth).mean() / spread < error
+
+
+def test_fast_gelu_is_near_the_exact_one():
+    model, rows = two_layers(rank=60)
+    model.graph.node[1].CopyFrom(helper.make_node("Gelu", ["h"], ["r"]))
+    model.opset_import[0].version = 20
+    fused = fuse(model, fast_gelu=True)
+    assert "FastGelu" in operators_of(fused)
+    assert 0 < np.abs(answers(fused, rows) - answers(model, rows)).max() < 2e-3
+
+
+def test_the_fewest_layers_are_found_in_the_promised_number_of_looks():
+    layers = [f"layer {i}" for i in range(37)]
+    for needed in (1, 18, 37):
+        looks: list[int] = []
+
+        def good(kept: Any, needed: int = needed, looks: list[int] = looks) -> bool:
+            looks.append(len(kept))
+            return len(kept) >= needed
+
+        assert fewest_float(layers, good) == layers[:needed]
+        assert len(looks) <= evaluations(len(layers)) - len(layers)
+    assert fewest_float(layers, lambda _: False) is None
+
+
+def candidate(name: str, smaller: float, speed_up: float, drop: float = 0.0, **more: Any) -> Candidate:
+    loss = {"metric": "accuracy", "measured": drop, "at_most": drop, "allowed": 0.01}
+    size = round(1000 / smaller)
+    numbers = {"smaller": smaller, "speed_up": speed_up, "quicker": speed_up}
+    return Candidate([{"step": name}], size, loss=loss, **numbers, **more)
+
+
+def test_the_front_has_what_nothing_beats_and_the_winner_first():
+    fast, small = candidate("fast", 2, 8), candidate("small", 9, 3)
+    nearly = candidate("nearly as fast and smaller", 3, 7.9, 0.0005)
+    both = [candidate("beaten", 1.9, 5), small, fast, nearly, candidate("out", 20, 20, stops=["it loses"], excess=1.0)]
+    assert front_of(both, "speed") == [nearly, small]
+    assert front_of(both, "bytes")[0] == small
+    out = [candidate("far", 2, 2, stops=["x"], excess=3.0), candidate("near", 2, 2, stops=["y"], excess=0.1)]
+    assert front_of(out, "speed") == []
+    assert nearest([*out, Candidate([], failed="no")]) == out[1]
+
+
+class TestTrees:
+    """Of three classes, taught and cut."""
+
+    @pytest.fixture
+    def material(self, make_job: MakeJob, wine: pl.DataFrame, tmp_path: Path) -> Material:
+        job = make_job(wine, family="gbdt", params={"n_estimators": 40, "min_child_samples": 5})
+        train.run(job)
+        prepared = prepare(job, TrainSpec.model_validate(job.spec).check_family())
+        judge = Judge("classification", *prepared.part("test"), Rule(), 1)
+        return Material((job.output / "model.onnx").read_bytes(), prepared, judge, 3, tmp_path)
+
+    def test_a_student_answers_as_its_teacher_and_is_the_same_each_time(self, material: Material):
+        step = {"step": "student", "of": "trees", "size": "small"}
+        raw = Maker(material).make([step])
+        rows, _ = material.prepared.part("test")
+        teacher, student = (predict(open_session(m, 1), rows) for m in (material.model, raw))
+        assert student.sum(axis=1) == pytest.approx(1, abs=1e-5)
+        assert (teacher.argmax(axis=1) == student.argmax(axis=1)).mean() > 0.9
+        assert Maker(material).make([step]) == raw
+
+    def test_what_begins_with_a_step_that_failed_is_not_tried(self, material: Material):
+        maker, whole = Maker(material), {"step": "first_trees", "share": 1.0}
+        assert not maker.hopeless([whole, {"step": "merge_leaves", "tolerance": 0.1}])
+        with pytest.raises(ValueError, match="no tree of"):
+            maker.make([whole])
+        assert maker.hopeless([whole, {"step": "merge_leaves", "tolerance": 0.1}])
+        assert not maker.hopeless([{"step": "merge_leaves", "tolerance": 0.1}, whole])
+
+    def test_merged_leaves_change_answers_by_no_more_than_they_differ(self, material: Material):
+        graph = material.graph()
+        forest = Forest.of(graph)
+        rows = take(material.prepared.inputs, slice(0, 100))
+
+        def scores(model: Model) -> np.ndarray:
+            node = next(n for n in model.graph.node if n.op_type == "TreeEnsembleRegressor")
+            shown = onnx.ModelProto()
+            shown.CopyFrom(model)
+            shown.graph.output.append(helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, None))
+            return predict(open_session(shown.SerializeToString(), 1), rows, output=node.output[0])
+
+        full = scores(graph)
+        for tolerance in (0.5, 2.0):
+            merged = Forest.of(forest.merged(tolerance))
+            assert 0 < len(merged.attributes["nodes_nodeids"]) < len(forest.attributes["nodes_nodeids"])
+            bound = tolerance * np.std(forest.attributes["target_weights"]) * forest.trees
+            assert np.abs(scores(merged.model) - full).max() <= bound
+        assert scores(forest.merged(0.0)) == pytest.approx(full, abs=1e-5)
+
+
+def test_a_network_is_quantized_as_its_recipe_says_and_taught(make_job: MakeJob, digits: pl.DataFrame, tmp_path: Path):
+    training = {"epochs": 2, "batch_size": 64, "optimizer": {"lr": 0.005}}
+    job = make_job(
+        digits[:900], data="image", target="label", family="cnn", params={"channels": [16, 32]}, training=training
+    )
+    train.run(job)
+    spec = TrainSpec.model_validate(job.spec).check_family()
+    prepared = prepare(job, spec)
+    judge = Judge("classification", *prepared.part("validation"), Rule(), 1)
+    origin = Origin("cnn", spec.params, TrainingSpec.model_validate(training))
+    maker = Maker(Material((job.output / "model.onnx").read_bytes(), prepared, judge, 0, tmp_path, origin, job))
+    step = {
+        "step": "quantize", "method": "static", "operators": ["Conv", "Relu"], "activations": "int8",
+        "calibration": "entropy",
+    }  # fmt: skip
+    raw = maker.make([step])
+    layers = maker.static([]).layers
+    floats = operators_of(maker.graph([{**step, "keep_float": layers}]))
+    assert "QuantizeLinear" in operators_of(onnx.load_from_string(raw))
+    assert "QuantizeLinear" not in floats
+    student = [{"step": "student", "of": "networks", "size": "half"}]
+    taught, full = judge.metrics(maker.make(student))["accuracy"], judge.metrics(maker.material.model)["accuracy"]
+    assert len(maker.make(student)) < len(maker.material.model) / 2
+    assert taught > full - 0.15
+    again = Maker(Material(maker.material.model, prepared, judge, 0, tmp_path / "again", origin, job))
+    assert again.make([step]) == raw
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(raw)
+    peak = peak_bytes(path, take(judge.inputs, slice(0, 64)), 1, tmp_path)
+    assert peak is not None
+    assert peak > len(raw)

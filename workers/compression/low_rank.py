@@ -1,0 +1,87 @@
+"""Large matrices as products of two small ones (truncated singular value decomposition)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from workers.compression.graphs import Model, add_weight, copied, users_of, weights_of
+from workers.learning import Array
+
+_SMALLEST = 32  # rows and columns of a matrix that is worth it
+_WORTH = 0.8  # of the numbers may be left, or the matrix stays whole
+
+
+@dataclass(frozen=True, slots=True)
+class _Factors:
+    """`left` [K, R] and `right` [R, N]."""
+
+    left: Array
+    right: Array
+
+
+def low_rank(model: Model, energy: float) -> tuple[Model, int]:
+    """Factor every constant matrix of a MatMul or Gemm that gets smaller by it.
+
+    Args:
+        model: any.
+        energy: share of the sum of squared singular values that is kept, 0 … 1.
+
+    Returns:
+        The changed model, and how many matrices were factored.
+    """
+    model = copied(model)
+    weights, users = weights_of(model), users_of(model)
+    nodes: list[onnx.NodeProto] = []
+    count = 0
+    for node in model.graph.node:
+        replaced = _factored(model, node, weights, energy, alone=len(users.get(_matrix(node), ())) == 1)
+        count += len(replaced) > 1
+        nodes += replaced
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    return model, count
+
+
+def _matrix(node: onnx.NodeProto) -> str:
+    return str(node.input[1]) if node.op_type in {"MatMul", "Gemm"} else ""
+
+
+def _factored(
+    model: Model, node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], energy: float, *, alone: bool
+) -> list[onnx.NodeProto]:
+    """The node, or the two that stand for it."""
+    tensor = weights.get(_matrix(node))
+    if tensor is None or not alone or len(tensor.dims) != 2 or min(tensor.dims) < _SMALLEST:  # noqa: PLR2004 - a matrix
+        return [node]
+    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if settings.get("transA") or tensor.data_type != onnx.TensorProto.FLOAT:
+        return [node]
+    matrix = numpy_helper.to_array(tensor)
+    factors = _factors(matrix.T if settings.get("transB") else matrix, energy)
+    if factors is None:
+        return [node]
+    base = tensor.name
+    left, right = (add_weight(model, f"{base}/{n}", v) for n, v in (("left", factors.left), ("right", factors.right)))
+    between = f"{node.output[0]}/between"
+    first = helper.make_node("MatMul", [node.input[0], left], [between], name=f"{node.name or base}/left")
+    second = helper.make_node(node.op_type, [between, right, *node.input[2:]], list(node.output), name=node.name)
+    second.attribute.extend(a for a in node.attribute if a.name in {"alpha", "beta"})
+    return [first, second]
+
+
+def _factors(matrix: Array, energy: float) -> _Factors | None:
+    """None where the factors would not be smaller."""
+    u, s, v = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    kept = np.cumsum(s**2) / max(float((s**2).sum()), 1e-30)
+    rank = int(np.searchsorted(kept, energy)) + 1
+    rows, columns = matrix.shape
+    if rank * (rows + columns) > _WORTH * rows * columns:
+        return None
+    root = np.sqrt(s[:rank])
+    return _Factors((u[:, :rank] * root).astype(np.float32), (root[:, None] * v[:rank]).astype(np.float32))

@@ -1,0 +1,108 @@
+"""Measure a recipe on this host: what it loses on the rows that decide, how fast and how large it is."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from app.core.errors import AimassError
+from app.specs.compression import CompressBudget
+from workers.compression.candidate import Candidate
+from workers.compression.recipes import Maker, Recipe
+from workers.context import Stopped
+from workers.evaluation.latency import Latency
+from workers.evaluation.loss import Loss, worst_loss
+from workers.evaluation.variant import Judge
+from workers.export.runtime import open_session
+from workers.learning import Array
+
+_ROUNDS, _FEW_ROUNDS = 3, 1
+_WORDS = 500
+
+
+@dataclass(slots=True)
+class Measuring:
+    """The full model's answers to the rows that decide, beside which every other is set."""
+
+    maker: Maker
+    judge: Judge  # with the rows that decide
+    main_metric: str
+    budget: CompressBudget
+    part: str = "validation"  # of the data set, where the rows come from
+    _full: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._full = self.judge.answers(self.maker.material.model)
+
+    def try_out(self, recipe: Recipe) -> Candidate:
+        """Make it and measure it; what cannot be made says why."""
+        try:
+            raw = self.maker.make(recipe)
+            open_session(raw, self.judge.threads)
+        except (Stopped, MemoryError):
+            raise
+        except AimassError as error:
+            return Candidate(list(recipe), failed=str(error))
+        except Exception as error:  # noqa: BLE001 - of the quantizer: an imported graph may hold anything
+            words = " ".join(f"{type(error).__name__}: {error}".split())[:_WORDS]
+            return Candidate(list(recipe), failed=f"it cannot be made: {words}")
+        return self.measure(recipe, raw)
+
+    def loss(self, raw: bytes) -> Loss:
+        """On the rows that decide; infinite where answers are not finite."""
+        answers = self.judge.answers(raw)
+        if not np.isfinite(answers).all():
+            return Loss(self.main_metric, float("inf"), float("inf"), self.budget.max_metric_drop)
+        limits = self.budget.max_metric_drop, self.budget.max_error_increase
+        return worst_loss(self.judge, self.main_metric, self._full, answers, *limits)
+
+    def measure(self, recipe: Recipe, raw: bytes) -> Candidate:
+        """Of a model that the recipe has made."""
+        loss = self.loss(raw)
+        if not np.isfinite(loss.measured):
+            return Candidate(list(recipe), len(raw), failed="its answers are not finite")
+        model = self.maker.material.model
+        before, after = self.judge.latency(model, raw, rounds=_ROUNDS if loss.within else _FEW_ROUNDS)
+        smaller, speed_up = len(model) / len(raw), after.items_per_s / before.items_per_s
+        quicker = before.p50_ms / after.p50_ms  # for one row
+        stops, excess = self._stops(loss, len(raw), after, quicker if self.budget.objective == "latency" else speed_up)
+        return Candidate(
+            list(recipe), len(raw), hashlib.sha256(raw).hexdigest(), asdict(loss), after.to_json(),
+            round(smaller, 4), round(speed_up, 4), round(quicker, 4), round(excess, 6), stops,
+        )  # fmt: skip
+
+    def _stops(self, loss: Loss, size: int, latency: Latency, faster: float) -> tuple[list[str], float]:
+        """What is beyond the budget, in words, and how far all of it together."""
+        budget, stops, excess = self.budget, [], 0.0
+        if not loss.within:
+            stops.append(
+                f"{loss.metric} is worse by {loss.measured:.4g} on {len(self.judge.y)} {self.part} rows, "
+                f"by up to {loss.at_most:.4g} on others, over the budget of {loss.allowed:g}"
+            )
+            excess += (loss.at_most - loss.allowed) / max(loss.allowed, 1e-3)
+        limits: list[tuple[float | None, float, str]] = [
+            (budget.max_bytes, size, f"it has {size:,} bytes, over max_bytes = {budget.max_bytes}"),
+            (
+                budget.max_p95_ms, latency.p95_ms,
+                f"one row takes {latency.p95_ms:.4g} ms at p95, over max_p95_ms = {budget.max_p95_ms}",
+            ),
+            (
+                budget.min_speedup and 1 / budget.min_speedup, 1 / faster,
+                f"it is {faster:.2f} times as fast, under min_speedup = {budget.min_speedup}",
+            ),
+        ]  # fmt: skip
+        for limit, found, words in limits:
+            if limit is not None and found > limit:
+                stops.append(words)
+                excess += found / limit - 1
+        return stops, excess
+
+
+def drops(candidate: Candidate) -> dict[str, Any]:
+    """What a variant's recipe says of its measurement."""
+    loss = candidate.loss
+    return {
+        "speed_up": round(candidate.speed_up, 3), "metric_drop": round(loss["measured"], 6),
+        "metric_drop_at_most": round(loss["at_most"], 6),
+    }  # fmt: skip

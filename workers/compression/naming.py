@@ -1,0 +1,79 @@
+"""What a recipe is called, and what a person is told of it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from workers.compression.candidate import Candidate
+from workers.compression.recipes import Recipe
+from workers.compression.trees import NOTE
+from workers.compression.weights import BLOCK
+
+_TREES = {"first_trees", "merge_leaves"}
+
+
+def name_of(recipe: Recipe) -> str:
+    """Short, from what counts most: `int8`, `distilled-int8`, `optimized`."""
+    parts: list[str] = []
+    for step in recipe:
+        kind = step["step"]
+        if kind == "student":
+            parts.append("distilled")
+        elif kind == "low_rank":
+            parts.append("low-rank")
+        elif kind == "quantize":
+            parts.append(f"int{step['bits']}-weights" if step["method"] == "weights" else "int8")
+        elif kind == "half_weights":
+            parts.append("half")
+        elif kind == "fuse":
+            parts.append("fused")
+    return "-".join(dict.fromkeys(parts)) or "optimized"
+
+
+def names_of(candidates: Sequence[Candidate]) -> list[str]:
+    """One for each; further ones of a name get a number."""
+    names: list[str] = []
+    for candidate in candidates:
+        name, number = name_of(candidate.recipe), 1
+        base = name
+        while name in names:
+            number += 1
+            name = f"{base}-{number}"
+        names.append(name)
+    return names
+
+
+def described(recipe: Recipe, seed: int, rows: int, trees: tuple[int, int] | None) -> dict[str, Any]:
+    """What a variant's `recipe` says: the steps, and the last one that changes numbers in words.
+
+    Args:
+        recipe: its steps.
+        seed: of everything that is drawn.
+        rows: that were calibrated with.
+        trees: how many are left, of how many.
+    """
+    told: dict[str, Any] = {"method": recipe[-1]["step"], "precision": "fp32"}
+    if any(step["step"] in _TREES for step in recipe):
+        told["method"] = "truncate_trees" if recipe[-1]["step"] == "first_trees" else recipe[-1]["step"]
+        told["note"] = NOTE
+    if trees is not None:
+        told |= {"trees": trees[0], "of": trees[1]}
+    for step in recipe:
+        if step["step"] == "half_weights":
+            told |= {"storage": "fp16"}
+        elif step["step"] == "quantize":
+            told |= _quantized(step, rows)
+    return {**told, "steps": [dict(step) for step in recipe], "seed": seed}
+
+
+def _quantized(step: Any, rows: int) -> dict[str, Any]:  # noqa: ANN401 - a step
+    if step["method"] == "weights":
+        return {"method": "weights", "precision": f"int{step['bits']} weights", "block": BLOCK}
+    told = {"method": step["method"], "precision": "int8", "per_channel": True, "operators": step["operators"]}
+    if step.get("keep_float"):
+        told |= {"precision": "int8 and fp32", "keep_float": step["keep_float"]}
+    if step["method"] == "static":
+        told |= {
+            "format": "qdq", "activations": step["activations"],
+            "calibration": {"rows": rows, "method": step["calibration"], "part": "train"},
+        }  # fmt: skip
+    return told

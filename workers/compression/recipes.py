@@ -1,0 +1,107 @@
+"""A recipe is a list of steps, each a JSON object. With the same seed it makes the same file from the same version."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+
+from workers.compression.fuse import fuse
+from workers.compression.graphs import Model
+from workers.compression.int8 import Static, quantize_weights
+from workers.compression.low_rank import low_rank
+from workers.compression.material import Material
+from workers.compression.students import boosted_student, network_student
+from workers.compression.trees import Forest
+from workers.compression.weights import half_weights, weight_only
+
+Step = Mapping[str, Any]
+Recipe = Sequence[Step]
+
+
+def key_of(recipe: Recipe) -> str:
+    """The same for equal recipes."""
+    return json.dumps(list(recipe), sort_keys=True)
+
+
+@dataclass(slots=True)
+class Maker:
+    """Carries recipes out; what recipes have in common is made once. Students have until `deadline`."""
+
+    material: Material
+    deadline: float = float("inf")
+    _made: dict[str, bytes] = field(default_factory=dict)
+    _failed: set[str] = field(default_factory=set)
+    _static: dict[str, Static] = field(default_factory=dict)
+
+    def make(self, recipe: Recipe) -> bytes:
+        """The serialised model. Raises whatever a step raises that does not suit the graph."""
+        if not recipe:
+            return self.material.model
+        key = key_of(recipe)
+        if key not in self._made:
+            before, step = recipe[:-1], recipe[-1]
+            self.make(before)
+            try:
+                made = _STEPS[step["step"]](self, before, {k: v for k, v in step.items() if k != "step"})
+                onnx.checker.check_model(made)
+            except Exception:
+                self._failed.add(key)
+                raise
+            self._made[key] = made.SerializeToString()
+        return self._made[key]
+
+    def hopeless(self, recipe: Recipe) -> bool:
+        """It begins with what could not be made before."""
+        return any(key_of(recipe[:end]) in self._failed for end in range(1, len(recipe)))
+
+    def graph(self, recipe: Recipe) -> Model:
+        """What the recipe makes, to be changed."""
+        return onnx.load_from_string(self.make(recipe))
+
+    def static(self, before: Recipe) -> Static:
+        """The quantizer of what `before` makes."""
+        key = key_of(before)
+        if key not in self._static:
+            folder = self.material.folder / f"static-{len(self._static)}"
+            material = self.material
+            self._static[key] = Static(self.graph(before), material.calibration(), material.batch, folder)
+        return self._static[key]
+
+    def forget(self) -> None:
+        """Let go of what was made, but for students, which take long."""
+        self._made = {key: raw for key, raw in self._made.items() if json.loads(key)[-1]["step"] == "student"}
+
+
+def _quantize(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
+    method = given.pop("method")
+    if method == "static":
+        return maker.static(before).quantize(**given)
+    if method == "dynamic":
+        return quantize_weights(maker.graph(before), **given)
+    return weight_only(maker.graph(before), **given)
+
+
+def _student(maker: Maker, _: Recipe, given: dict[str, Any]) -> Model:
+    if given["of"] == "trees":
+        return boosted_student(maker.material, given["size"])
+    return network_student(maker.material, given["size"], maker.deadline)
+
+
+def _low_rank(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
+    model, count = low_rank(maker.graph(before), given["energy"])
+    if not count:
+        raise ValueError("no matrix gets smaller at this energy")
+    return model
+
+
+_STEPS: dict[str, Callable[[Maker, Recipe, dict[str, Any]], Model]] = {
+    "student": _student,
+    "fuse": lambda maker, before, given: fuse(maker.graph(before), **given),
+    "low_rank": _low_rank,
+    "quantize": _quantize,
+    "half_weights": lambda maker, before, _: half_weights(maker.graph(before)),
+    "first_trees": lambda maker, before, given: Forest.of(maker.graph(before)).first(**given),
+    "merge_leaves": lambda maker, before, given: Forest.of(maker.graph(before)).merged(given["tolerance"]),
+}

@@ -1,0 +1,144 @@
+"""The search over recipes: what suits the graph first, then mixed precision, then what Optuna proposes."""
+
+import time
+from dataclasses import dataclass
+
+import optuna
+
+from workers.compression.candidate import Candidate, Notebook
+from workers.compression.measuring import Measuring
+from workers.compression.mixed import RANKING_ROWS, evaluations, fewest_float, ranked_layers
+from workers.compression.recipes import Recipe, Step
+from workers.compression.space import Picked, Space
+from workers.context import JobContext, Stopped
+from workers.learning import take
+
+_REPEATS = 30  # proposals in a row that were measured before end the search
+
+
+@dataclass(slots=True)
+class Search:
+    """Measures candidates until the time is up, or nothing new is proposed.
+
+    Which recipes are proposed follows from the seed and from what was measured; a recipe always makes the same file.
+    """
+
+    measuring: Measuring
+    space: Space
+    notebook: Notebook
+    limit_s: float
+    usual: Recipe = ()
+    job: JobContext | None = None
+    span: tuple[float, float] = (0.3, 0.98)  # of the job's progress
+    _begun: float = 0.0
+
+    def run(self) -> list[Candidate]:
+        """Everything that was measured, by this attempt or an earlier one. Stopped when the job is asked to stop."""
+        self._begun = time.monotonic() - self.notebook.spent_s
+        self.measuring.maker.deadline = self._begun + self.limit_s
+        if self.usual:
+            self._try(self.usual)
+        study = self._study()
+        for picked in self.space.first:
+            study.enqueue_trial(dict(picked))
+        for _ in self.space.first:
+            if self._over():
+                return self.notebook.all()
+            self._next(study)
+        self._mix()
+        repeats = 0
+        while not self._over() and repeats < _REPEATS:
+            repeats = 0 if self._next(study) else repeats + 1
+        return self.notebook.all()
+
+    def _next(self, study: optuna.Study) -> bool:
+        """Measure what is proposed next; False if it was known."""
+        trial = study.ask()
+        picked = {name: str(trial.suggest_categorical(name, options)) for name, options in self.space.choices.items()}
+        found, new = self._look(picked)
+        if found is None or found.failed is not None:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return new
+        trial.set_constraint("budget", found.excess)
+        study.tell(trial, (found.speed_up, found.quicker, found.smaller))
+        return new
+
+    def _look(self, picked: Picked) -> tuple[Candidate | None, bool]:
+        recipe = self.space.recipe(picked)
+        if recipe is None or self.measuring.maker.hopeless(recipe):
+            return None, False
+        return self._try(recipe)
+
+    def _try(self, recipe: Recipe) -> tuple[Candidate, bool]:
+        """What was measured, and whether that was now."""
+        if (known := self.notebook.find(recipe)) is not None:
+            return known, False
+        if self.job is not None and self.job.should_stop():
+            raise Stopped
+        found = self.measuring.try_out(recipe)
+        self.measuring.maker.forget()
+        self.notebook.add(found, time.monotonic() - self._begun)
+        self._tell(found)
+        return found, True
+
+    def _tell(self, found: Candidate) -> None:
+        if self.job is None:
+            return
+        if self.notebook.path is not None:
+            self.job.checkpointed()
+        share = min(1.0, self.notebook.spent_s / self.limit_s)
+        begin, end = self.span
+        step, left = f"measured {len(self.notebook)} recipes", self.limit_s * (1 - share)
+        self.job.progress(begin + (end - begin) * share, step, left)
+        steps = ", ".join(
+            " ".join(str(value) for value in step.values() if not isinstance(value, list)) for step in found.recipe
+        )
+        numbers = f"{found.smaller:.2f} times smaller, {found.speed_up:.2f} times the rows a second"
+        self.job.log(f"tried {steps}: " + (found.failed or "; ".join([numbers, *found.stops])))
+
+    def _over(self) -> bool:
+        return time.monotonic() - self._begun >= self.limit_s
+
+    def _mix(self) -> None:
+        """Of the fastest int8 graph whose answers are beyond the budget: which layers have to stay float?"""
+        tried = [one for one in self.notebook.all() if _static(one) is not None and one.failed is None]
+        fits = [one.speed_up for one in tried if one.loss["at_most"] <= one.loss["allowed"]]
+        short = [
+            one for one in tried if one.loss["at_most"] > one.loss["allowed"] and one.speed_up > max(fits, default=0.0)
+        ]
+        if not short or self._over():
+            return
+        best = max(short, key=lambda one: one.speed_up)
+        before, step = best.recipe[:-1], best.recipe[-1]
+        maker, material = self.measuring.maker, self.measuring.maker.material
+        quantizer = maker.static(before)
+        layers = quantizer.layers
+        if self.job is not None:
+            self.job.log(
+                f"mixed precision: {evaluations(len(layers))} graphs will be looked at, of {len(layers)} layers"
+            )
+
+        def recipe(kept: list[str]) -> list[Step]:
+            return [*before, {**step, "keep_float": sorted(kept)}]
+
+        ranked = ranked_layers(
+            maker.make(before), lambda kept: maker.graph(recipe(list(kept))), layers,
+            take(material.calibration(), slice(0, RANKING_ROWS)), material.threads, material.batch,
+        )  # fmt: skip
+        found = fewest_float(ranked, lambda kept: self.measuring.loss(maker.make(recipe(list(kept)))).within)
+        if found is not None and len(found) < len(layers):
+            self._try(recipe(found))
+
+    def _study(self) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = optuna.samplers.TPESampler(
+            seed=self.measuring.maker.material.seed, n_startup_trials=len(self.space.first) + 2,
+        )  # fmt: skip
+        return optuna.create_study(directions=["maximize"] * 3, sampler=sampler)
+
+
+def _static(one: Candidate) -> Step | None:
+    """The last step, if it makes int8 of a network whose numbers are otherwise as they were."""
+    step = one.recipe[-1]
+    plain = step.get("method") == "static" and "keep_float" not in step
+    return step if plain and all(earlier["step"] == "fuse" for earlier in one.recipe[:-1]) else None

@@ -1,0 +1,160 @@
+"""Which recipes suit a graph: choices, each with options, that make up a recipe; and what is tried first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from workers.compression.graphs import PRODUCTS, TREES, Model, operators_of, weights_of
+from workers.compression.int8 import CONVOLUTIONS, EVERYTHING
+from workers.compression.material import Material
+from workers.compression.recipes import Step
+from workers.compression.students import BOOSTERS, can_boost, can_teach, smaller
+from workers.compression.trees import FRACTIONS, Forest, has_tree_order
+
+_NONE = "none"
+_BIG = 1 << 16  # numbers of a table that is worth quantizing
+_SHARES = tuple(map(str, FRACTIONS))
+_TOLERANCES = ("0.02", "0.1", "0.3")
+_ENERGIES = ("0.98", "0.9", "0.75")
+Picked = Mapping[str, str]
+DYNAMIC: Step = {"step": "quantize", "method": "dynamic", "operators": ["MatMul", "Gemm"]}
+STATIC: Step = {
+    "step": "quantize", "method": "static", "operators": list(CONVOLUTIONS), "activations": "uint8",
+    "calibration": "min-max",
+}  # fmt: skip
+_WIDE: Step = {**STATIC, "operators": list(EVERYTHING)}
+_PRECISIONS: dict[str, Step] = {
+    "dynamic": DYNAMIC,
+    "dynamic, tables": {**DYNAMIC, "operators": ["MatMul", "Gemm", "Attention", "Gather"]},
+    "8 bits, weights": {"step": "quantize", "method": "weights", "bits": 8},
+    "4 bits, weights": {"step": "quantize", "method": "weights", "bits": 4},
+    "convolutions": STATIC,
+    "static": _WIDE,
+    "static, int8": {**_WIDE, "activations": "int8"},
+    "static, entropy": {**_WIDE, "calibration": "entropy"},
+    "static, percentile": {**_WIDE, "calibration": "percentile"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """`choices` have options by name, `first` are picked before any search."""
+
+    choices: Mapping[str, Sequence[str]]
+    first: Sequence[Picked]
+    trees: bool
+
+    @classmethod
+    def of(cls, material: Material, graph: Model) -> "Space":
+        """Everything that suits the graph; without choices nothing does."""
+        return _trees(material, graph) if TREES in operators_of(graph) else _network(material, graph)
+
+    def recipe(self, picked: Picked) -> list[Step] | None:
+        """The steps in their order; None if they do not go together."""
+        return _tree_recipe(picked) if self.trees else _network_recipe(picked)
+
+
+def usual_precision(graph: Model) -> Step | None:
+    """How a network is quantized when nothing is searched; None where there is nothing to quantize."""
+    operators = operators_of(graph)
+    if "Conv" in operators:
+        return STATIC
+    return DYNAMIC if operators & PRODUCTS else None
+
+
+def shorter(graph: Model) -> list[list[Step]]:
+    """Recipes that leave the last trees out of a graph exported here, the shortest first."""
+    forest = Forest.of(graph)
+    return [[{"step": "first_trees", "share": share}] for share in FRACTIONS if forest.size(share) < forest.trees]
+
+
+def _trees(material: Material, graph: Model) -> Space:
+    choices: dict[str, Sequence[str]] = {"leaves": (_NONE, *_TOLERANCES), "trees": (_NONE, *_SHARES)}
+    ordered = has_tree_order(graph)
+    first = [{"trees": share} for share in ("0.5", "0.2")] if ordered else []
+    if can_boost(material):
+        choices["student"] = (_NONE, *BOOSTERS) if ordered else tuple(BOOSTERS)
+        first += [{"student": size} for size in BOOSTERS]
+        first += [{"student": "medium", "leaves": "0.1"}]
+    elif not ordered:
+        return Space({}, [], trees=True)
+    return Space(choices, [_whole(choices, some) for some in first], trees=True)
+
+
+def _network(material: Material, graph: Model) -> Space:
+    operators, sizes = operators_of(graph), {name: tensor.dims for name, tensor in weights_of(graph).items()}
+    products, convolutions = operators & PRODUCTS, "Conv" in operators
+    if not products and not convolutions:
+        return Space({}, [], trees=False)
+    looked_up = any(
+        node.op_type == "Gather" and _numbers(sizes.get(node.input[0], ())) >= _BIG for node in graph.graph.node
+    )
+    names = [name for name in _PRECISIONS if name.startswith("static")]
+    names += ["convolutions"] if convolutions else []
+    if products and not convolutions:
+        names += ["dynamic", "8 bits, weights", "4 bits, weights"] + (["dynamic, tables"] if looked_up else [])
+    choices: dict[str, Sequence[str]] = {"precision": (_NONE, *sorted(names)), "storage": (_NONE, "half")}
+    if products and not convolutions:
+        choices["rank"] = (_NONE, *_ENERGIES)
+    if {"Softmax", "LayerNormalization", "MatMul"} <= operators:
+        choices["graph"] = (_NONE, "fused", "fused, fast GELU") if "Gelu" in operators else (_NONE, "fused")
+    origin = material.origin
+    able = origin is not None and material.job is not None and can_teach(material)
+    students = smaller(origin.family, origin.params) if origin is not None and able else {}
+    if students:
+        choices["student"] = (_NONE, *students)
+    return Space(choices, [_whole(choices, some) for some in _network_first(choices)], trees=False)
+
+
+def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
+    """Each technique alone, and those together that mostly add up."""
+    precisions = [name for name in choices["precision"] if name != _NONE]
+    best = (
+        "static"
+        if "convolutions" in precisions
+        else "dynamic, tables"
+        if "dynamic, tables" in precisions
+        else "dynamic"
+    )
+    first: list[Picked] = [{"precision": best}]
+    first += [{"student": size, "precision": best} for size in choices.get("student", ())[1:]]
+    first += [{"graph": name, "precision": best} for name in choices.get("graph", ())[-1:]]
+    first += [{"precision": name} for name in sorted(precisions) if name != best]
+    first.append({"storage": "half"})
+    first += [{"rank": energy} for energy in choices.get("rank", ())[1:]]
+    return first
+
+
+def _whole(choices: Mapping[str, Sequence[str]], some: Picked) -> Picked:
+    """With the first option of every other choice."""
+    return {name: some.get(name, options[0]) for name, options in choices.items()}
+
+
+def _network_recipe(picked: Picked) -> list[Step] | None:
+    steps: list[Step] = []
+    if (size := picked.get("student", _NONE)) != _NONE:
+        steps.append({"step": "student", "of": "networks", "size": size})
+    if (energy := picked.get("rank", _NONE)) != _NONE:
+        steps.append({"step": "low_rank", "energy": float(energy)})
+    if (form := picked.get("graph", _NONE)) != _NONE:
+        steps.append({"step": "fuse", "fast_gelu": form.endswith("fast GELU")})
+    if (precision := picked["precision"]) != _NONE:
+        steps.append(_PRECISIONS[precision])
+    if picked["storage"] != _NONE:
+        steps.append({"step": "half_weights"})
+    return steps or None
+
+
+def _tree_recipe(picked: Picked) -> list[Step] | None:
+    steps: list[Step] = []
+    if (size := picked.get("student", _NONE)) != _NONE:
+        steps.append({"step": "student", "of": "trees", "size": size})
+    if (share := picked["trees"]) != _NONE:
+        steps.append({"step": "first_trees", "share": float(share)})
+    if (tolerance := picked["leaves"]) != _NONE:
+        steps.append({"step": "merge_leaves", "tolerance": float(tolerance)})
+    return steps or None
+
+
+def _numbers(shape: Sequence[int]) -> int:
+    return prod(shape) if len(shape) else 0
