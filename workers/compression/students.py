@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,9 @@ _RATE = 0.1
 _MOST_ROWS = 100_000  # that a student of a table learns from
 _COPIES = 4  # made-up rows for each real one
 _SWAPPED = 0.3  # of a made-up row's cells are another row's
-_LONGER = 2  # times the full model's epochs: a student learns more from soft answers, and each epoch is cheaper
+_LONGER = 3  # times the full model's epochs: a student learns more from soft answers, and each epoch is cheaper
 _SHARE = 0.5  # of the time that is left may go to one network
-SIZES = {"half": 0.5, "quarter": 0.25}  # of widths or depth
+SIZES = {"slim": 0.6, "half": 0.5, "quarter": 0.25}  # of widths or depth
 _WATCHED = 0.1  # of the training rows end a network's training
 Params = Mapping[str, Any]
 
@@ -94,7 +95,7 @@ def network_student(material: Material, size: str, deadline: float) -> Model:
 def _deadline(origin: Origin, size: str, deadline: float) -> float:
     """Of one student, which must not take all the time. NoTime if it would hardly be finished by then."""
     left = deadline - time.monotonic()
-    needed = origin.seconds * SIZES[size] * _LONGER
+    needed = origin.seconds * SIZES[size] ** 2 * _LONGER  # what follows from widths; of depth alone it is more
     if needed > left * _SHARE:
         raise NoTime(f"a student takes about {needed:.0f} s, too much of the {left:.0f} s left; raise time_limit_s")
     return time.monotonic() + left * _SHARE if left < float("inf") else deadline
@@ -160,12 +161,12 @@ def _widths(name: str, least: int = 8) -> Callable[[Params, float], Params]:
 
 
 def _resnet(params: Params, share: float) -> Params:
-    return {**_widths("widths")(params, share), "depth": max(1, round(params["depth"] * share))}
+    return {**_widths("widths")(params, share), "depth": ceil(params["depth"] * share)}
 
 
 def _encoder(params: Params, share: float) -> Params:
     """Fewer layers of the same width."""
-    return {"depth": max(1, round(params["depth"] * share))}
+    return {"depth": ceil(params["depth"] * share)}
 
 
 _SMALLER: dict[str, Callable[[Params, float], Params]] = {
