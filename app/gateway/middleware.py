@@ -34,7 +34,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limited = not _UPLOAD.fullmatch(scope["path"])
+        limited = not _UPLOAD.fullmatch(scope["path"]) or _is_json(scope)
         begun = time.perf_counter()
         request = _Request(scope, receive, send, self._max_body if limited else math.inf)
         if self._exporter is not None and request.trace is None:
@@ -74,6 +74,11 @@ class RequestMiddleware:
     async def _refuse_size(self, request: "_Request") -> None:
         detail = f"the body is larger than {self._max_body >> 20} MiB (AIMASS_GATEWAY_MAX_BODY_MB)"
         await request.refuse(413, "payload_too_large", detail)
+
+
+def _is_json(scope: Scope) -> bool:
+    """True for a body that is read whole."""
+    return any(key == b"content-type" and value.startswith(b"application/json") for key, value in scope["headers"])
 
 
 class _Request:

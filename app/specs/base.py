@@ -15,7 +15,12 @@ Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 MAX_VERSION = 2**31 - 1  # what the registry's integer column holds
 VersionNumber = Annotated[int, Field(ge=1, le=MAX_VERSION)]
 NO_NUL = r"^[^\x00]*$"  # PostgreSQL keeps no NUL in text
-
+VISIBLE = r"^[^\x00]*[^\s\x00][^\x00]*$"
+_RULES = {
+    NAME_PATTERN: NAME_RULE,
+    NO_NUL: "must not hold a NUL character",
+    VISIBLE: "must hold a visible character, and no NUL character",
+}
 
 _CHOICE = "one of: "
 
@@ -46,7 +51,7 @@ def field_error(found: Mapping[str, Any]) -> FieldError:
     elif kind == "dict_type":
         msg = "must be a JSON object"
     elif kind == "string_pattern_mismatch":
-        msg = {NAME_PATTERN: NAME_RULE, NO_NUL: "must not hold a NUL character"}.get(context["pattern"], msg)
+        msg = _RULES.get(context["pattern"], msg)
     elif kind == "union_tag_not_found":
         loc, msg = (*loc, context["discriminator"].strip("'")), "is required"
     elif kind == "union_tag_invalid":

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from app.core.errors import InvalidSpec
-from app.specs.base import NO_NUL, Spec
+from app.specs.base import NO_NUL, VISIBLE, Spec
 
 FeatureType = Literal["number", "category", "boolean", "text"]
 Reads = Literal["numbers", "categories", "both"]
@@ -276,7 +276,7 @@ class Derive(FeatureStep):
     makes_columns: ClassVar[bool] = True
     step: Literal["derive"]
     columns: None = None
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern=NO_NUL, description="of the new column")]
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=VISIBLE, description="of the new column")]
     expression: Annotated[
         str,
         Field(

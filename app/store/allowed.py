@@ -14,9 +14,16 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 SETTING = "AIMASS_SOURCES_ALLOW"
 _PORTS = {"https": 443, "http": 80, "s3": 0}
 _FORM = "write https://HOST/PATH or s3://BUCKET/KEY"
+_DECODED = 4  # times that a path is looked at, each decoded once more
 _ODD = re.compile(r"[\s\\\x00-\x1f\x7f]|[^\x00-\x7f]")  # what two parsers may read in two ways
 # Addresses that carry another one inside, by which a gateway of the network may reach what is private.
-_CARRIERS = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16"))
+_CARRIERS = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "64:ff9b::/96", "64:ff9b:1::/48", "2001::/32", "2002::/16", "::/96", "::ffff:0:0:0/96", "fec0::/10",
+        "192.0.0.0/24", "192.88.99.0/24",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +87,20 @@ def _split(text: str) -> Uri:
         raise _bad("must not hold a user name or password; use an address that needs none, such as a signed one")
     if parts.fragment or "#" in text:
         raise _bad("must not have a part after '#'; leave it out")
-    if any(part in {".", ".."} for part in unquote(parts.path).split("/")):
+    if _leads_elsewhere(parts.path):
         raise _bad("must not have '.' or '..' in its path; write the path itself")
     if parts.scheme == "s3" and (port is not None or "?" in text):
         raise _bad("must be s3://BUCKET/KEY, without port and query")
     return Uri(parts.scheme, host, port or _PORTS[parts.scheme], parts.path or "/", parts.query)
+
+
+def _leads_elsewhere(path: str) -> bool:
+    """True if some server may read a part of the path as `.` or `..`: decoded twice, by backslashes, or up to a `;`."""
+    for _ in range(_DECODED):
+        if any(part.partition(";")[0] in {".", ".."} for part in re.split(r"[/\\]", path)):
+            return True
+        path = unquote(path)
+    return "%2e" in path.lower()
 
 
 def _bad(msg: str) -> InvalidSpec:

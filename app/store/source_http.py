@@ -71,7 +71,9 @@ def _redirected(uri: Uri, answer: httpcore.Response, allowed: Allowed) -> Uri:
     try:
         found = allowed.check(urljoin(uri.place + uri.target, location))
     except InvalidSpec as error:
-        raise _refused(f"redirects to another address, which {error.errors[0].msg}") from None
+        raise _refused(f"redirects to another address: {error.errors[0].msg}") from None
+    except ValueError:
+        raise _refused("redirects to what is no address; name the file's own") from None
     if found.scheme == "s3":
         raise _refused("redirects to a bucket, which browsers would not follow; name the object as s3://BUCKET/KEY")
     return found

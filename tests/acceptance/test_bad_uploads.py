@@ -102,6 +102,8 @@ class TestUploads:
             ({"uri": "s3://lake/raw/x", "kind": "table"}, 422, "invalid_input", ["kind"], "must be one of"),
             ({"uri": "s3://lake/raw/x", "kind": "audio"}, 501, "not_built", None, "kind 'audio'"),
             ("{", 400, "malformed", ["body"], "is not valid JSON"),
+            ("[" * 200_000, 400, "malformed", None, "nested too deeply"),
+            ({"uri": "x" * (2 << 20)}, 413, "payload_too_large", None, "AIMASS_GATEWAY_MAX_BODY_MB"),
         ],
     )
     def test_bad_sources(

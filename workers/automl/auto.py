@@ -46,6 +46,8 @@ class Auto:
         pool = Pool.of(self.kind, data, self.params["folds"])
         search = _Search(pool, self.params, job, _State.load(job))
         search.run()
+        if not search.members and search.refused is not None:
+            raise search.refused
         if not search.members:
             why = "; ".join(f"{name}: {reason}" for name, reason in search.state.abandoned.items())
             raise InvalidSpec.at("params", "time_limit_s", msg=f"no model was finished in time; raise it ({why})")
@@ -102,6 +104,7 @@ class _Search:
         self.limit_s, self.most_folds = float(params["time_limit_s"]), pool.count
         self.begun = time.monotonic() - state.spent_s
         self.members: list[Member] = []
+        self.refused: AimassError | None = None  # why the last one could not be trained
 
     def run(self) -> None:
         """All candidates, or those for which there is time. Stopped when the job is asked to stop."""
@@ -117,6 +120,7 @@ class _Search:
             except _NotTried as error:
                 self.state.abandoned[candidate.name] = str(error)
             except AimassError as error:  # this one cannot; others may
+                self.refused = error
                 self.state.abandoned[candidate.name] = str(error)
                 self.job.log(f"{candidate.name} was given up: {error}", level="warning")
             self._remember()

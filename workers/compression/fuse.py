@@ -4,8 +4,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
-from onnxruntime.transformers.fusion_options import FusionOptions
-from onnxruntime.transformers.optimizer import optimize_model
 
 from workers.compression.graphs import Model
 
@@ -17,6 +15,9 @@ def fuse(model: Model, *, fast_gelu: bool) -> Model:
         model: with attention.
         fast_gelu: put the tanh form in place of GELU, which is cheaper and a little different.
     """
+    from onnxruntime.transformers.fusion_options import FusionOptions  # noqa: PLC0415 - slow to load, seldom needed
+    from onnxruntime.transformers.optimizer import optimize_model  # noqa: PLC0415 - the same
+
     options = FusionOptions("bert")
     options.enable_gelu_approximation = fast_gelu
     with TemporaryDirectory() as folder:

@@ -21,7 +21,6 @@ from workers.compression.measuring import Measuring, drops
 from workers.compression.memory import peak_bytes
 from workers.compression.naming import described, name_of, names_of
 from workers.compression.recipes import Maker, Recipe, key_of
-from workers.compression.search import Search
 from workers.compression.space import Space, shorter, usual_precision
 from workers.compression.trees import NOTE, Forest, has_tree_order
 from workers.context import JobContext
@@ -106,6 +105,8 @@ class Compressor:
         folder = None if self.job is None else self.job.checkpoint / _ROOM
         notebook = Notebook.open(folder, host_name(), hashlib.sha256(self.model).hexdigest())
         usual = self._usual_recipe(graph, measuring) or []
+        from workers.compression.search import Search  # noqa: PLC0415 - optuna is loaded for those who search alone
+
         search = Search(measuring, space, notebook, limit_s, usual, self.job, self.span)
         tried = search.run() if space.choices else []
         maker.deadline = float("inf")  # what was measured by an earlier attempt is made again

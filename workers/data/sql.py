@@ -1,6 +1,7 @@
 """Users' SQL over one row: DuckDB in memory, without files, network, settings or a second statement."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,9 @@ _CONFIG = {
     "max_expression_depth": "100",
 }  # fmt: skip
 _QUERY = f"SELECT {ROW_ID} FROM rows WHERE (\n%s\n)"  # noqa: S608 - what takes the place is parsed and checked first
+_LONGEST_TREE = 1_000_000  # characters of the serialised syntax tree
+# DuckDB copies x for every WHEN, so that some hundred characters of such, nested, would fill the memory.
+_SIMPLE_CASE, _SIMPLE_CASES = re.compile(r"\bcase\b(?!\s+when\b)", re.IGNORECASE), 2
 _NODES = frozenset(
     {"COMPARISON", "CONJUNCTION", "CONSTANT", "COLUMN_REF", "FUNCTION", "OPERATOR", "CASE", "CAST", "TYPE", "BETWEEN"}
 )
@@ -102,10 +106,17 @@ def _condition(
 
 def _parsed(session: duckdb.DuckDBPyConnection, predicate: str, where: Loc) -> dict[str, Any]:
     """The statement's syntax tree by DuckDB's own parser, without positions in the text."""
+    if len(_SIMPLE_CASE.findall(predicate)) > _SIMPLE_CASES:
+        msg = f"takes CASE x WHEN {_SIMPLE_CASES} times at most; write CASE WHEN x = … instead"
+        raise InvalidSpec.at(*where, msg=msg)
     row = session.execute("SELECT json_serialize_sql(?)", [_QUERY % predicate]).fetchone()
+    if row and len(row[0]) > _LONGEST_TREE:
+        raise InvalidSpec.at(*where, msg="it is too large; take fewer or shorter conditions, or several steps")
     answer: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
     if answer["error"]:
-        raise InvalidSpec.at(*where, msg=f"{answer.get('error_message', 'is no SQL')}; correct it")
+        told = str(answer.get("error_message", "is no SQL"))
+        told = "it is nested too deeply" if "max_expression_depth" in told else told
+        raise InvalidSpec.at(*where, msg=f"{told}; correct it")
     if len(answer["statements"]) != 1:
         raise InvalidSpec.at(*where, msg="must be one, not several statements")
     tree: dict[str, Any] = _without_places(answer["statements"][0])

@@ -82,6 +82,7 @@ def _normal(name: str, column: pa.Array, changes: Changes) -> pl.Series:
     if nul:
         changed[name, "values held NUL characters, which were taken out"] += nul
         text = text.str.replace_all("\0", "", literal=True)
+    text = text.str.strip_chars()  # as of every other file, and as predictions are read
     return text.set(text == "", None)
 
 

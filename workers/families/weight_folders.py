@@ -68,6 +68,8 @@ def pixels_of(folder: Path) -> Pixels:
             mean, std = ([float(value) for value in told[key]] for key in ("image_mean", "image_std"))
         scale, shift = [factor / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
         side = _side(told["crop_size"] if told.get("do_center_crop") else told["size"])
+        if side < 1:
+            raise refused(f"its {_PROCESSOR} has a size of {side} pixels")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         raise refused(msg) from None
     if not all(map(math.isfinite, [*scale, *shift])):
@@ -93,7 +95,7 @@ def with_their_size(job: JobContext, spec: TrainSpec) -> TrainSpec:
         return spec.model_copy(update={"params": family(spec.family).validate(params).model_dump(mode="json")})
     except InvalidInput:
         raise refused(
-            f"its pictures have {params['image_size']} pixels a side, which is more than is offered"
+            f"its pictures have {params['image_size']} pixels a side, which is not between 8 and 512"
         ) from None
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging as told
 
 from workers.families.weight_folders import WEIGHTS_FILE, refused
 
+_DAMAGED = (SafetensorError, StrictDataclassError)
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
 
@@ -42,7 +44,7 @@ def load_pretrained(
             folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True,
             ignore_mismatched_sizes=True, **how,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, *_DAMAGED) as error:
         raise refused(f"its weights cannot be read: {str(error)[:200]}") from None
     model, info = loaded
     lacking = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}

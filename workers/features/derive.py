@@ -244,6 +244,8 @@ class _Compiler:
         emits = [part.emit for part in parts]
         if kind in {"IS_NULL", "IS_NOT_NULL"}:
             column = parts[0].column
+            if column is None and parts[0].type == "text":
+                self.refuse("asks whether a text constant is null; name a column")
             found = _lift(nodes.is_null, *emits) if column is None else self._test_column(_Test(column, None))
             return _Value("truth", found if kind == "IS_NULL" else _lift(nodes.negation, found))
         if kind == "COALESCE":

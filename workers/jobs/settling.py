@@ -12,6 +12,7 @@ from app.specs.evaluation import TunedThreshold
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from workers.context import JobContext
+from workers.data.division import Ordered
 from workers.data.prepare import Prepared
 from workers.evaluation.conformal import offsets, rows_needed
 from workers.evaluation.threshold import best_threshold
@@ -39,8 +40,10 @@ def check_settling(spec: TrainSpec, prepared: Prepared) -> None:
     needed, there = rows_needed(spec.evaluation.intervals), len(prepared.closer.calibration)
     if prepared.closer.folds:
         there = sum(len(fold.test) for fold in prepared.closer.folds)
-    elif not there:  # all rows will be left out by some model
-        there = len(prepared.split.train) + len(prepared.split.validation)
+    elif not there:  # rows that models will leave out: along time the validation rows, else all
+        there = len(prepared.split.validation)
+        if not isinstance(prepared.closer.divider, Ordered):
+            there += len(prepared.split.train)
     by_row, teach = spec.evaluation.interval_width == "by_row", len(prepared.split.validation) - there
     if by_row and not len(prepared.closer.calibration):
         teach = there // 2
@@ -104,7 +107,9 @@ def _residuals(prepared: Prepared, fitted: Fitted, by_folds: Array | None) -> tu
         return "rows that folds left out", np.concatenate([fold.test for fold in prepared.closer.folds]), by_folds
     y, answers, of = _held_out(prepared, fitted, prepared.closer.calibration)
     rows = prepared.closer.calibration
-    if len(rows) != len(y):
+    if isinstance(prepared.closer.divider, Ordered) and len(rows) != len(y):
+        rows = prepared.split.validation
+    elif len(rows) != len(y):
         rows = np.concatenate([prepared.split.train, prepared.split.validation])
     return of, rows, y - answers
 

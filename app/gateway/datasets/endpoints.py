@@ -98,6 +98,8 @@ async def _from_uri(request: Request, state: Gateway, caller: Principal, key: st
         raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
     except UnicodeDecodeError:
         raise Malformed("the body is not UTF-8") from None
+    except RecursionError:
+        raise Malformed("the body cannot be read as JSON; it is nested too deeply") from None
     except json.JSONDecodeError as error:
         found = {"type": "json_invalid", "loc": ("body", error.pos), "ctx": {"error": error.msg}}
         raise RequestValidationError([found]) from None

@@ -13,7 +13,7 @@ TABLE = pa.table(
         "i": pa.array([1, None, 3], pa.int16()),
         "f": pa.array([1.5, float("nan"), 2.0]),
         "big": pa.array([1, 2**64 - 1, 2], pa.uint64()),
-        "s": pa.array(["007", "", None]).dictionary_encode(),
+        "s": pa.array([" 007", " ", None]).dictionary_encode(),
         "at": pa.array([dt.datetime(2024, 1, 31, 10, tzinfo=dt.UTC)] * 3),
     }
 )
@@ -36,7 +36,7 @@ def test_types_are_kept(ingest: Callable[..., Any], *, stream: bool, compression
     assert got.table["i"].to_list() == [1, None, 3]
     assert got.table["f"].to_list() == [1.5, None, 2.0]
     assert got.table["big"].to_list() == ["1", "18446744073709551615", "2"]
-    assert got.table["s"].to_list() == ["007", None, None]
+    assert got.table["s"].to_list() == ["007", None, None]  # of " 007" and blanks, as in every other file
     assert got.warned("'big' becomes text")
     assert got.warned("'f': 1 NaN or infinite values")
 

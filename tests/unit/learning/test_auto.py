@@ -209,6 +209,14 @@ def test_pictures_become_one_graph_of_several_networks(make_job: MakeJob, digits
     assert [value.name for value in onnx.load(job.output / "model.onnx").graph.input] == ["image"]
 
 
+def test_a_wrong_spec_is_not_taken_for_lack_of_time(make_job: MakeJob, mixed: pl.DataFrame):
+    params = {"folds": 2, "families": ["mlp"]}
+    job = make_job(mixed.head(200), **SPEC | {"params": params}, training={"precision": "fp16"})
+    with pytest.raises(InvalidSpec, match="has no fp16") as caught:
+        train.run(job)
+    assert caught.value.errors[0].loc == ("training", "precision")
+
+
 def test_variations_of_what_was_worse_are_not_tried(
     make_job: MakeJob, mixed: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ):

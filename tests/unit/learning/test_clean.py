@@ -74,7 +74,7 @@ def test_a_predicate_keeps_rows(predicate: str, rows: list[int]):
         ("* = 1", "no star"),
         ("list_filter([1], lambda q: q > 1) = [1]", None),
         ("rows.age > 1", "not one column"),
-        (f"age {'+ 1' * 900} > 3", "depth"),
+        (f"age {'+ 1' * 900} > 3", "nested too deeply"),
     ],
 )
 def test_anything_else_is_refused(predicate: str, words: str | None):

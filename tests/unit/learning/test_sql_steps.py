@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import duckdb
@@ -129,7 +130,8 @@ def test_a_derived_column_is_what_duckdb_computes(derived: list[tuple[np.ndarray
     ("expression", "word"),
     [
         ("a +", "syntax error"),
-        ("a; DROP TABLE rows", "."),
+        ("a; DROP TABLE rows", "syntax error"),
+        ("a > 0 AND 'x' IS NULL", "text constant"),
         ("true); SELECT 1 WHERE (true", "not several statements"),
         ("(SELECT 1)", "takes no subquery"),
         ("nothing + 1", "'nothing' is not one column"),
@@ -153,7 +155,8 @@ def test_a_derived_column_is_what_duckdb_computes(derived: list[tuple[np.ndarray
         ("CASE WHEN smoker THEN a ELSE smoker END", "numbers alone"),
         ("a / 0", "missing in every training row"),
         ("1e999 + a", "no number of 64 bits"),
-        ("+".join(["a"] * 900), "depth"),
+        ("+".join(["a"] * 900), "nested too deeply"),
+        (reduce(lambda x, _: f"CASE {x} WHEN 1 THEN 1 ELSE 0 END", range(14), "a"), "write CASE WHEN x ="),
     ],
 )
 def test_what_is_no_expression_of_one_row_is_refused(data: LearningData, expression: str, word: str) -> None:

@@ -335,6 +335,23 @@ def test_rows_that_teach_widths_do_not_calibrate(make_job: MakeJob, diabetes: pl
     assert all(len(set(half[groups == group])) == 1 for group in range(20))
 
 
+def test_along_time_the_validation_rows_alone_calibrate_auto(make_job: MakeJob, diabetes: pl.DataFrame):
+    frame = diabetes.with_columns(pl.Series("day", np.arange(len(diabetes))))
+    params = {"families": ["linear"], "folds": 2, "time_limit_s": 60}
+    given: dict[str, Any] = {
+        "family": "auto", "task": "regression", "params": params,
+        "split": {"method": "time", "time": "day", "validation": 0.4},
+    }  # fmt: skip
+    job = make_job(frame, **given, evaluation={"intervals": 0.8, "interval_width": "by_row"})
+    train.run(job)
+    card = json.loads((job.output / "card.json").read_text())
+    told, rows = card["prediction_intervals"], card["split"]["rows"]["validation"]
+    assert told["rows"] + told["widths_by"]["rows"] == rows
+    given["split"]["validation"] = 0.2
+    with pytest.raises(InvalidSpec, match=r"0\.99 takes 199 rows .* and there are 89"):
+        train.run(make_job(frame, name="many", **given, evaluation={"intervals": 0.99}))
+
+
 def test_widths_by_row_need_intervals_and_rows(make_job: MakeJob, diabetes: pl.DataFrame):
     for frame, asked, where in (
         (diabetes, {"interval_width": "by_row"}, "interval_width"),

@@ -44,6 +44,9 @@ def test_what_is_on_the_list_or_below_it(uri: str) -> None:
         ("https://dätä.example.com/open", "ASCII"),
         ("https://data.example.com/open#part", "after '#'"),
         ("https://[::1/open", "no address"),
+        ("https://data.example.com/open/..;/a", "'.' or '..'"),
+        ("https://data.example.com/open/%252e%252e/a", "'.' or '..'"),
+        ("https://data.example.com/open/%5c..%5ca", "'.' or '..'"),
         ("https:///open", "host or bucket"),
         ("file:///etc/passwd", "https://"),
         ("ftp://data.example.com/open", "https://"),
@@ -80,6 +83,10 @@ def test_without_a_list_nothing_is_fetched() -> None:
         "fd00::1",
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
+        "fec0::1",
+        "::127.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "192.0.0.8",
     ],
 )
 def test_private_addresses_are_not_connected_to_unless_they_are_named(address: str) -> None:
