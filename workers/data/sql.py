@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import duckdb
@@ -54,23 +54,24 @@ def rows_where(frame: pl.DataFrame, predicate: str, where: Loc) -> pl.DataFrame:
         with duckdb.connect(":memory:", config=dict(_CONFIG)) as session:
             session.register("rows", frame.to_arrow(compat_level=pl.CompatLevel.oldest()))
             session.execute("SET lock_configuration = true")
-            _condition(session, predicate, frame.columns, where, "one predicate, such as age >= 18")
+            _condition(session, predicate, frame.columns, where, "one predicate, such as age >= 18", _NAMED)
             kept = session.execute(_QUERY % predicate).fetchnumpy()[ROW_ID]
     except duckdb.Error as error:
         raise InvalidSpec.at(*where, msg=f"{str(error).splitlines()[0]}; correct the predicate") from None
     return frame.filter(frame[ROW_ID].is_in(pl.Series(kept).implode()))
 
 
-def expression(text: str, columns: list[str], where: Loc) -> dict[str, Any]:
+def expression(text: str, columns: list[str], where: Loc, named: Iterable[str]) -> dict[str, Any]:
     """The checked syntax tree of an SQL expression over columns; nothing of it is run.
 
-    Each COLUMN_REF has the column's own name, in `columns`' case, as its only `column_names`.
+    Each COLUMN_REF has the column's own name, in `columns`' case, as its only `column_names`. `named` are the functions
+    that an error offers.
 
     Raises:
         InvalidSpec: it is none, or names what is not there.
     """
     with duckdb.connect(":memory:", config=dict(_CONFIG)) as session:
-        tree = _condition(session, text, columns, where, "one expression, such as income / rooms")
+        tree = _condition(session, text, columns, where, "one expression, such as income / rooms", named)
     for node in _nodes(tree):
         if node["class"] == "COLUMN_REF":
             known = {name.casefold(): name for name in columns}
@@ -79,8 +80,9 @@ def expression(text: str, columns: list[str], where: Loc) -> dict[str, Any]:
 
 
 def _condition(
-    session: duckdb.DuckDBPyConnection, predicate: str, columns: list[str], where: Loc, meaning: str
-) -> dict[str, Any]:
+    session: duckdb.DuckDBPyConnection, predicate: str, columns: list[str], where: Loc, meaning: str,
+    named: Iterable[str],
+) -> dict[str, Any]:  # fmt: skip
     """The tree of a predicate. The statement must be the one that is meant but for it, and that of plain parts."""
     found, meant = _parsed(session, predicate, where), _parsed(session, "true", where)
     condition = found["node"].pop("where_clause", None)
@@ -94,7 +96,7 @@ def _condition(
             msg = f"it takes no {kind.lower()}; use columns, values and functions of one row"
             raise InvalidSpec.at(*where, msg=msg)
         if kind == "FUNCTION" and (function not in _FUNCTIONS or node.get("schema") or node.get("catalog")):
-            msg = f"there is no function '{function}' here; there are {', '.join(sorted(_NAMED))}"
+            msg = f"there is no function '{function}' here; there are {', '.join(sorted(named))}"
             raise InvalidSpec.at(*where, msg=msg)
         if kind == "COLUMN_REF":
             name = ".".join(node["column_names"])

@@ -35,6 +35,7 @@ _OF_ONE = {
 }  # fmt: skip
 _OF_SEVERAL = {"least": "Min", "greatest": "Max"}
 _NAMED = sorted(name for name in (*_ARITHMETIC, *_OF_ONE, *_OF_SEVERAL, "round", "nullif") if name.isalpha())
+_TAKES = "there are + - * / **, comparisons, AND, OR, NOT, IN, BETWEEN, IS NULL and CASE, and functions of numbers"
 
 Emit = Callable[[Graph, str], str]  # from the name of the block that is read, [N, columns], to that of [N, 1] or [1, 1]
 
@@ -54,7 +55,7 @@ def derive(step: Derive, on: Fitting) -> Made:
     where = (*on.where, "expression")
     known = [*on.table.names("numeric"), *on.table.names("categorical")]
     compiler = _Compiler(on, where)
-    value = compiler.value(expression(step.expression, known, where))
+    value = compiler.value(expression(step.expression, known, where, [*_NAMED, "coalesce"]))
     if value.type not in {"number", "truth"}:
         compiler.refuse("is text; it has to be a number, or true or false: use CASE WHEN")
     if not (compiler.numbers or compiler.tests):
@@ -129,7 +130,7 @@ class _Compiler:
         }.get(tree["class"], self._unknown)(tree)  # fmt: skip
 
     def _unknown(self, tree: Tree) -> _Value:
-        self.refuse(f"takes no {str(tree.get('type', tree['class'])).lower()}")
+        self.refuse(f"takes no {str(tree.get('type', tree['class'])).lower()}; {_TAKES}")
 
     def typed(self, tree: Tree, wanted: Literal["number", "truth"]) -> Emit:
         """The nodes of a part that must be of this type; NULL is of any."""
@@ -251,7 +252,7 @@ class _Compiler:
         if kind == "COALESCE":
             return _Value(self._common(kind, parts), reduce(partial(_lift, nodes.coalesce), emits))
         if kind not in {"COMPARE_IN", "COMPARE_NOT_IN"}:
-            self.refuse(f"takes no {kind.lower()}")
+            self.refuse(f"takes no {kind.lower()}; {_TAKES}")
         if parts[0].type == "text":
             found = self._text_test(parts[0], parts[1:])
         else:
