@@ -68,6 +68,8 @@ async def _chunks(answer: httpcore.Response) -> AsyncIterator[bytes]:
 def _redirected(uri: Uri, answer: httpcore.Response, allowed: Allowed) -> Uri:
     """Where the answer points to, which has to be on the list as well."""
     location = next((value.decode("latin-1") for name, value in answer.headers if name.lower() == b"location"), "")
+    if not location:
+        raise _refused(f"is no file: its server answers with {answer.status} and no address; correct it")
     try:
         found = allowed.check(urljoin(uri.place + uri.target, location))
     except InvalidSpec as error:

@@ -99,6 +99,7 @@ async def test_a_file_comes_with_its_digest_and_its_origin(listed: Callable[...,
     ("path", "error", "word"),
     [
         ("/status/404", InvalidData, "404; correct the address"),
+        ("/status/302", InvalidData, "302 and no address"),
         ("/status/403", InvalidData, "open or signed"),
         ("/status/503", Unavailable, "503"),
         ("/empty.csv", InvalidData, "is empty"),
