@@ -88,7 +88,7 @@ class Division:
         for number, (rest, held) in enumerate(self.divider.folds(rows, count), 1):
             train, validation = self.divider.cut(rest, self.validation)
             if not len(train):
-                msg = f"the other rows of fold {number} cannot be divided once more; it takes more folds, groups or times"
+                msg = f"the other rows of fold {number} cannot be divided again; it takes more folds, groups or times"
                 raise InvalidData.at("evaluation", "folds", msg=msg)
             if _one_class(self.y[train], self.task):
                 msg = f"the training rows of fold {number} hold one class only; ask for fewer folds"
