@@ -33,16 +33,18 @@ def beside(
     accepted = {
         variant.name: there.get(variant.path or "") for variant in version.variants if variant.state == "accepted"
     }
+    named = {raw["name"] for raw in variants}
     kept: list[Raw] = []
     placed = list(files)
     for raw in variants:
         digest = next((file.sha256 for file in files if file.path == raw["path"]), None)
         name, number = raw["name"], 1
-        while name in accepted and (digest is None or accepted[name] != digest):
+        while (name in accepted and (digest is None or accepted[name] != digest)) or (number > 1 and name in named):
             number += 1
             name = f"{raw['name']}-{number}"
         old, new = f"variants/{raw['name']}/", f"variants/{name}/"
         placed = [replace(f, path=new + f.path.removeprefix(old)) if f.path.startswith(old) else f for f in placed]
+        named.add(name)
         path = raw["path"] and new + raw["path"].removeprefix(old)
         kept.append(raw | {"name": name, "path": path})
     return kept, placed

@@ -17,7 +17,7 @@ class TestJobs:
     @pytest.mark.parametrize(
         ("changes", "loc", "word"),
         [
-            ({"family": "forest"}, ["family"], "use one of: auto, cnn, convnext, "),
+            ({"family": "forest"}, ["family"], "use one of: auto, auto_image, auto_text, cnn, "),
             ({"family": "gbdt", "params": {"num_leaves": 1}}, ["params", "num_leaves"], "greater than or equal to 2"),
             ({"family": "gbdt", "params": {"leaves": 3}}, ["params", "leaves"], "it takes: n_estimators"),
             ({"params": {"regularization": "strong"}}, ["params", "regularization"], "valid number"),

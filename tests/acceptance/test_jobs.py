@@ -309,7 +309,8 @@ class TestLists:
     def test_families(self, trained: Trained) -> None:
         found = trained.platform.call("GET", "/api/v1/families")
         names = [
-            "auto", "cnn", "convnext", "extra_trees", "ft_transformer", "gbdt", "linear", "mlp", "mobilenet",
+            "auto", "auto_image", "auto_text", "cnn", "convnext",
+            "extra_trees", "ft_transformer", "gbdt", "linear", "mlp", "mobilenet",
             "naive_bayes", "random_forest", "resnet", "rnn", "text_cnn", "text_linear", "transformer", "vit", "xgboost",
         ]  # fmt: skip
         assert [family["name"] for family in found["items"]] == names

@@ -13,7 +13,7 @@ from tests.support.servers import wait_until
 
 FIELDS = {
     "name", "version", "kind", "rows", "bytes", "sha256", "schema", "state", "error", "warnings", "rejected_rows",
-    "filename", "created_at", "links",
+    "filename", "created_at", "links", "source",
 }  # fmt: skip
 
 

@@ -57,3 +57,17 @@ def test_a_rejected_one_is_replaced():
 def test_other_files_stay_where_they_are():
     card = StoredFile("report.json", "c" * 64, 3)
     assert beside(version(variant("int8"), files=(OLD,)), [raw()], [NEW, card])[1][1] == card
+
+
+def test_variants_of_one_job_do_not_take_the_names_of_each_other():
+    second = raw() | {"name": "int8-2", "path": "variants/int8-2/model.onnx"}
+    other = StoredFile("variants/int8-2/model.onnx", "d" * 64, 8)
+    kept, files = beside(version(variant("int8"), files=(OLD,)), [raw(), second], [NEW, other])
+    assert [(one["name"], one["path"]) for one in kept] == [
+        ("int8-3", "variants/int8-3/model.onnx"),
+        ("int8-2", "variants/int8-2/model.onnx"),
+    ]
+    assert {file.path: file.sha256 for file in files} == {
+        "variants/int8-3/model.onnx": NEW.sha256,
+        "variants/int8-2/model.onnx": other.sha256,
+    }
