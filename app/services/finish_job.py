@@ -103,7 +103,12 @@ async def _finish_compress(
 ) -> dict[str, Any]:
     model, number = lease.spec["model"], lease.spec["version"]
     variants = await add_variants(session, model, number, result["variants"], files)
-    return {**result, "model": model, "version": number, "variants": variants}
+    found = {**result, "model": model, "version": number, "variants": variants}
+    if search := result.get("compression"):
+        names = {old["name"]: new["name"] for old, new in zip(result["variants"], variants, strict=True)}
+        winner, front = search["winner"], [names[name] for name in search["front"]]
+        found["compression"] = {**search, "winner": winner and names[winner], "front": front}
+    return found
 
 
 async def _finish_report(

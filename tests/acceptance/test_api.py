@@ -179,11 +179,13 @@ def test_a_search_keeps_its_report_with_its_best_variant_or_says_what_stopped_it
     assert "over max_bytes = 1" in " ".join(stopped["stopped_by"])
     version = trained.version("random_forest")
     shown = {file["path"]: file for file in platform.call("GET", version["links"]["files"])["items"]}
+    accepted = {one["name"] for one in version["variants"] if one["state"] == "accepted"}
+    assert {found["winner"], *found["front"]} <= accepted
     [page] = [path for path in shown if path.endswith("/compression.html")]
     answer = platform.client.get(f"{version['links']['files']}/{page}")
     assert answer.headers["content-type"].startswith("text/html")
     assert "Everything that was measured" in answer.text
-    assert page.split("/")[1] in {one["name"] for one in version["variants"] if one["state"] == "accepted"}
+    assert page.split("/")[1] == found["winner"]
     late = platform.client.post("/api/v1/jobs", json={**spec, "budget": {"time_limit_s": 60}, "timeout_s": 60})
     check_problem(late, 422, "invalid_spec", ["budget", "time_limit_s"], "raise timeout_s")
 
