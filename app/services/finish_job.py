@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,17 @@ async def _finish_compress(
     found = {**result, "model": model, "version": number, "variants": variants}
     if search := result.get("compression"):
         names = {old["name"]: new["name"] for old, new in zip(result["variants"], variants, strict=True)}
-        winner, front = search["winner"], [names[name] for name in search["front"]]
-        found["compression"] = {**search, "winner": winner and names[winner], "front": front}
+        found["compression"] = _renamed(search, names)
     return found
+
+
+def _renamed(search: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A search's report under the names that its variants are kept under."""
+    return search | {
+        **{key: search[key] and names[search[key]] for key in ("winner", "nearest")},
+        "front": [names[name] for name in search["front"]],
+        "candidates": [one | {"variant": names.get(one["variant"])} for one in search["candidates"]],
+    }
 
 
 async def _finish_report(

@@ -181,6 +181,7 @@ def test_a_search_keeps_its_report_with_its_best_variant_or_says_what_stopped_it
     shown = {file["path"]: file for file in platform.call("GET", version["links"]["files"])["items"]}
     accepted = {one["name"] for one in version["variants"] if one["state"] == "accepted"}
     assert {found["winner"], *found["front"]} <= accepted
+    assert {one["variant"] for one in found["candidates"]} - {None} == set(found["front"])
     [page] = [path for path in shown if path.endswith("/compression.html")]
     answer = platform.client.get(f"{version['links']['files']}/{page}")
     assert answer.headers["content-type"].startswith("text/html")

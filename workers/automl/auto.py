@@ -46,7 +46,7 @@ class Auto:
         pool = Pool.of(self.kind, data, self.params["folds"])
         search = _Search(pool, self.params, job, _State.load(job))
         search.run()
-        if not search.members and search.refused is not None:
+        if not search.members and search.refused is not None and not search.hurried:
             raise search.refused
         if not search.members:
             why = "; ".join(f"{name}: {reason}" for name, reason in search.state.abandoned.items())
@@ -105,6 +105,7 @@ class _Search:
         self.begun = time.monotonic() - state.spent_s
         self.members: list[Member] = []
         self.refused: AimassError | None = None  # why the last one could not be trained
+        self.hurried = False  # another one was given up for want of time
 
     def run(self) -> None:
         """All candidates, or those for which there is time. Stopped when the job is asked to stop."""
@@ -118,6 +119,7 @@ class _Search:
                 self._remember()
                 raise
             except _NotTried as error:
+                self.hurried = True
                 self.state.abandoned[candidate.name] = str(error)
             except AimassError as error:  # this one cannot; others may
                 self.refused = error

@@ -109,13 +109,8 @@ def _network(material: Material, graph: Model) -> Space:
 def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     """Each technique alone, and those together that mostly add up."""
     precisions = [name for name in choices["precision"] if name != _NONE]
-    best = (
-        "static"
-        if "convolutions" in precisions
-        else "dynamic, tables"
-        if "dynamic, tables" in precisions
-        else "dynamic"
-    )
+    preferred = ("static",) if "convolutions" in precisions else ("dynamic, tables", "dynamic")
+    best = next(name for name in preferred if name in precisions)
     first: list[Picked] = [{"precision": best}]
     first += [{"student": size, "precision": best} for size in choices.get("student", ())[1:]]
     first += [{"graph": name, "precision": best} for name in choices.get("graph", ())[-1:]]

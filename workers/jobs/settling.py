@@ -40,10 +40,8 @@ def check_settling(spec: TrainSpec, prepared: Prepared) -> None:
     needed, there = rows_needed(spec.evaluation.intervals), len(prepared.closer.calibration)
     if prepared.closer.folds:
         there = sum(len(fold.test) for fold in prepared.closer.folds)
-    elif not there:  # rows that models will leave out: along time the validation rows, else all
-        there = len(prepared.split.validation)
-        if not isinstance(prepared.closer.divider, Ordered):
-            there += len(prepared.split.train)
+    elif not there:
+        there = len(_left_out(prepared))
     by_row, teach = spec.evaluation.interval_width == "by_row", len(prepared.split.validation) - there
     if by_row and not len(prepared.closer.calibration):
         teach = there // 2
@@ -107,11 +105,15 @@ def _residuals(prepared: Prepared, fitted: Fitted, by_folds: Array | None) -> tu
         return "rows that folds left out", np.concatenate([fold.test for fold in prepared.closer.folds]), by_folds
     y, answers, of = _held_out(prepared, fitted, prepared.closer.calibration)
     rows = prepared.closer.calibration
-    if isinstance(prepared.closer.divider, Ordered) and len(rows) != len(y):
-        rows = prepared.split.validation
-    elif len(rows) != len(y):
-        rows = np.concatenate([prepared.split.train, prepared.split.validation])
-    return of, rows, y - answers
+    return of, rows if len(rows) == len(y) else _left_out(prepared), y - answers
+
+
+def _left_out(prepared: Prepared) -> Array:
+    """Rows that some model of an ensemble leaves out: along time the validation rows, else all but the test rows."""
+    split = prepared.split
+    if isinstance(prepared.closer.divider, Ordered):
+        return split.validation
+    return np.concatenate([split.train, split.validation])
 
 
 def _spread(
