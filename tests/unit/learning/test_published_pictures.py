@@ -157,9 +157,21 @@ def _huge(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"image_size": 1024}))
 
 
+def _damaged(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": "x"}))
+
+
+def _no_side(folder: Path) -> None:
+    told = PROCESSOR | {"size": {"height": -5, "width": -5}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+
+
 @pytest.mark.parametrize(
     ("change", "params", "where", "word"),
     [
+        (_damaged, {}, ("params", "weights"), "cannot be read"),
+        (_no_side, {}, ("params", "weights"), "size of -5 pixels"),
         (_without_processor, {}, ("params", "weights"), r"preprocessor_config\.json"),
         (_unknown_scale, {}, ("params", "weights"), "image_std"),
         (_no_square, {}, ("params", "weights"), "no square"),
