@@ -162,15 +162,20 @@ class Platform:
         return self.processes("workers.child")
 
     def freeze(self, process: psutil.Process) -> None:
-        """SIGSTOP, but not within a transaction: SQLite knows no lock that outlives its holder's silence."""
+        """SIGSTOP, but not within a transaction: SQLite knows no lock that outlives its holder's silence.
+
+        A try that fails is short and is followed by time to commit: an agent that is stopped in each of its beats loses
+        its child before it is frozen.
+        """
 
         def frozen() -> bool:
             process.send_signal(signal.SIGSTOP)
-            with contextlib.closing(sqlite3.connect(self.data_dir / "registry.db", timeout=1)) as registry:
+            with contextlib.closing(sqlite3.connect(self.data_dir / "registry.db", timeout=0.1)) as registry:
                 try:
                     registry.execute("BEGIN IMMEDIATE")
                 except sqlite3.OperationalError:
                     process.send_signal(signal.SIGCONT)
+                    time.sleep(0.3)
                     return False
                 registry.rollback()
                 return True
