@@ -34,12 +34,12 @@ class CloserLook:
     evaluation: dict[str, Any]
 
     def write(self, folder: Path, card: Mapping[str, Any], *, plots: bool) -> None:
-        """`evaluation.json`, `card.html` of the whole card, and, if wanted, `plots/*.svg`."""
+        """`evaluation.json`, `card.html` of the whole card, and, if wanted, `plots/*.svg` and `*.png`."""
         write_json(folder / EVALUATION, self.evaluation)
         drawn = _draw(self.evaluation) if plots else {}
         (folder / PLOTS).mkdir(exist_ok=True)
-        for name, svg in drawn.items():
-            (folder / PLOTS / name).write_bytes(svg)
+        for name, plot in drawn.items():
+            (folder / PLOTS / name).write_bytes(plot)
         (folder / PAGE).write_text(card_page(card, self.evaluation, drawn), encoding="utf-8")
 
 
