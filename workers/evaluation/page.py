@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _ABSENT = "\N{EN DASH}"
-_TEMPLATE, _COMPRESSION = "card.html.j2", "compression.html.j2"
+_TEMPLATE, _COMPRESSION, _REPORT = "card.html.j2", "compression.html.j2", "report.html.j2"
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True,
@@ -36,6 +36,17 @@ def compression_page(told: Mapping[str, Any], plots: Mapping[str, bytes]) -> str
     """
     pictures = _pictures(plots)
     return _ENVIRONMENT.get_template(_COMPRESSION).render(told=told, pictures=pictures)
+
+
+def report_page(title: str, found: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
+    """The page of an evaluate job, in the same manner.
+
+    Args:
+        title: the version that was judged.
+        found: the job's result.
+        plots: of the full model, by file name; the SVG are shown.
+    """
+    return _ENVIRONMENT.get_template(_REPORT).render(title=title, found=found, pictures=_pictures(plots))
 
 
 def _pictures(plots: Mapping[str, bytes]) -> dict[str, str]:

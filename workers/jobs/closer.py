@@ -36,7 +36,7 @@ class CloserLook:
     def write(self, folder: Path, card: Mapping[str, Any], *, plots: bool) -> None:
         """`evaluation.json`, `card.html` of the whole card, and, if wanted, `plots/*.svg` and `*.png`."""
         write_json(folder / EVALUATION, self.evaluation)
-        drawn = _draw(self.evaluation) if plots else {}
+        drawn = draw_if(self.evaluation, wanted=plots)
         (folder / PLOTS).mkdir(exist_ok=True)
         for name, plot in drawn.items():
             (folder / PLOTS / name).write_bytes(plot)
@@ -96,6 +96,11 @@ def evidence_of(fitted: Fitted) -> dict[str, Any] | None:
     own = fitted.fitted if isinstance(fitted, FittedWithRecipe) else fitted
     found = own.evidence() if isinstance(own, HasEvidence) else None
     return None if found is None else found.to_json()
+
+
+def draw_if(evaluation: Mapping[str, Any], *, wanted: bool) -> dict[str, bytes]:
+    """Plots by file name, of those who want them; see `workers.evaluation.plots.draw`."""
+    return _draw(evaluation) if wanted else {}
 
 
 def _draw(evaluation: Mapping[str, Any]) -> dict[str, bytes]:
