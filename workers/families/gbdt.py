@@ -15,6 +15,7 @@ from workers.export.trees import Ensemble
 from workers.families.answers import answering_model
 from workers.families.boosting import EVERY, PATIENCE_FACTOR, Best
 from workers.families.encoding import TreeEncoder
+from workers.families.per_label import FittedLabels, fit_labels
 from workers.learning import Array, Inputs, LearningData, WholeRows
 from workers.training.files import write_atomically
 
@@ -29,8 +30,10 @@ class Gbdt:
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 
-    def fit(self, data: LearningData, job: JobContext) -> "FittedGbdt":
+    def fit(self, data: LearningData, job: JobContext) -> "FittedGbdt | FittedLabels":
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
+        if data.task == "multilabel":
+            return fit_labels(self.fit, data, job)
         encoder, x = TreeEncoder.learn(data, keep_missing=True)
         if data.whole is None:
             train = lgb.Dataset(x, label=data.train.y, weight=data.row_weights(data.train.y), free_raw_data=False)
