@@ -36,8 +36,8 @@ from bench.texts import as_csv, divisions
 from workers.compression.int8 import CALIBRATION_ROWS, _Reader
 from workers.context import JobContext
 from workers.data.prepare import reload
+from workers.evaluation.judge import Judge
 from workers.evaluation.metrics import metric_drop
-from workers.evaluation.variant import Judge
 from workers.host import host_name, job_threads
 from workers.jobs import compress, import_model, ingest, train
 from workers.jobs.judging import Version

@@ -25,8 +25,9 @@ from workers.compression.space import Space, shorter, usual_precision
 from workers.compression.trees import NOTE, Forest, has_tree_order
 from workers.context import JobContext
 from workers.data.prepare import Prepared
+from workers.evaluation.judge import Judge
 from workers.evaluation.latency import usual_batch
-from workers.evaluation.variant import Judge, Variant
+from workers.evaluation.variant import Variant
 from workers.host import host_name
 from workers.learning import take
 

@@ -15,8 +15,8 @@ from workers.data.labelled import read_labelled
 from workers.data.prepare import Prepared, reload
 from workers.data.splits import split_rows
 from workers.data.tables import Notes
+from workers.evaluation.judge import Judge
 from workers.evaluation.metrics import order
-from workers.evaluation.variant import Judge
 from workers.host import job_threads
 from workers.jobs.judging import Version, labelled_judge
 
