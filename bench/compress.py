@@ -30,6 +30,7 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
+from app.core.host import host_name
 from bench.quality import DATA, _job
 from bench.tables import PART, TABLES
 from bench.texts import as_csv, divisions
@@ -38,7 +39,7 @@ from workers.context import JobContext
 from workers.data.prepare import reload
 from workers.evaluation.judge import Judge
 from workers.evaluation.metrics import metric_drop
-from workers.host import host_name, job_threads
+from workers.host import job_threads
 from workers.jobs import compress, import_model, ingest, train
 from workers.jobs.judging import Version
 from workers.learning import take
