@@ -30,15 +30,16 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from PIL import Image
 
+from app.core.host import host_name
 from bench.quality import DATA, _job
 from bench.tables import PART, TABLES
 from bench.texts import as_csv, divisions
 from workers.compression.int8 import CALIBRATION_ROWS, _Reader
 from workers.context import JobContext
 from workers.data.prepare import reload
+from workers.evaluation.judge import Judge
 from workers.evaluation.metrics import metric_drop
-from workers.evaluation.variant import Judge
-from workers.host import host_name, job_threads
+from workers.host import job_threads
 from workers.jobs import compress, import_model, ingest, train
 from workers.jobs.judging import Version
 from workers.learning import take

@@ -32,6 +32,7 @@ KINDS = {
     "train": "workers.jobs.train",
     "compress": "workers.jobs.compress",
     "evaluate": "workers.jobs.evaluate",
+    "measure": "workers.jobs.measure",
     "reproduce": "workers.jobs.reproduce",
     "import": "workers.jobs.import_model",
 }

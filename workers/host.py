@@ -3,21 +3,17 @@
 import os
 import platform
 from collections.abc import Sequence
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from app.core.errors import InvalidSpec
+from app.core.host import host_name
 from workers.context import JobContext
 
 _LIBRARIES = (
     "aimass", "lightgbm", "lightning", "numpy", "onnx", "onnxruntime", "peft", "polars", "schedulefree", "scikit-learn",
     "torch", "transformers",
 )  # fmt: skip
-
-
-_ISA = ("avx512_vnni", "avx_vnni", "avx512_bf16", "avx512f", "avx2", "asimddp", "asimd")  # what kernels are chosen by
 
 
 def job_threads(job: JobContext) -> int:
@@ -52,16 +48,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-@cache
-def host_name() -> str:
-    """The processor's name and the widest instruction sets that kernels are chosen by."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return "unknown processor"
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    found = "+".join(name for name in _ISA if name in flags)
-    return f"{facts.get('model name', 'processor')} ({found or 'baseline'})"

@@ -137,6 +137,8 @@ class JobRun:
         await self._settle(why, child)
 
     def _grace_s(self, why: Interruption | None) -> float:
+        if self._outcome is not None:
+            return 0.0  # it has told its end; what an interpreter full of libraries does then takes a second
         if why == "drain" or why is None:
             return self._platform.settings.worker.grace_s
         return CANCEL_GRACE_S if why == "cancel" else 0.0

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
+from app.core.host import host_class
+
 T = TypeVar("T")
 
 DatasetState = Literal["ingesting", "ready", "failed"]
@@ -54,6 +56,22 @@ class Dataset:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What a variant is on one class of hosts."""
+
+    host: str
+    state: VariantState
+    reason: str | None
+    metrics: dict[str, float]
+    latency: dict[str, Any]
+
+    @property
+    def items_per_s(self) -> float:
+        """Measured throughput at the throughput batch; 0 if it was not measured."""
+        return float(self.latency.get("items_per_s", 0.0))
+
+
+@dataclass(frozen=True, slots=True)
 class Variant:
     """One way to run a version: `fp32` is the base, others are compressed, measured and accepted or rejected."""
 
@@ -66,11 +84,25 @@ class Variant:
     metrics: dict[str, float]
     latency: dict[str, Any]
     created_at: float = 0.0
+    elsewhere: tuple[Measured, ...] = ()  # on other kinds of hosts than the one that made it
 
     @property
     def items_per_s(self) -> float:
         """Measured throughput at the throughput batch; 0 if it was not measured."""
         return float(self.latency.get("items_per_s", 0.0))
+
+    def measured(self, host: str) -> Measured | None:
+        """What was measured on this class of hosts; None if nothing was."""
+        made = host_class(self.latency["host"]) if "host" in self.latency else host
+        own = Measured(made, self.state, self.reason, self.metrics, self.latency)
+        return next((one for one in (*self.elsewhere, own) if one.host == host), None)
+
+    def serves(self, host: str) -> bool:
+        """Whether it may answer on this class of hosts: the base may anywhere, others where they were accepted."""
+        if self.state != "accepted" or self.name == BASE_VARIANT:
+            return self.state == "accepted"
+        found = self.measured(host)
+        return found is not None and found.state == "accepted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +125,17 @@ class ModelVersion:
     variants: tuple[Variant, ...] = ()
     files: tuple[StoredFile, ...] = ()
 
-    def variant(self, name: str | None) -> Variant | None:
-        """The accepted variant called `name`; without a name the smallest of those that are as fast as the fastest."""
-        accepted = [v for v in self.variants if v.state == "accepted"]
+    def variant(self, name: str | None, host: str) -> Variant | None:
+        """The variant called `name` that may answer on this class of hosts.
+
+        Without a name the smallest of those that are as fast there as the fastest.
+        """
+        able = [(v, (v.measured(host) or v).items_per_s) for v in self.variants if v.serves(host)]
         if name is not None:
-            return next((v for v in accepted if v.name == name), None)
-        fastest = max((v.items_per_s for v in accepted), default=0.0)
-        return min(
-            (v for v in accepted if v.items_per_s >= fastest * (1 - SAME_SPEED)), key=lambda v: v.bytes, default=None
-        )
+            return next((v for v, _ in able if v.name == name), None)
+        fastest = max((speed for _, speed in able), default=0.0)
+        quick = (v for v, speed in able if speed >= fastest * (1 - SAME_SPEED))
+        return min(quick, key=lambda v: v.bytes, default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.models import ModelReader, ModelWriter
 from app.services.local_copies import remove_unused
 from app.services.platform import Platform
-from app.services.serve_version import choose_variant, serve_version
+from app.services.serve_version import choose_variant, fit_variant, serve_version
 from app.serving.host import Host, ModelSource, ServedModel
 from app.serving.types import Batching
 from app.specs.endpoints import EndpointSpec
@@ -283,7 +283,7 @@ class Loader:
     ) -> tuple[ServedModel, str]:
         async with self._platform.database.read() as session:
             found = await ModelReader(session).version(model, version)
-        chosen = choose_variant(found, variant)
+        chosen = choose_variant(found, None) if variant is None else fit_variant(found, variant)
         folder, onnx = await serve_version(self._platform, found, chosen)
         defaults = self._platform.settings.serving
         batching = Batching(
@@ -301,7 +301,7 @@ class Loader:
         """Files of a model that slept: they are verified again, and fetched if they are gone."""
         async with self._platform.database.read() as session:
             found = await ModelReader(session).version(source.model, source.version)
-        folder, onnx = await serve_version(self._platform, found, choose_variant(found, source.variant))
+        folder, onnx = await serve_version(self._platform, found, fit_variant(found, source.variant))
         return replace(source, folder=folder, onnx=onnx)
 
     async def _forget(self, name: str) -> None:

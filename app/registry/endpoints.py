@@ -84,6 +84,14 @@ class EndpointWriter(EndpointReader):
         await self._write.refresh(row)
         return _endpoint(row), row.revision == 1
 
+    async def renew(self, model: str, version: int) -> list[str]:
+        """Have gateways look anew at what they serve of a version; names of its endpoints."""
+        serving = EndpointRow.model == model, EndpointRow.version == version
+        rows = list(await self._write.scalars(select(EndpointRow).where(*serving).with_for_update()))
+        for row in rows:
+            row.revision += 1
+        return [row.name for row in rows]
+
     async def delete(self, name: str) -> None:
         """Remove the endpoint. NotFound otherwise."""
         await self.get(name)

@@ -7,15 +7,23 @@ from sqlalchemy import delete, func, insert, select, update
 
 from app.core.errors import Conflict, NotFound
 from app.core.ids import new_id
-from app.core.resources import AliasMove, Model, ModelVersion, Page, StoredFile, Variant
+from app.core.resources import AliasMove, Measured, Model, ModelVersion, Page, StoredFile, Variant
 from app.registry.endpoints import EndpointReader
 from app.registry.files import add_files, files_of, remove_files
 from app.registry.numbering import next_version
 from app.registry.session import ReadSession, WriteSession, now
-from app.registry.tables import AliasMoveRow, AliasRow, EndpointRow, ModelRow, ModelVersionRow, VariantRow
+from app.registry.tables import (
+    AliasMoveRow,
+    AliasRow,
+    EndpointRow,
+    MeasurementRow,
+    ModelRow,
+    ModelVersionRow,
+    VariantRow,
+)
 
 
-def _variant(row: VariantRow) -> Variant:
+def _variant(row: VariantRow, measured: Sequence[MeasurementRow]) -> Variant:
     return Variant(
         name=row.name,
         state=row.state,  # type: ignore[arg-type]
@@ -26,6 +34,10 @@ def _variant(row: VariantRow) -> Variant:
         metrics=row.metrics,
         latency=row.latency,
         created_at=row.created_at,
+        elsewhere=tuple(
+            Measured(one.host, one.state, one.reason, one.metrics, one.latency)  # type: ignore[arg-type]
+            for one in measured
+        ),
     )
 
 
@@ -116,7 +128,11 @@ class ModelReader:
             .where(VariantRow.version_id == version_id)
             .order_by(VariantRow.created_at, VariantRow.name)
         )
-        return tuple(_variant(row) for row in rows)
+        found = await self._session.scalars(
+            select(MeasurementRow).where(MeasurementRow.version_id == version_id).order_by(MeasurementRow.host)
+        )
+        measured = list(found)
+        return tuple(_variant(row, [one for one in measured if one.variant == row.name]) for row in rows)
 
     async def version(self, name: str, version: int) -> ModelVersion:
         """One version with its variants and files. NotFound otherwise."""
@@ -208,6 +224,18 @@ class ModelWriter(ModelReader):
                 key: raw[key] for key in ("name", "state", "reason", "recipe", "path", "bytes", "metrics", "latency")
             }
             await self._write.execute(insert(VariantRow).values(version_id=version_id, created_at=now(), **known))
+
+    async def measured(self, name: str, version: int, host: str, variants: Sequence[dict[str, Any]]) -> None:
+        """Keep what variants are on a class of hosts, in place of what was known. NotFound without the version."""
+        found = await self.pin(name, version)
+        known = {variant.name for variant in found.variants}
+        for raw in variants:
+            if raw["name"] not in known:
+                continue
+            key = {"version_id": found.id, "variant": raw["name"], "host": host}
+            await self._write.execute(delete(MeasurementRow).filter_by(**key))
+            told = {name: raw[name] for name in ("state", "reason", "metrics", "latency")}
+            await self._write.execute(insert(MeasurementRow).values(**key, **told, created_at=now()))
 
     async def pin(self, name: str, version: int) -> ModelVersion:
         """The version, which nobody can delete until the transaction ends. NotFound otherwise."""

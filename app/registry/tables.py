@@ -2,7 +2,19 @@
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -128,6 +140,23 @@ class VariantRow(Base):
     recipe: Mapped[dict[str, Any]]
     path: Mapped[str | None]  # a rejected variant's file is not kept
     bytes: Mapped[int] = mapped_column(BigInteger)
+    metrics: Mapped[dict[str, Any]]
+    latency: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+
+
+class MeasurementRow(Base):
+    """What a variant is on another class of hosts than that of the job that made it; the newest counts."""
+
+    __tablename__ = "measurements"
+    __table_args__ = (
+        ForeignKeyConstraint(["version_id", "variant"], ["variants.version_id", "variants.name"], ondelete="CASCADE"),
+    )
+    version_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    variant: Mapped[str] = mapped_column(String(100), primary_key=True)
+    host: Mapped[str] = mapped_column(String(200), primary_key=True)
+    state: Mapped[str] = mapped_column(String(20))
+    reason: Mapped[str | None]
     metrics: Mapped[dict[str, Any]]
     latency: Mapped[dict[str, Any]]
     created_at: Mapped[float]

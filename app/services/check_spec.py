@@ -12,9 +12,18 @@ from app.services.deploy_version import check_deploy
 from app.specs.clean import check_clean, named_by_clean
 from app.specs.compression import CompressBudget
 from app.specs.families import Family, family
-from app.specs.jobs import CompressSpec, EvaluateSpec, ReproduceSpec, SubmittedSpec, TrainSpec, parse_dataset
+from app.specs.jobs import (
+    CompressSpec,
+    EvaluateSpec,
+    MeasureSpec,
+    ReproduceSpec,
+    SubmittedSpec,
+    TrainSpec,
+    parse_dataset,
+)
 from app.specs.mapping import check_judging
 
+_JudgedSpec = CompressSpec | EvaluateSpec | MeasureSpec
 _Named = tuple[tuple[str | int, ...], str]  # where a spec names a column, and which
 
 
@@ -42,7 +51,7 @@ class SpecChecker:
         if isinstance(spec, ReproduceSpec):
             return await self._check_own(spec, own)
         _check_given(spec, trained=own is not None)
-        if own is not None and isinstance(spec, CompressSpec):
+        if own is not None and isinstance(spec, CompressSpec | MeasureSpec):
             return await self._check_own(spec, own)
         return await self._check_labelled(spec, version)
 
@@ -56,7 +65,7 @@ class SpecChecker:
         _check_columns(data, spec)
         return spec.after
 
-    async def _check_own(self, spec: CompressSpec | ReproduceSpec, own: str | None) -> list[str]:
+    async def _check_own(self, spec: CompressSpec | MeasureSpec | ReproduceSpec, own: str | None) -> list[str]:
         """Of what needs the data of the version's training: is it still there?"""
         if own is None:
             msg = f"'{spec.model}@{spec.version}' was imported; there is no training that could be repeated"
@@ -68,7 +77,7 @@ class SpecChecker:
             raise InvalidSpec.at("version", msg=msg, type="not_found") from None
         return spec.after
 
-    async def _check_labelled(self, spec: CompressSpec | EvaluateSpec, version: ModelVersion) -> list[str]:
+    async def _check_labelled(self, spec: _JudgedSpec, version: ModelVersion) -> list[str]:
         """Of a job that brings a data set: does it fit the version?"""
         if spec.dataset is None:
             msg = f"'{spec.model}@{spec.version}' was imported; name a data set with labels that judges its variants"
@@ -110,7 +119,7 @@ def _check_search(budget: CompressBudget | None, timeout_s: float, where: str) -
         raise InvalidSpec.at(where, "time_limit_s", msg=msg)
 
 
-def _check_given(spec: CompressSpec | EvaluateSpec, *, trained: bool) -> None:
+def _check_given(spec: _JudgedSpec, *, trained: bool) -> None:
     """What an imported version needs, and one that was trained here knows."""
     what = f"'{spec.model}@{spec.version}'"
     if not trained and spec.mapping is None:
@@ -118,7 +127,7 @@ def _check_given(spec: CompressSpec | EvaluateSpec, *, trained: bool) -> None:
         raise InvalidSpec.at("mapping", msg=msg, type="missing")
     if trained and spec.mapping is not None:
         raise InvalidSpec.at("mapping", msg=f"{what} was trained here and knows its columns; leave it out")
-    if trained and isinstance(spec, CompressSpec) and spec.dataset is not None:
+    if trained and not isinstance(spec, EvaluateSpec) and spec.dataset is not None:
         msg = f"{what} was trained here and is judged by the rows of its training; leave it out"
         raise InvalidSpec.at("dataset", msg=msg)
 

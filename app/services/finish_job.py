@@ -13,6 +13,7 @@ from app.core.resources import ModelVersion, StoredFile
 from app.core.version_folder import MANIFEST
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.datasets import DatasetReader, DatasetWriter
+from app.registry.endpoints import EndpointWriter
 from app.registry.files import remove_files
 from app.registry.job_ledger import JobLedger
 from app.registry.models import ModelWriter
@@ -39,9 +40,9 @@ async def finish_job(platform: Platform, lease: Lease, result: dict[str, Any], o
         await remove_files(session, lease.job_id)  # the checkpoint has served its purpose
         if not await ledger.succeed(lease.job_id, lease.attempt, shown):
             raise RuntimeError(f"job '{lease.job_id}' left its state while its row was locked")
-    if "endpoint" in shown:
+    for name in [shown["endpoint"]] if "endpoint" in shown else shown.get("renewed", ()):
         with contextlib.suppress(Unavailable):  # gateways look at the registry every few seconds all the same
-            await platform.wake.publish(ENDPOINT_CHANNEL, shown["endpoint"])
+            await platform.wake.publish(ENDPOINT_CHANNEL, name)
     await tell_watchers(platform, lease.job_id)
     await announce_due(platform)
     return True
@@ -119,6 +120,15 @@ def _renamed(search: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]
     }
 
 
+async def _finish_measure(
+    session: WriteSession, lease: Lease, result: dict[str, Any], _files: Sequence[StoredFile]
+) -> dict[str, Any]:
+    """Gateways on such hosts may serve other variants now."""
+    model, number = lease.spec["model"], lease.spec["version"]
+    await ModelWriter(session).measured(model, number, result["host"], result["variants"])
+    return {"model": model, "version": number, **result, "renewed": await EndpointWriter(session).renew(model, number)}
+
+
 async def _finish_report(
     _session: WriteSession, lease: Lease, result: dict[str, Any], _files: Sequence[StoredFile]
 ) -> dict[str, Any]:
@@ -142,6 +152,7 @@ _FINISHERS = {
     "train": _finish_train,
     "compress": _finish_compress,
     "evaluate": _finish_evaluate,
+    "measure": _finish_measure,
     "reproduce": _finish_report,
     "import": _finish_import,
 }

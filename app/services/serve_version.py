@@ -2,31 +2,56 @@
 
 import asyncio
 import hashlib
+import logging
 import shutil
 from pathlib import Path
 
 from app.core.errors import Conflict, Corrupt
-from app.core.resources import ModelVersion, StoredFile, Variant
+from app.core.host import host_class
+from app.core.resources import BASE_VARIANT, ModelVersion, StoredFile, Variant
 from app.core.version_folder import GOLDEN, NAMES, SIGNATURE
 from app.services.keep_files import lay_out, stored
 from app.services.local_copies import FOLDER, mark_used
 from app.services.platform import Platform
 from app.services.sign_files import check_signed
 
+log = logging.getLogger("aimass.serving")
 NEEDED = frozenset({SIGNATURE, GOLDEN})
 
 
 def choose_variant(version: ModelVersion, name: str | None) -> Variant:
-    """The variant called `name`, else the fastest accepted one. Conflict, saying why, if there is none to serve."""
-    chosen = version.variant(name)
+    """The variant called `name`, else the fastest accepted one. Conflict, saying why, if none may be served here."""
+    host = host_class()
+    chosen = version.variant(name, host)
     if chosen is not None:
         return chosen
-    rejected = next((v for v in version.variants if v.name == name), None)
+    known = next((v for v in version.variants if v.name == name), None)
     what = f"{version.model}@{version.version}"
-    if rejected is not None:
-        raise Conflict(f"variant '{name}' of '{what}' was rejected: {rejected.reason}")
-    known = ", ".join(v.name for v in version.variants if v.state == "accepted")
-    raise Conflict(f"'{what}' has no variant '{name}'; it has: {known}")
+    if known is None:
+        names = ", ".join(v.name for v in version.variants if v.serves(host))
+        raise Conflict(f"'{what}' has no variant '{name}'; it has: {names}")
+    found = known if known.state == "rejected" else known.measured(host)
+    if found is None:
+        raise Conflict(
+            f"variant '{name}' of '{what}' has not been measured on hosts with {host}, and may answer otherwise there; "
+            "run a job of kind measure on such a host, or take fp32"
+        )
+    raise Conflict(f"variant '{name}' of '{what}' was rejected: {found.reason}")
+
+
+def fit_variant(version: ModelVersion, name: str) -> Variant:
+    """As an endpoint was given it: the base until, or unless, its variant is found good for this class of hosts.
+
+    An endpoint that was routed on another host serves on, exactly, if slower. Conflict if there is no such variant.
+    """
+    known = next((v for v in version.variants if v.name == name and v.state == "accepted"), None)
+    if known is None or known.serves(host_class()):
+        return choose_variant(version, name)
+    log.warning(
+        "%s@%d: %s is served, since variant '%s' is not known to be good on hosts with %s; run a measure job",
+        version.model, version.version, BASE_VARIANT, name, host_class(),
+    )  # fmt: skip
+    return choose_variant(version, BASE_VARIANT)
 
 
 async def serve_version(platform: Platform, version: ModelVersion, variant: Variant) -> tuple[Path, Path]:

@@ -305,6 +305,23 @@ class EvaluateSpec(JobSpec):
     plots: Annotated[bool, Field(description="draw plots of the full model, which takes half a second")] = True
 
 
+class MeasureSpec(JobSpec):
+    """Measure every accepted variant of a model version on this host, as the job that made it did on its own.
+
+    Compressed models may answer otherwise on other processors: on a class of hosts where a variant was not measured, or
+    is not good, gateways serve fp32.
+    """
+
+    kind: Literal["measure"]
+    model: Name
+    version: VersionNumber
+    max_metric_drop: Annotated[
+        float, Field(ge=0, le=1, description="most loss of the main metric and of accuracy, as in a budget")
+    ] = 0.01
+    dataset: Annotated[DatasetRef | None, Field(description="for imported versions only")] = None
+    mapping: Annotated[Mapping | None, Field(description="for imported versions only")] = None
+
+
 class ReproduceSpec(JobSpec):
     """Train a version anew from its own spec and data, and compare: rows, graph, answers, metrics, environment.
 
@@ -343,9 +360,10 @@ class ImportSpec(JobSpec):
     metadata: ImportMetadata = ImportMetadata()
 
 
-SubmittedSpec = TrainSpec | CompressSpec | EvaluateSpec | ReproduceSpec
+SubmittedSpec = TrainSpec | CompressSpec | EvaluateSpec | MeasureSpec | ReproduceSpec
 SUBMITTED: dict[str, type[SubmittedSpec]] = {
-    "train": TrainSpec, "compress": CompressSpec, "evaluate": EvaluateSpec, "reproduce": ReproduceSpec,
+    "train": TrainSpec, "compress": CompressSpec, "evaluate": EvaluateSpec, "measure": MeasureSpec,
+    "reproduce": ReproduceSpec,
 }  # fmt: skip
 AnyJobSpec = Annotated[SubmittedSpec, Field(discriminator="kind")]
 NOT_BUILT_KINDS = frozenset({"tune", "explain", "ensemble", "predict"})

@@ -1,5 +1,8 @@
 """Evaluation and compression of versions by data sets with labels, of imported versions and of trained ones."""
 
+import csv
+import io
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from tests.acceptance.problems import check_problem
 from tests.support.foreign import Foreign
 from tests.support.platform import Platform, breast_cancer_csv
+from tests.support.servers import wait_until
 
 MAPPING: dict[str, Any] = {"task": "classification", "target": "diagnosis"}
 
@@ -300,3 +304,37 @@ class TestTargets:
         assert low < row["value"] < high
         infer = platform.call("GET", "/v2/models/areas")
         assert [tensor["name"] for tensor in infer["outputs"]] == ["value", "lower", "upper"]
+
+
+def served(platform: Platform, row: dict[str, Any]) -> str:
+    body = {"instances": [row]}
+    return str(platform.call("POST", "/api/v1/endpoints/moved/predict", 200, json=body)["variant"])
+
+
+def test_a_variant_from_another_kind_of_host_waits_until_it_is_measured(platform: Platform) -> None:
+    """The registry comes from elsewhere: its gateways routed an endpoint to `int8`, which nobody has measured here."""
+    version, route = {"model": "moved", "version": 1}, {"model": "moved", "routes": [{"version": 1, "variant": "int8"}]}
+    training = {"epochs": 6, "batch_size": 64}
+    spec = {"task": "classification", "target": "diagnosis", "family": "mlp", "training": training}
+    ended(platform, kind="train", model="moved", dataset="cancer@1", compress={"max_metric_drop": 0.2}, **spec)
+    row = next(csv.DictReader(io.StringIO(breast_cancer_csv().decode())))
+    row = {name: float(value) for name, value in row.items() if name != "diagnosis"}
+    platform.call("PUT", "/api/v1/endpoints/moved", 201, json=route)
+    assert served(platform, row) == "int8"
+    with sqlite3.connect(platform.data_dir / "registry.db", timeout=10) as registry:
+        registry.execute("UPDATE variants SET latency = json_set(latency, '$.host', 'Another processor (avx2)')")
+        registry.execute("UPDATE endpoints SET revision = revision + 1")
+    wait_until(lambda: served(platform, row) == "fp32", 30, "the gateway looks at its endpoints")
+    assert any("variant 'int8' is not known to be good" in line for line in platform.output)
+    answer = platform.client.put("/api/v1/endpoints/moved", json=route)
+    check_problem(answer, 409, "conflict", ["routes", 0, "variant"], "run a job of kind measure")
+    report = ended(platform, kind="measure", max_metric_drop=0.2, **version)
+    assert [(one["name"], one["state"]) for one in report["variants"]] == [("fp32", "accepted"), ("int8", "accepted")]
+    wait_until(lambda: served(platform, row) == "int8", 30, "the gateway looks at its endpoints")
+    [_, int8] = platform.call("GET", "/api/v1/models/moved/versions/1")["variants"]
+    assert [one["host"] for one in int8["hosts"]] == ["avx2", report["host"]]
+    assert int8["hosts"][1]["metrics"] == int8["metrics"]  # the same rows, the same file, the same processor
+    ended(platform, kind="measure", max_metric_drop=0.0, **version)
+    wait_until(lambda: served(platform, row) == "fp32", 30, "what is not good here is not served")
+    answer = platform.client.put("/api/v1/endpoints/moved", json=route)
+    check_problem(answer, 409, "conflict", ["routes", 0, "variant"], "was rejected: ")

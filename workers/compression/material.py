@@ -14,7 +14,7 @@ from workers.compression.graphs import Model
 from workers.compression.int8 import CALIBRATION_ROWS
 from workers.context import JobContext
 from workers.data.prepare import Prepared
-from workers.evaluation.variant import Judge
+from workers.evaluation.judge import Judge
 from workers.learning import Array, Inputs, take
 
 

@@ -11,9 +11,9 @@ from app.specs.compression import CompressBudget
 from workers.compression.candidate import Candidate
 from workers.compression.recipes import Maker, Recipe
 from workers.context import Stopped
+from workers.evaluation.judge import Judge
 from workers.evaluation.latency import Latency
 from workers.evaluation.loss import Loss, worst_loss
-from workers.evaluation.variant import Judge
 from workers.export.runtime import open_session
 from workers.learning import Array
 

@@ -2,15 +2,16 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
 
+from app.core.host import host_name
 from app.specs.compression import CompressBudget
 from workers.compression.candidate import Candidate, Notebook
 from workers.compression.front import front_of, nearest
@@ -25,9 +26,9 @@ from workers.compression.space import Space, shorter, usual_precision
 from workers.compression.trees import NOTE, Forest, has_tree_order
 from workers.context import JobContext
 from workers.data.prepare import Prepared
+from workers.evaluation.judge import Judge
 from workers.evaluation.latency import usual_batch
-from workers.evaluation.variant import Judge, Variant
-from workers.host import host_name
+from workers.evaluation.variant import Variant
 from workers.learning import take
 
 _LEAST_ROWS = 10  # that decide
@@ -73,8 +74,7 @@ class Compressor:
             material = Material(
                 self.model, self.prepared, self._decider, self.budget.seed, Path(name), self.origin, self.job
             )
-            part = "test" if self.origin is not None and self.origin.knows_validation else "validation"
-            measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, part)
+            measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, self._part)
             if self.budget.search_s is None:
                 return self._usual(graph, measuring, output)
             return self._search(graph, measuring, self.budget.search_s, output)
@@ -132,6 +132,24 @@ class Compressor:
         }
         return variants
 
+    def anew(self, graphs: Mapping[str, bytes]) -> list[Variant]:
+        """Variants that exist, by name, measured on this host by the rows that decide; the first is the base."""
+        with TemporaryDirectory() as name:
+            material = Material(self.model, self.prepared, self._decider, self.budget.seed, Path(name), self.origin)
+            measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, self._part)
+            return [self._anew(name, raw, measuring) for name, raw in graphs.items()]
+
+    def _anew(self, name: str, raw: bytes, measuring: Measuring) -> Variant:
+        if raw == self.model:
+            latency = self._decider.latency(raw)[0].to_json()
+            return Variant(name, "accepted", {"method": "none"}, None, len(raw), self.judge.metrics(raw), latency)
+        found = measuring.measure([], raw)
+        if found.failed is not None:
+            return Variant(name, "rejected", {}, None, len(raw), reason=found.failed)
+        state: Literal["accepted", "rejected"] = "rejected" if found.reason else "accepted"
+        metrics = self.judge.metrics(raw)
+        return Variant(name, state, drops(found), None, len(raw), metrics, dict(found.latency), found.reason)
+
     def variant(self, name: str, candidate: Candidate, maker: Maker, output: Path) -> Variant:
         """As it is kept; the metrics are those of the rows that are reported."""
         told = described(candidate.recipe, self.budget.seed, self._calibrated, self._trees(candidate, maker))
@@ -146,6 +164,11 @@ class Compressor:
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         (output / path).write_bytes(raw)
         return Variant(name, "accepted", told, path, len(raw), metrics, latency)
+
+    @property
+    def _part(self) -> str:
+        """Of the data set, where the rows that decide come from."""
+        return "test" if self.origin is not None and self.origin.knows_validation else "validation"
 
     @property
     def _calibrated(self) -> int:

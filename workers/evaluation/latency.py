@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from app.core.host import host_name
 from app.serving.bfloat16 import runner
 from workers.export.runtime import open_session
-from workers.host import host_name
 from workers.learning import Inputs, rows_of, take
 
 _BATCH_OF_ROWS, _BATCH_OF_PICTURES = 256, 32

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workers.evaluation.judge import Judge
 from workers.evaluation.metrics import LOWER_IS_BETTER, metric_drop
-from workers.evaluation.variant import Judge
 from workers.learning import Array
 
 _SURE = 1.645  # standard errors: the one-sided 95 % point of the normal distribution

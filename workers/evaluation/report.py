@@ -5,7 +5,7 @@ from typing import Any
 
 from workers.evaluation.curves import curves
 from workers.evaluation.intervals import LEVEL, Intervals, bootstrap
-from workers.evaluation.variant import Judge
+from workers.evaluation.judge import Judge
 from workers.learning import Array
 
 

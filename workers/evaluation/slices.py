@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from workers.evaluation.judge import Judge
 from workers.evaluation.metrics import LOWER_IS_BETTER
 from workers.evaluation.report import intervals_of
-from workers.evaluation.variant import Judge
 from workers.learning import Array
 
 _LEAST_ROWS = 20  # for a warning

@@ -11,10 +11,10 @@ from app.core.version_folder import EVALUATION, PAGE, PLOTS
 from workers.data.prepare import Prepared
 from workers.evaluation.complexity import complexity
 from workers.evaluation.curves import curves
+from workers.evaluation.judge import Judge
 from workers.evaluation.page import card_page
 from workers.evaluation.report import intervals_json, intervals_of
 from workers.evaluation.slices import judge_slices
-from workers.evaluation.variant import Judge
 from workers.evaluation.verdict import judge_fit
 from workers.export.version_files import write_json
 from workers.families.base import Fitted, HasEvidence

@@ -1,24 +1,14 @@
 """Compress: variants of an existing model version."""
 
-from dataclasses import replace
 from typing import Any
 
-from app.core.errors import InvalidData
-from app.core.version_folder import SPLIT
-from app.specs.evaluation import default_metric
 from app.specs.jobs import CompressSpec
-from app.specs.splits import SplitSpec
 from workers.compression.report import write_report
 from workers.compression.variants import Compressor
 from workers.context import JobContext
-from workers.data.labelled import read_labelled
-from workers.data.prepare import Prepared, reload
-from workers.data.splits import split_rows
-from workers.data.tables import Notes
 from workers.evaluation.metrics import order
-from workers.evaluation.variant import Judge
-from workers.host import job_threads
-from workers.jobs.judging import Version, labelled_judge
+from workers.jobs.judged_rows import judged_rows
+from workers.jobs.judging import Version
 
 
 def run(job: JobContext) -> dict[str, Any]:
@@ -32,7 +22,7 @@ def run(job: JobContext) -> dict[str, Any]:
     version = Version(job.input / "model")
     model = version.base()
     job.progress(0.0, "reading the data set")
-    prepared, judge, main = _given(job, spec, version, model) if spec.dataset else _own(job, version)
+    prepared, judge, main = judged_rows(job, spec, version, model)
     job.progress(0.3, "compressing")
     compressor = Compressor(model, prepared, judge, main, spec.budget, origin=version.origin, job=job)
     variants = compressor.run(job.output)
@@ -53,26 +43,3 @@ def run(job: JobContext) -> dict[str, Any]:
         "variants": [variant.to_json() for variant in variants],
         "compression": compressor.report,
     }
-
-
-def _own(job: JobContext, version: Version) -> tuple[Prepared, Judge, str]:
-    """The rows that a version trained here kept apart."""
-    prepared = reload(job, version.signature, version.folder / SPLIT)
-    inputs, y = prepared.part("test")
-    if not len(y) or not len(prepared.split.validation):
-        raise InvalidData.at("dataset", msg="the version's validation or test rows are no longer in this data set")
-    main, rule = version.trained_judge
-    return prepared, Judge(version.signature.learned_task, inputs, y, rule, job_threads(job)), main
-
-
-def _given(job: JobContext, spec: CompressSpec, version: Version, model: bytes) -> tuple[Prepared, Judge, str]:
-    """A data set for an imported version, divided as a training would."""
-    rows = read_labelled(job, version.signature, spec.mapping)
-    try:
-        split = split_rows(rows.y, rows.task, SplitSpec(), rows.given)
-    except InvalidData as error:
-        raise InvalidData.at("dataset", msg=error.errors[0].msg) from None
-    prepared = Prepared(version.signature, rows.inputs, rows.y, rows.row_ids, split, Notes())
-    everything, _ = labelled_judge(job, version, model, rows, spec.mapping)
-    inputs, y = prepared.part("test")
-    return prepared, replace(everything, inputs=inputs, y=y), default_metric(rows.task, len(rows.classes))

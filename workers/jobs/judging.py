@@ -19,8 +19,8 @@ from workers.context import JobContext
 from workers.data.findings import listed
 from workers.data.labelled import Labelled
 from workers.evaluation.answers import Answering, answering_output, form_of
+from workers.evaluation.judge import Judge
 from workers.evaluation.metrics import positive_class
-from workers.evaluation.variant import Judge
 from workers.export.runtime import open_session, predict
 from workers.host import job_threads
 from workers.learning import Array, Rule

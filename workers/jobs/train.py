@@ -15,10 +15,11 @@ from workers.compression.material import Origin
 from workers.compression.variants import Compressor
 from workers.context import FitContext, JobContext
 from workers.data.prepare import Prepared, prepare
+from workers.evaluation.judge import Judge
 from workers.evaluation.leaks import Associations, look_for_leaks
 from workers.evaluation.metrics import baseline, evaluate, metric_drop, order, positive_class
 from workers.evaluation.sketch import make_sketch
-from workers.evaluation.variant import Judge, Variant
+from workers.evaluation.variant import Variant
 from workers.export.parity import MIN_ROWS, Parity, check_parity
 from workers.export.runtime import open_session, predict
 from workers.export.version_files import write_contract, write_json

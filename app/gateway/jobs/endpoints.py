@@ -42,6 +42,7 @@ _TRAIN: dict[str, Any] = {
 }
 _COMPRESS = {"kind": "compress", "model": "churn", "version": 1, "budget": {"max_metric_drop": 0.01}}
 _REPRODUCE = {"kind": "reproduce", "model": "churn", "version": 1}
+_MEASURE = {"kind": "measure", "model": "churn", "version": 1}
 _EVALUATE = {
     "kind": "evaluate",
     "model": "resnet",
@@ -61,7 +62,7 @@ _BODY: dict[str, Any] = {
                 "schema": {"oneOf": [{"$ref": f"#/components/schemas/{spec.__name__}"} for spec in SUBMITTED.values()]},
                 "examples": {
                     example["kind"]: {"summary": f"a {example['kind']} job", "value": example}
-                    for example in (_TRAIN, _COMPRESS, _EVALUATE, _REPRODUCE)
+                    for example in (_TRAIN, _COMPRESS, _EVALUATE, _MEASURE, _REPRODUCE)
                 },
             }
         },
@@ -107,7 +108,9 @@ async def list_all(
     _: Reader,
     page: PageDep,
     job_state: Annotated[JobState | None, Query(alias="state")] = None,
-    kind: Annotated[Literal["ingest", "train", "compress", "evaluate", "reproduce", "import"] | None, Query()] = None,
+    kind: Annotated[
+        Literal["ingest", "train", "compress", "evaluate", "measure", "reproduce", "import"] | None, Query()
+    ] = None,
     model: Annotated[str | None, Query(max_length=100)] = None,
 ) -> PageOf[JobOut]:
     """Jobs, newest first."""

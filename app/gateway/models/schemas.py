@@ -1,10 +1,12 @@
 """Models as the API shows them."""
 
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from app.core.resources import AliasMove, Model, ModelVersion, StoredFile
+from app.core.host import host_class
+from app.core.resources import AliasMove, Model, ModelVersion, StoredFile, Variant
 from app.core.version_folder import PAGE
 from app.gateway.schemas import Timestamp
 from app.specs.base import NO_NUL, Spec, VersionNumber
@@ -32,6 +34,25 @@ class ModelOut(BaseModel):
         )
 
 
+class HostOut(BaseModel):
+    """A variant on one class of hosts: those with the same instruction sets for kernels."""
+
+    host: str = Field(description="its instruction sets", examples=["avx512_vnni+avx512f+avx2"])
+    state: str = Field(description="`accepted` or `rejected`, on hosts of this class")
+    reason: str | None = Field(description="why it was rejected there")
+    metrics: dict[str, float] = Field(description="on test rows")
+    latency: dict[str, Any] = Field(description="as `latency` of the variant, of a host of this class")
+
+
+def _hosts(variant: Variant) -> list[HostOut]:
+    """The host that made it first, unless it was measured anew there."""
+    found = list(variant.elsewhere)
+    made = host_class(variant.latency["host"]) if "host" in variant.latency else None
+    if made is not None and all(one.host != made for one in found) and (own := variant.measured(made)):
+        found.insert(0, own)
+    return [HostOut.model_validate(asdict(one)) for one in found]
+
+
 class VariantOut(BaseModel):
     """One way to run the version, measured. `fp32` is the base; a rejected one is never served by default."""
 
@@ -44,7 +65,7 @@ class VariantOut(BaseModel):
     latency: dict[str, Any] = Field(
         description="p50_ms, p95_ms at batch 1; items_per_s at `batch`; the host it was measured on"
     )
-    hosts: list[str] = Field(description="on which its speed was measured")
+    hosts: list[HostOut] = Field(description="on which classes of hosts it was measured; elsewhere fp32 is served")
 
 
 class ModelVersionOut(BaseModel):
@@ -85,7 +106,7 @@ class ModelVersionOut(BaseModel):
                 bytes=v.bytes,
                 metrics=v.metrics,
                 latency=v.latency,
-                hosts=[v.latency["host"]] if "host" in v.latency else [],
+                hosts=_hosts(v),
             )
             for v in version.variants
         ]

@@ -16,7 +16,7 @@ from workers.compression.recipes import Maker
 from workers.compression.variants import Compressor
 from workers.context import JobContext, Stopped
 from workers.data.prepare import prepare, reload
-from workers.evaluation.variant import Judge
+from workers.evaluation.judge import Judge
 from workers.jobs import compress, train
 from workers.jobs.judging import Version
 from workers.learning import Rule

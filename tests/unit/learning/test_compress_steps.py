@@ -23,7 +23,7 @@ from workers.compression.recipes import Maker
 from workers.compression.trees import Forest
 from workers.compression.weights import half_weights, weight_only
 from workers.data.prepare import prepare
-from workers.evaluation.variant import Judge
+from workers.evaluation.judge import Judge
 from workers.export.runtime import open_session, predict
 from workers.jobs import train
 from workers.learning import Rule, take

@@ -16,8 +16,8 @@ from workers.compression.measuring import Measuring
 from workers.compression.recipes import Maker
 from workers.compression.variants import Compressor
 from workers.data.prepare import Prepared, prepare
+from workers.evaluation.judge import Judge
 from workers.evaluation.loss import worst_loss
-from workers.evaluation.variant import Judge
 from workers.jobs import compress, train
 from workers.learning import Rule
 

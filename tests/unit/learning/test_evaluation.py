@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from app.core.errors import ParityFailed
+from app.core.host import host_name
 from app.core.signature import Column, Signature, Tensor
 from app.specs.evaluation import default_metric
 from workers.evaluation.latency import compare_latency
@@ -11,7 +12,6 @@ from workers.evaluation.metrics import baseline, evaluate, metric_drop, positive
 from workers.evaluation.sketch import make_sketch
 from workers.export.graph import Graph
 from workers.export.parity import check_parity
-from workers.host import host_name
 from workers.learning import Array, Inputs, Rule
 
 Y = np.asarray([0, 0, 0, 1, 1])

@@ -1,0 +1,53 @@
+"""What `compress` and `measure` judge variants by: rows that decide and rows that are reported."""
+
+from dataclasses import replace
+
+from app.core.errors import InvalidData
+from app.core.version_folder import SPLIT
+from app.specs.evaluation import default_metric
+from app.specs.jobs import CompressSpec, MeasureSpec
+from app.specs.splits import SplitSpec
+from workers.context import JobContext
+from workers.data.labelled import read_labelled
+from workers.data.prepare import Prepared, reload
+from workers.data.splits import split_rows
+from workers.data.tables import Notes
+from workers.evaluation.judge import Judge
+from workers.host import job_threads
+from workers.jobs.judging import Version, labelled_judge
+
+
+def judged_rows(
+    job: JobContext, spec: CompressSpec | MeasureSpec, version: Version, model: bytes
+) -> tuple[Prepared, Judge, str]:
+    """The rows, a judge by those that are reported, and the main metric.
+
+    Raises:
+        InvalidSpec, InvalidData: the data set does not suit the version, or no longer does; the field is named.
+    """
+    return _given(job, spec, version, model) if spec.dataset else _own(job, version)
+
+
+def _own(job: JobContext, version: Version) -> tuple[Prepared, Judge, str]:
+    """The rows that a version trained here kept apart."""
+    prepared = reload(job, version.signature, version.folder / SPLIT)
+    inputs, y = prepared.part("test")
+    if not len(y) or not len(prepared.split.validation):
+        raise InvalidData.at("dataset", msg="the version's validation or test rows are no longer in this data set")
+    main, rule = version.trained_judge
+    return prepared, Judge(version.signature.learned_task, inputs, y, rule, job_threads(job)), main
+
+
+def _given(
+    job: JobContext, spec: CompressSpec | MeasureSpec, version: Version, model: bytes
+) -> tuple[Prepared, Judge, str]:
+    """A data set for an imported version, divided as a training would."""
+    rows = read_labelled(job, version.signature, spec.mapping)
+    try:
+        split = split_rows(rows.y, rows.task, SplitSpec(), rows.given)
+    except InvalidData as error:
+        raise InvalidData.at("dataset", msg=error.errors[0].msg) from None
+    prepared = Prepared(version.signature, rows.inputs, rows.y, rows.row_ids, split, Notes())
+    everything, _ = labelled_judge(job, version, model, rows, spec.mapping)
+    inputs, y = prepared.part("test")
+    return prepared, replace(everything, inputs=inputs, y=y), default_metric(rows.task, len(rows.classes))
