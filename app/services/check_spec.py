@@ -1,5 +1,7 @@
 """Check a job spec against what is registered."""
 
+from collections.abc import Sequence
+
 from app.core.errors import FieldError, InvalidSpec, NotFound
 from app.core.resources import DatasetVersion, ModelVersion
 from app.core.signature import Signature
@@ -22,6 +24,7 @@ from app.specs.jobs import (
 from app.specs.mapping import check_judging
 
 _JudgedSpec = CompressSpec | EvaluateSpec | MeasureSpec
+_Named = tuple[tuple[str | int, ...], str]  # where a spec names a column, and which
 
 
 class SpecChecker:
@@ -57,7 +60,7 @@ class SpecChecker:
             await check_deploy(self._session, spec.model, spec.deploy.endpoint)
         data = await self._usable(spec.dataset)
         if data.state == "ingesting":  # its columns are not known yet; whether they can be stored is
-            _check_storable(spec)
+            _check_storable(_named(spec))
             return [*spec.after, *([data.job_id] if data.job_id else [])]
         _check_columns(data, spec)
         return spec.after
@@ -80,10 +83,15 @@ class SpecChecker:
             msg = f"'{spec.model}@{spec.version}' was imported; name a data set with labels that judges its variants"
             raise InvalidSpec.at("dataset", msg=msg, type="missing")
         data = await self._usable(spec.dataset)
+        slices: list[_Named] = []
+        if isinstance(spec, EvaluateSpec):
+            slices = [(("slices", at), name) for at, name in enumerate(spec.slices)]
         if data.state == "ingesting":  # the job looks at its columns
+            _check_storable(slices)
             return [*spec.after, *([data.job_id] if data.job_id else [])]
         names = [column["name"] for column in data.columns]
         check_judging(spec.mapping, Signature.from_json(version.signature), data.kind, names)
+        _check_known(spec.dataset, names, slices)
         return spec.after
 
     async def _usable(self, ref: str) -> DatasetVersion:
@@ -130,15 +138,7 @@ def _check_columns(data: DatasetVersion, spec: TrainSpec) -> None:
         msg = f"family '{spec.family}' learns from {expected.data} data, but '{spec.dataset}' is {data.kind}"
         raise InvalidSpec.at("family", msg=msg)
     _check_kinds(data, spec, expected)
-    known = [column["name"] for column in data.columns]
-    errors = [
-        FieldError(loc, f"there is no column '{name}'", "unknown_column")
-        for loc, name in _named(spec)
-        if name not in known
-    ]
-    if errors:
-        shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")  # noqa: PLR2004 - enough to see the mistake
-        raise InvalidSpec(f"'{spec.dataset}' has these columns: {shown}", errors=errors)
+    _check_known(spec.dataset, [column["name"] for column in data.columns], _named(spec))
     if spec.target in spec.features.drop:
         raise InvalidSpec.at("features", "drop", msg=f"'{spec.target}' is the target and cannot be dropped")
     types = {column["name"]: column["type"] for column in data.columns}
@@ -170,16 +170,25 @@ def _check_kinds(data: DatasetVersion, spec: TrainSpec, expected: Family) -> Non
         raise InvalidSpec.at("family", msg=msg)
 
 
-def _check_storable(spec: TrainSpec) -> None:
+def _check_known(dataset: str, known: Sequence[str], named: Sequence[_Named]) -> None:
+    errors = [
+        FieldError(loc, f"there is no column '{name}'", "unknown_column") for loc, name in named if name not in known
+    ]
+    if errors:
+        shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")  # noqa: PLR2004 - enough to see the mistake
+        raise InvalidSpec(f"'{dataset}' has these columns: {shown}", errors=errors)
+
+
+def _check_storable(named: Sequence[_Named]) -> None:
     msg = "must not hold a NUL character"  # PostgreSQL keeps none in JSON
-    errors = [FieldError(loc, msg, "string_pattern_mismatch") for loc, name in _named(spec) if "\0" in name]
+    errors = [FieldError(loc, msg, "string_pattern_mismatch") for loc, name in named if "\0" in name]
     if errors:
         raise InvalidSpec(f"{errors[0].loc[0]}: {msg}", errors=errors)
 
 
-def _named(spec: TrainSpec) -> list[tuple[tuple[str | int, ...], str]]:
+def _named(spec: TrainSpec) -> list[_Named]:
     """(where, column) for every column that the spec names."""
-    named: list[tuple[tuple[str | int, ...], str]] = [(("target",), spec.target)]
+    named: list[_Named] = [(("target",), spec.target)]
     named += [(("features", "drop", i), name) for i, name in enumerate(spec.features.drop)]
     named += [(("features", "types", name), name) for name in spec.features.types]
     named += spec.features.named_by_steps()

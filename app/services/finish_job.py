@@ -136,11 +136,22 @@ async def _finish_report(
     return {"model": lease.spec["model"], "version": lease.spec["version"], **result}
 
 
+async def _finish_evaluate(
+    session: WriteSession, lease: Lease, result: dict[str, Any], files: Sequence[StoredFile]
+) -> dict[str, Any]:
+    """The report goes to the files of the version, unless that was deleted meanwhile."""
+    model, number = lease.spec["model"], lease.spec["version"]
+    with contextlib.suppress(NotFound):
+        await ModelWriter(session).pin(model, number)
+        await ModelWriter(session).add_variants(model, number, [], files)
+    return {"model": model, "version": number, **result}
+
+
 _FINISHERS = {
     "ingest": _finish_ingest,
     "train": _finish_train,
     "compress": _finish_compress,
-    "evaluate": _finish_report,
+    "evaluate": _finish_evaluate,
     "measure": _finish_measure,
     "reproduce": _finish_report,
     "import": _finish_import,

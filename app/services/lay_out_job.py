@@ -8,6 +8,7 @@ from typing import Any
 from app.core.errors import InvalidData, NotFound
 from app.core.jobs import Lease
 from app.core.resources import StoredFile
+from app.core.version_folder import EVALUATIONS
 from app.registry.datasets import DatasetReader
 from app.registry.files import files_of
 from app.registry.jobs import JobReader
@@ -55,7 +56,8 @@ async def _inputs(session: ReadSession, lease: Lease) -> list[StoredFile]:
     if lease.kind == "train":
         return await _dataset(session, lease.spec["dataset"], (DATA_FILE, PROFILE_FILE), "dataset/")
     version = await ModelReader(session).version(lease.spec["model"], lease.spec["version"])
-    model = [StoredFile(f"model/{file.path}", file.sha256, file.bytes) for file in version.files]
+    needed = [file for file in version.files if not file.path.startswith(f"{EVALUATIONS}/")]  # reports for people
+    model = [StoredFile(f"model/{file.path}", file.sha256, file.bytes) for file in needed]
     data = lease.spec.get("dataset") or version.lineage["dataset"]
     return model + await _dataset(session, data, (DATA_FILE, PROFILE_FILE), "dataset/")
 

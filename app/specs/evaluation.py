@@ -52,6 +52,11 @@ def default_metric(task: Task, n_classes: int) -> str:
     return "roc_auc" if n_classes == 2 else "accuracy"  # noqa: PLR2004 - binary
 
 
+Slices = Annotated[
+    list[str], Field(max_length=20, description="columns; metrics for each of their values, or quarters of numbers")
+]
+
+
 class EvaluationSpec(Spec):
     """What is measured besides the metrics of each part; folds and the learning curve take further fits."""
 
@@ -59,9 +64,7 @@ class EvaluationSpec(Spec):
         int | None,
         Field(ge=2, le=20, description="cross-validate over the rows that are not test rows, by so many more fits"),
     ] = None
-    slices: Annotated[
-        list[str], Field(max_length=20, description="columns; metrics for each of their values, or quarters of numbers")
-    ] = []
+    slices: Slices = []
     learning_curve: Annotated[
         bool, Field(description="fit on 10, 25 and 50 % of the training rows too, to see if more rows would help")
     ] = False

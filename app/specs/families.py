@@ -214,8 +214,7 @@ class Family:
             raise InvalidSpec(f"params do not fit family '{self.name}'; it takes: {known}", errors=errors) from None
 
 
-_BOTH: tuple[Task, ...] = ("classification", "regression")
-_ALL: tuple[Task, ...] = (*_BOTH, "multilabel")
+_ALL: tuple[Task, ...] = ("classification", "regression", "multilabel")
 LINEAR = Family(
     "linear",
     _ALL,
@@ -227,7 +226,7 @@ LINEAR = Family(
 )
 GBDT = Family(
     "gbdt",
-    _BOTH,
+    _ALL,
     "tabular",
     GbdtParams,
     "workers.families.gbdt:Gbdt",
@@ -236,7 +235,7 @@ GBDT = Family(
 )
 RANDOM_FOREST = Family(
     "random_forest",
-    _BOTH,
+    _ALL,
     "tabular",
     RandomForestParams,
     "workers.families.random_forest:RandomForest",
@@ -245,7 +244,7 @@ RANDOM_FOREST = Family(
 )
 XGBOOST = Family(
     "xgboost",
-    _BOTH,
+    _ALL,
     "tabular",
     XgboostParams,
     "workers.families.xgboost:Xgboost",
@@ -254,7 +253,7 @@ XGBOOST = Family(
 )
 EXTRA_TREES = Family(
     "extra_trees",
-    _BOTH,
+    _ALL,
     "tabular",
     ExtraTreesParams,
     "workers.families.random_forest:ExtraTrees",

@@ -12,7 +12,7 @@ from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.clean import CleanStep
 from app.specs.compression import CompressBudget
 from app.specs.endpoints import EndpointName
-from app.specs.evaluation import ORDINAL_METRICS, EvaluationSpec, MetricName, default_metric, metrics_of
+from app.specs.evaluation import ORDINAL_METRICS, EvaluationSpec, MetricName, Slices, default_metric, metrics_of
 from app.specs.families import Family, family
 from app.specs.features import FeatureSpec
 from app.specs.mapping import Mapping
@@ -301,6 +301,8 @@ class EvaluateSpec(JobSpec):
     version: VersionNumber
     dataset: DatasetRef
     mapping: Annotated[Mapping | None, Field(description="for imported versions only")] = None
+    slices: Slices = []
+    plots: Annotated[bool, Field(description="draw plots of the full model, which takes half a second")] = True
 
 
 class MeasureSpec(JobSpec):

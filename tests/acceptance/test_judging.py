@@ -53,7 +53,8 @@ class TestImported:
     def test_an_evaluation_says_what_numpy_says(
         self, platform: Platform, foreign: Foreign, mapping: dict[str, Any]
     ) -> None:
-        report = ended(platform, kind="evaluate", model="foreign", version=1, dataset="cancer@1", mapping=mapping)
+        spec = {"model": "foreign", "version": 1, "dataset": "cancer@1", "mapping": mapping}
+        report = ended(platform, kind="evaluate", slices=["mean radius"], **spec)
         assert report["rows"] == {"judged": 569, "without_label": 0, "of_unknown_class": 0}
         assert (report["classes"], report["positive_class"]) == (foreign.classes, "malignant")
         assert (report["main_metric"], report["part"]) == ("roc_auc", "all")
@@ -70,6 +71,20 @@ class TestImported:
         assert {"roc", "pr", "calibration", "gains"} <= set(told["curves"])
         listed = platform.call("GET", "/api/v1/jobs?kind=evaluate&model=foreign")["items"]
         assert listed[0]["result"] == report
+        unknown = refused(platform, kind="evaluate", slices=["mean area", "no such"], **spec)
+        check_problem(unknown, 422, "invalid_spec", ["slices", 1])
+        quarters = report["slices"]["mean radius"]
+        assert sum(part["rows"] for part in quarters) == 569
+        assert len(quarters) == 4
+        files = "/api/v1/models/foreign/versions/1/files"
+        folder = report["page"].removesuffix("report.html")
+        there = {file["path"].removeprefix(folder) for file in platform.call("GET", files)["items"]}
+        assert {"evaluation.json", "report.html", "plots/roc.svg", "plots/roc.png"} <= there
+        page = platform.client.get(f"{files}/{report['page']}")
+        assert page.headers["content-type"].split(";")[0] == "text/html"
+        assert page.headers["content-security-policy"].startswith("sandbox")
+        assert "Slices by mean radius" in page.text
+        assert page.text.count("<img") == sum(path.endswith(".svg") for path in there)
 
     def test_the_order_of_the_classes_is_the_callers(self, platform: Platform, mapping: dict[str, Any]) -> None:
         turned = mapping | {"classes": ["benign", "malignant"]}
@@ -258,7 +273,7 @@ class TestTargets:
         rows = [f"{a},{b},{labels[a, b]}" for a, b in pairs]
         platform.upload("tags", "\n".join(["a,b,tags", *rows]).encode())
         spec = {"kind": "train", "model": "tags", "dataset": "tags@1", "task": "multilabel", "target": "tags"}
-        check_problem(refused(platform, **spec, family="gbdt"), 422, "invalid_spec", ["task"])
+        check_problem(refused(platform, **spec, family="naive_bayes"), 422, "invalid_spec", ["task"])
         result = ended(platform, **spec, family="linear", deploy={"endpoint": "tags"})
         assert result["metrics"]["subset_accuracy"] > 0.8
         report = ended(platform, kind="evaluate", model="tags", version=1, dataset="tags@1")

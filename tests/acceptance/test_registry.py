@@ -121,8 +121,9 @@ class TestFiles:
     def test_the_card_and_its_plots_are_shown_by_a_browser(self, trained: Trained) -> None:
         """And run nothing on the platform's origin, whatever the names in them hold."""
         page = trained.version("gbdt")["links"]["page"]
-        for url, kind in ((page, "text/html"), (page.replace("card.html", "plots/roc.svg"), "image/svg+xml")):
-            answer = trained.platform.client.get(url)
+        kinds = {"card.html": "text/html", "plots/roc.svg": "image/svg+xml", "plots/roc.png": "image/png"}
+        for file, kind in kinds.items():
+            answer = trained.platform.client.get(page.replace("card.html", file))
             assert answer.headers["content-type"].split(";")[0] == kind
             policy = answer.headers["content-security-policy"].split("; ")
             assert {"sandbox", "default-src 'none'"} <= set(policy)

@@ -1,6 +1,9 @@
 """What a page documents equals what exists."""
 
+import importlib
+import inspect
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -8,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
+import app.gateway
 from app.settings import describe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,3 +123,14 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
         "ARG",
     }
     return found
+
+
+def test_every_field_of_a_response_is_described() -> None:
+    """In the models of answers, of which the OpenAPI document is made."""
+    bare = []
+    for found in pkgutil.walk_packages(app.gateway.__path__, "app.gateway."):
+        module = importlib.import_module(found.name)
+        for name, model in inspect.getmembers(module, inspect.isclass):
+            if issubclass(model, BaseModel) and model.__module__ == module.__name__ and name.endswith("Out"):
+                bare += [f"{name}.{field}" for field, told in model.model_fields.items() if not told.description]
+    assert not bare

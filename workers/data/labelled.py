@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from app.core.errors import InvalidData
+from app.core.errors import InvalidData, InvalidSpec
 from app.core.signature import ImageFormat, Signature, Task, Tensor
 from app.serving.tensors import DTYPES
 from app.specs.data import DATA_FILE, PROFILE_FILE, ROW_ID
@@ -22,6 +22,7 @@ from workers.data.findings import listed
 from workers.data.images import decode_all
 from workers.data.large import is_large, read_rows, spaced_rows
 from workers.data.prepare import IMAGE_COLUMN, read_image_table
+from workers.data.slices import slice_labels
 from workers.data.tables import present, table_inputs
 from workers.data.values import as_text, exact_numbers, read_target
 from workers.learning import Array, Inputs
@@ -42,10 +43,13 @@ class Labelled:
     given: list[str | None] | None
     left_out: dict[str, int]
     unknown: dict[str, int]  # labels that the model does not know, the most frequent ones, with their rows
+    slices: dict[str, Array] = field(default_factory=dict)  # the slice of each row, text [N], by column
 
 
-def read_labelled(job: JobContext, signature: Signature, mapping: Mapping | None) -> Labelled:
-    """Every row of `input/dataset` that can judge.
+def read_labelled(
+    job: JobContext, signature: Signature, mapping: Mapping | None, slices: Sequence[str] = ()
+) -> Labelled:
+    """Every row of `input/dataset` that can judge, with its slice by each column of `slices`.
 
     Raises:
         InvalidSpec: the data set lacks a column, or does not suit the model.
@@ -88,7 +92,17 @@ def read_labelled(job: JobContext, signature: Signature, mapping: Mapping | None
     else:
         inputs = {tensor.name: _columns(kept, tensor, mapping.inputs[tensor.name]) for tensor in signature.inputs}
     given = kept["split"].cast(pl.String).to_list() if kind == "image" and "split" in kept.columns else None
-    return Labelled(task, inputs, y, kept[ROW_ID].to_numpy(), target.classes, given, left_out, unknown)
+    return Labelled(
+        task, inputs, y, kept[ROW_ID].to_numpy(), target.classes, given, left_out, unknown, _slices(kept, slices)
+    )
+
+
+def _slices(table: pl.DataFrame, columns: Sequence[str]) -> dict[str, Array]:
+    """By column; InvalidSpec if one is not there, which is not known before a data set is ingested."""
+    for at, name in enumerate(columns):
+        if name not in table.columns or name == ROW_ID:
+            raise InvalidSpec.at("slices", at, msg=f"there is no column '{name}'", type="unknown_column")
+    return {name: slice_labels(table[name]) for name in columns}
 
 
 def _read_table(job: JobContext, path: Path, profile: dict[str, Any]) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _ABSENT = "\N{EN DASH}"
-_TEMPLATE, _COMPRESSION = "card.html.j2", "compression.html.j2"
+_TEMPLATE, _COMPRESSION, _REPORT = "card.html.j2", "compression.html.j2", "report.html.j2"
 _ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True,
@@ -21,9 +21,9 @@ def card_page(card: Mapping[str, Any], evaluation: Mapping[str, Any], plots: Map
     Args:
         card: the model card, as `card.json` has it.
         evaluation: as `evaluation.json` has it.
-        plots: SVG by file name.
+        plots: by file name; the SVG are shown.
     """
-    pictures = {name.removesuffix(".svg"): _data_url(svg) for name, svg in plots.items()}
+    pictures = _pictures(plots)
     return _ENVIRONMENT.get_template(_TEMPLATE).render(card=card, evaluation=evaluation, pictures=pictures)
 
 
@@ -32,10 +32,27 @@ def compression_page(told: Mapping[str, Any], plots: Mapping[str, bytes]) -> str
 
     Args:
         told: as `compression.json` has it.
-        plots: SVG by file name.
+        plots: by file name; the SVG are shown.
     """
-    pictures = {name.removesuffix(".svg"): _data_url(svg) for name, svg in plots.items()}
+    pictures = _pictures(plots)
     return _ENVIRONMENT.get_template(_COMPRESSION).render(told=told, pictures=pictures)
+
+
+def report_page(title: str, found: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
+    """The page of an evaluate job, in the same manner.
+
+    Args:
+        title: the version that was judged.
+        found: the job's result.
+        plots: of the full model, by file name; the SVG are shown.
+    """
+    return _ENVIRONMENT.get_template(_REPORT).render(title=title, found=found, pictures=_pictures(plots))
+
+
+def _pictures(plots: Mapping[str, bytes]) -> dict[str, str]:
+    """Addresses by the names of plots, which hold the drawings themselves."""
+    drawn = {name.removesuffix(".svg"): svg for name, svg in plots.items() if name.endswith(".svg")}
+    return {name: _data_url(svg) for name, svg in drawn.items()}
 
 
 def _data_url(svg: bytes) -> str:

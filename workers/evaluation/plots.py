@@ -1,4 +1,4 @@
-"""Plots as SVG. The same numbers give the same bytes; names are drawn as they are, whatever they hold."""
+"""Plots as SVG and PNG. The same numbers give the same bytes; names are drawn as they are, whatever they hold."""
 
 import io
 import logging
@@ -14,19 +14,21 @@ from matplotlib.figure import Figure
 _STYLE: Any = {  # its keys are checked by matplotlib
     "svg.hashsalt": "aimass", "svg.fonttype": "none", "text.parse_math": False, "font.size": 8, "lines.linewidth": 1.2,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-    "legend.frameon": False, "legend.fontsize": 7,
+    "savefig.dpi": 150, "legend.frameon": False, "legend.fontsize": 7,
 }  # fmt: skip
-_SIZE = (4.4, 3.4)  # inches
+_SIZE = (4.4, 3.4)  # inches; a PNG is 660 by 510 pixels, some tens of kilobytes
 _AXES = (0.14, 0.14, 0.82, 0.76)  # left, bottom, width, height; shares of the figure
 _TICKS = 5
 _NAME = 24
 _NUMBERED = 12  # classes whose confusion matrix has numbers in its cells
+# What would differ between times and releases is left out.
+_FORMATS: dict[str, dict[str, None]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 _Raw = Mapping[str, Any]
 _Place = Literal["upper left", "lower left", "lower right", "best"]
 
 
 def draw(evaluation: _Raw) -> dict[str, bytes]:
-    """SVG files by their name, such as `roc.svg`, for what `evaluation.json` holds."""
+    """Files by name, `roc.svg` and `roc.png` and so on, for what `evaluation.json` holds."""
     curves = evaluation["curves"]
     found: dict[str, bytes] = {}
     with rc_context(), warnings.catch_warnings():
@@ -36,26 +38,29 @@ def draw(evaluation: _Raw) -> dict[str, bytes]:
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         for name, (title, plot) in _PLOTS.items():
             if curves.get(name):
-                found[f"{name}.svg"] = _svg(title, plot, curves[name])
+                found |= _files(name, title, plot, curves[name])
         if evaluation.get("training"):
-            found["training.svg"] = _svg("Training", _training, evaluation["training"])
+            found |= _files("training", "Training", _training, evaluation["training"])
         if evaluation.get("learning_curve"):
             title = f"Learning curve: {evaluation['main_metric']}"
-            found["learning_curve.svg"] = _svg(title, _learning, evaluation["learning_curve"])
+            found |= _files("learning_curve", title, _learning, evaluation["learning_curve"])
         if evaluation.get("compression"):
-            found["compression.svg"] = _svg("Compression", _compression, evaluation["compression"])
+            found |= _files("compression", "Compression", _compression, evaluation["compression"])
     return found
 
 
-def _svg(title: str, plot: Callable[[Axes, Any], None], data: Any) -> bytes:  # noqa: ANN401 - what the plot takes
+def _files(name: str, title: str, plot: Callable[[Axes, Any], None], data: Any) -> dict[str, bytes]:  # noqa: ANN401 - what the plot takes
     figure = Figure(figsize=_SIZE)
     axes = figure.add_axes(_AXES)
     figure.text(_AXES[0], 0.94, title, fontsize=9)  # an axes' own title looks for its place, which takes time
     axes.locator_params(nbins=_TICKS)
     plot(axes, data)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    found = {}
+    for kind, metadata in _FORMATS.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata=metadata)
+        found[f"{name}.{kind}"] = buffer.getvalue()
+    return found
 
 
 def _roc(axes: Axes, data: Sequence[_Raw]) -> None:

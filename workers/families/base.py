@@ -9,6 +9,7 @@ import onnx
 from app.core.errors import Misconfigured
 from app.specs.families import Family as Descriptor
 from workers.context import JobContext
+from workers.families.evidence import Evidence
 from workers.learning import Array, Inputs, LearningData
 
 
@@ -31,6 +32,14 @@ class HoldsOut(Protocol):
 
     def held_out(self) -> tuple[Array, Array]:
         """Targets [N], in their own unit, and answers to these rows, as `predict` gives them."""
+
+
+@runtime_checkable
+class HasEvidence(Protocol):
+    """A trained model that states how likely its training rows are."""
+
+    def evidence(self) -> Evidence | None:
+        """In nats; None where this fit has no likelihood, or one that takes too long."""
 
 
 class Family(Protocol):

@@ -15,6 +15,7 @@ from workers.export.trees import Ensemble
 from workers.families.answers import answering_model
 from workers.families.boosting import EVERY, PATIENCE_FACTOR, Best
 from workers.families.encoding import TreeEncoder
+from workers.families.per_label import FittedLabels, fit_labels
 from workers.learning import Array, Inputs, LearningData, WholeRows
 from workers.training.files import write_atomically
 
@@ -29,24 +30,25 @@ class Gbdt:
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 
-    def fit(self, data: LearningData, job: JobContext) -> "FittedGbdt":
+    def fit(self, data: LearningData, job: JobContext) -> "FittedGbdt | FittedLabels":
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
+        if data.task == "multilabel":
+            return fit_labels(self.fit, data, job)
         encoder, x = TreeEncoder.learn(data, keep_missing=True)
         if data.whole is None:
             train = lgb.Dataset(x, label=data.train.y, weight=data.row_weights(data.train.y), free_raw_data=False)
         else:
             rows = _Group.all_of(data.whole, encoder)
-            train = lgb.Dataset(rows, label=data.whole.y, weight=data.row_weights(data.whole.y))
+            train = _Streamed(rows, label=data.whole.y, weight=data.row_weights(data.whole.y))
         watched = train.create_valid(
             encoder.transform(data.validation.inputs), label=data.validation.y,
             weight=data.row_weights(data.validation.y),
         )  # fmt: skip
         total = self.params["n_estimators"]
-        before = _resume(job) if data.whole is None else None  # LightGBM goes on with rows in memory alone
+        before = _resume(job)
         done = before.current_iteration() if before else 0
         best = Best.load(job.checkpoint / _BEST) if before else Best()
-        every_s = data.training.checkpoint_every_s if data.whole is None else float("inf")
-        callbacks: list[Callable[..., Any]] = [_Watch(job, total, every_s, best)]
+        callbacks: list[Callable[..., Any]] = [_Watch(job, total, data.training.checkpoint_every_s, best)]
         stopping = data.training.early_stopping
         if stopping is not None:
             callbacks.append(_EarlyStopping(best, stopping.patience * PATIENCE_FACTOR, stopping.min_delta))
@@ -131,6 +133,17 @@ class _Group(lgb.Sequence):
             self.kept.clear()
             self.kept[self.at] = self.encoder.transform(self.whole.read(self.at).inputs).astype(np.float64)
         return self.kept[self.at][rows]
+
+
+class _Streamed(lgb.Dataset):
+    """Groups of rows. LightGBM goes on with a booster by what it says of all rows, and asks it of arrays alone."""
+
+    def _set_init_score_by_predictor(self, predictor: Any, data: Any, used_indices: Any) -> "_Streamed":  # noqa: ANN401, ARG002 - LightGBM's own
+        """Group by group; of several outputs one after another, as LightGBM keeps scores."""
+        if predictor is not None:
+            scores = [predictor.predict(group[:], raw_score=True).reshape(len(group), -1) for group in data]
+            self.set_init_score(np.concatenate(scores).ravel(order="F"))
+        return self
 
 
 def _table(root: dict[str, Any]) -> dict[str, Array]:

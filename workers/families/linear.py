@@ -16,6 +16,7 @@ from workers.context import JobContext, Stopped
 from workers.export.graph import Graph
 from workers.families.answers import answering_model, answers_of
 from workers.families.encoding import DenseEncoder
+from workers.families.evidence import Evidence, of_classes, of_values, small_enough, together
 from workers.families.ordinal import Cumulative, solve
 from workers.learning import Array, Inputs, LearningData
 
@@ -47,7 +48,7 @@ class Linear:
         if data.task == "classification" and len(estimator.classes_) < data.n_classes:
             weights, bias = _all_classes(weights, bias, estimator.classes_, data.n_classes)
         solved = int(np.max(estimator.n_iter_)) if estimator.n_iter_ is not None else 1
-        return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), solved)
+        return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), solved, self.params)
 
     def _several(self, data: LearningData, encoder: DenseEncoder, x: sp.csr_matrix, job: JobContext) -> "FittedLinear":
         """A regression for each label. One that no row has, or each, is always or never told."""
@@ -63,7 +64,7 @@ class Linear:
             iterations = max(iterations, int(estimator.n_iter_[0]))
             if job.should_stop():
                 raise Stopped
-        return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), iterations)
+        return FittedLinear(data, encoder, weights.astype(np.float32), bias.astype(np.float32), iterations, self.params)
 
     def _ordered(self, data: LearningData, encoder: DenseEncoder, x: sp.csr_matrix) -> "FittedLinear":
         """Of classes that have an order: one score, and thresholds between them."""
@@ -71,7 +72,9 @@ class Linear:
             x, data.train.y, data.n_classes, data.row_weights(data.train.y), self.params["regularization"],
             self.params["max_iter"],
         )  # fmt: skip
-        return FittedLinear(data, encoder, weights.astype(np.float32), np.zeros(1, np.float32), iterations, cumulative)
+        return FittedLinear(
+            data, encoder, weights.astype(np.float32), np.zeros(1, np.float32), iterations, self.params, cumulative
+        )
 
     def _estimator(self, data: LearningData, rows: int) -> Any:  # noqa: ANN401 - one of scikit-learn's
         p = self.params
@@ -108,6 +111,7 @@ class FittedLinear:
     weights: npt.NDArray[np.float32]
     bias: npt.NDArray[np.float32]
     iterations: int
+    params: Mapping[str, Any]
     cumulative: Cumulative | None = None
 
     def predict(self, inputs: Inputs) -> Array:
@@ -136,6 +140,26 @@ class FittedLinear:
     def facts(self) -> dict[str, Any]:
         """Solver iterations and number of weights."""
         return {"iterations": self.iterations, "weights": int(self.weights.size)}
+
+    def evidence(self) -> Evidence | None:
+        """Conditional, at the penalised weights.
+
+        None with class weights, which make it no likelihood, of ordered classes, and of more than can be counted soon.
+        """
+        data, train = self.data, self.data.train
+        x, outputs = _design(self.encoder, train.inputs), self.weights.shape[1]
+        numbers = (x.shape[1] + 1) * (1 if data.task == "multilabel" else outputs)
+        if data.class_weights is not None or self.cumulative is not None or not small_enough(len(train), numbers):
+            return None
+        answers, weights = self.predict(train.inputs), self.weights.astype(np.float64)
+        penalty = self.params["regularization"], self.params["l1_ratio"]
+        if data.task == "regression":  # in the target's own unit
+            residuals = data.standard.restore(train.y) - answers
+            return of_values(x, residuals, weights[:, 0] * data.standard.scale, *penalty)
+        if data.task == "multilabel":
+            each = zip(answers.T, train.y.T.astype(np.int64), weights.T, strict=True)
+            return together([of_classes(x, np.stack([1 - p, p], axis=1), y, w[:, None], *penalty) for p, y, w in each])
+        return of_classes(x, answers, train.y, weights, *penalty)
 
 
 def _all_classes(weights: Array, bias: Array, known: Array, n_classes: int) -> tuple[Array, Array]:

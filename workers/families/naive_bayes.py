@@ -13,6 +13,7 @@ from sklearn.naive_bayes import CategoricalNB, GaussianNB
 from workers.context import JobContext
 from workers.export.graph import Graph
 from workers.families.encoding import DenseEncoder
+from workers.families.evidence import Evidence
 from workers.learning import Array, Inputs, LearningData
 
 _NEVER = -1e4  # a log probability whose exponential is 0
@@ -37,13 +38,16 @@ class NaiveBayes:
         counts = np.bincount(y, data.row_weights(data.train.y), classes)
         prior[known] = np.log(counts[known] / counts.sum())
         mean, deviation = np.zeros((classes, width)), np.ones((classes, width))
+        spread = True
         if width:
             normal = GaussianNB(var_smoothing=self.params["var_smoothing"]).fit(dense.astype(np.float64), y)
             mean[known], deviation[known] = normal.theta_, np.sqrt(normal.var_)
+            spread = not np.isclose(normal.var_, normal.epsilon_, rtol=1e-6, atol=0).any()
         table = np.zeros((encoder.table_rows, classes))
         if encoder.columns:
             table[:, known] = _category_table(encoder, rows, y, self.params["alpha"])
-        return FittedNaiveBayes(data, encoder, prior - np.log(deviation).sum(axis=1), mean, 1 / deviation, table)
+        constant = prior - np.log(deviation).sum(axis=1)
+        return FittedNaiveBayes(data, encoder, constant, mean, 1 / deviation, table, spread)
 
 
 def _category_table(encoder: DenseEncoder, rows: Array, y: Array, alpha: float) -> npt.NDArray[np.float64]:
@@ -70,14 +74,19 @@ class FittedNaiveBayes:
     mean: npt.NDArray[np.float64]
     inverse: npt.NDArray[np.float64]
     table: npt.NDArray[np.float64]
+    spread: bool = True  # no number is constant within a class
 
     def predict(self, inputs: Inputs) -> Array:
         """Probabilities [N, K]."""
+        return np.asarray(softmax(self._scores(inputs), axis=1))
+
+    def _scores(self, inputs: Inputs) -> Array:
+        """Log densities of row and class [N, K], but for a constant."""
         dense, rows = self.encoder.transform(inputs)
         score = np.tile(self.constant, (len(dense), 1))
         for k, (mean, inverse) in enumerate(zip(self.mean, self.inverse, strict=True)):
             score[:, k] -= (((dense - mean) * inverse) ** 2).sum(axis=1) / 2
-        return np.asarray(softmax(score + self.table[rows].sum(axis=1), axis=1))
+        return np.asarray(score + self.table[rows].sum(axis=1))
 
     def to_onnx(self) -> onnx.ModelProto:
         """In double precision: the scores of a row are large and close to each other."""
@@ -102,3 +111,19 @@ class FittedNaiveBayes:
     def facts(self) -> dict[str, Any]:
         """Number of parameters."""
         return {"weights": int(self.mean.size + self.inverse.size + self.table.size + self.constant.size)}
+
+    def evidence(self) -> Evidence | None:
+        """Joint, of classes, standardised numbers and categories.
+
+        None where it is no likelihood: with class weights, where a number is constant within a class (its density has
+        no bound but the smoothing), and where a column has more categories than are kept.
+        """
+        train, encoder = self.data.train, self.encoder
+        _, rows = encoder.transform(train.inputs)
+        if self.data.class_weights is not None or not self.spread or np.isin(rows, encoder.unseen_rows()).any():
+            return None
+        scores = self._scores(train.inputs)[np.arange(len(train)), train.y]
+        classes = len(np.unique(train.y))
+        free = 2 * encoder.width + encoder.table_rows - 2 * encoder.columns  # a share follows from the others
+        likelihood = scores.sum() - len(train) * encoder.width / 2 * np.log(2 * np.pi)
+        return Evidence("joint", float(likelihood), len(train), classes - 1 + classes * free)

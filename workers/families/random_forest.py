@@ -20,6 +20,7 @@ from workers.export.graph import Graph, binary_probabilities, value_output
 from workers.export.trees import Ensemble
 from workers.families.encoding import TreeEncoder
 from workers.families.forest_files import load_trees, save_trees
+from workers.families.per_label import FittedLabels, fit_labels
 from workers.learning import Array, Inputs, LearningData
 
 _CHUNK_S = 2.0  # how often, about, progress is told and a request to stop is seen
@@ -34,8 +35,10 @@ class RandomForest:
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 
-    def fit(self, data: LearningData, job: JobContext) -> "FittedForest":
+    def fit(self, data: LearningData, job: JobContext) -> "FittedForest | FittedLabels":
         """Grow the trees; validation rows are not used. Resumes from the job's checkpoint to the very same forest."""
+        if data.task == "multilabel":
+            return fit_labels(self.fit, data, job)
         encoder, x = TreeEncoder.learn(data, keep_missing=False)
         estimator = self.estimators[data.task == "regression"](
             n_estimators=1, max_depth=self.params["max_depth"], min_samples_leaf=self.params["min_samples_leaf"],

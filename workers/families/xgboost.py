@@ -16,6 +16,7 @@ from workers.export.trees import Ensemble
 from workers.families.answers import answering_model
 from workers.families.boosting import EVERY, PATIENCE_FACTOR, Best
 from workers.families.encoding import TreeEncoder
+from workers.families.per_label import FittedLabels, fit_labels
 from workers.learning import Array, Inputs, LearningData, Part
 from workers.training.files import write_atomically
 
@@ -31,8 +32,10 @@ class Xgboost:
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 
-    def fit(self, data: LearningData, job: JobContext) -> "FittedXgboost":
+    def fit(self, data: LearningData, job: JobContext) -> "FittedXgboost | FittedLabels":
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
+        if data.task == "multilabel":
+            return fit_labels(self.fit, data, job)
         encoder, x = TreeEncoder.learn(data, keep_missing=True)
         train = _matrix(x, data, data.train)
         watched = _matrix(encoder.transform(data.validation.inputs), data, data.validation)

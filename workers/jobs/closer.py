@@ -17,6 +17,8 @@ from workers.evaluation.report import intervals_json, intervals_of
 from workers.evaluation.slices import judge_slices
 from workers.evaluation.verdict import judge_fit
 from workers.export.version_files import write_json
+from workers.families.base import Fitted, HasEvidence
+from workers.features.recipe import FittedWithRecipe
 from workers.jobs.refits import Refits
 from workers.learning import Array
 
@@ -32,12 +34,12 @@ class CloserLook:
     evaluation: dict[str, Any]
 
     def write(self, folder: Path, card: Mapping[str, Any], *, plots: bool) -> None:
-        """`evaluation.json`, `card.html` of the whole card, and, if wanted, `plots/*.svg`."""
+        """`evaluation.json`, `card.html` of the whole card, and, if wanted, `plots/*.svg` and `*.png`."""
         write_json(folder / EVALUATION, self.evaluation)
-        drawn = _draw(self.evaluation) if plots else {}
+        drawn = draw_if(self.evaluation, wanted=plots)
         (folder / PLOTS).mkdir(exist_ok=True)
-        for name, svg in drawn.items():
-            (folder / PLOTS / name).write_bytes(svg)
+        for name, plot in drawn.items():
+            (folder / PLOTS / name).write_bytes(plot)
         (folder / PAGE).write_text(card_page(card, self.evaluation, drawn), encoding="utf-8")
 
 
@@ -54,6 +56,7 @@ class Judged:
     answers: Array
     main: str
     metrics: dict[str, dict[str, float]]
+    evidence: dict[str, Any] | None = None
 
 
 def look_closer(judged: Judged, points: Mapping[str, Sequence[tuple[int, float]]], refits: Refits) -> CloserLook:
@@ -73,6 +76,7 @@ def look_closer(judged: Judged, points: Mapping[str, Sequence[tuple[int, float]]
         "intervals": intervals_json(intervals),
         "verdict": judge_fit(main, judged.metrics, intervals),
         "complexity": complexity(judged.model),
+        "evidence": judged.evidence,
         "cross_validation": refits.cross_validation(),
         "learning_curve": refits.learning_curve(main, judged.metrics),
         "slices": slices,
@@ -85,6 +89,18 @@ def look_closer(judged: Judged, points: Mapping[str, Sequence[tuple[int, float]]
         "training": {name: _thinned(steps) for name, steps in points.items() if len(steps) > 1},
     }  # fmt: skip
     return CloserLook(card, evaluation)
+
+
+def evidence_of(fitted: Fitted) -> dict[str, Any] | None:
+    """What the likelihood of training rows says of a model, as its family fitted it, JSON-ready; None without one."""
+    own = fitted.fitted if isinstance(fitted, FittedWithRecipe) else fitted
+    found = own.evidence() if isinstance(own, HasEvidence) else None
+    return None if found is None else found.to_json()
+
+
+def draw_if(evaluation: Mapping[str, Any], *, wanted: bool) -> dict[str, bytes]:
+    """Plots by file name, of those who want them; see `workers.evaluation.plots.draw`."""
+    return _draw(evaluation) if wanted else {}
 
 
 def _draw(evaluation: Mapping[str, Any]) -> dict[str, bytes]:

@@ -27,7 +27,7 @@ from workers.families.base import Fitted
 from workers.families.weight_folders import with_their_size
 from workers.features.recipe import learner_of
 from workers.host import choose_device, environment, job_threads
-from workers.jobs.closer import Judged, look_closer
+from workers.jobs.closer import Judged, evidence_of, look_closer
 from workers.jobs.refits import Refits
 from workers.jobs.settling import check_settling, settle
 from workers.learning import LearningData, Rule, take
@@ -63,6 +63,7 @@ def run(job: JobContext) -> dict[str, Any]:
     refits = Refits(job, spec, prepared, positive, threads, device)
     fit = FitContext(job, count=1 + len(refits.splits))
     fitted = learner.fit(data, fit)
+    evidence = evidence_of(fitted)
     refits.run()
     settled = settle(fit, spec, prepared, fitted, positive, refits.residuals())
     fitted, prepared = settled.fitted, replace(prepared, signature=settled.signature)
@@ -77,7 +78,8 @@ def run(job: JobContext) -> dict[str, Any]:
     compressor = _compressor(job, spec, report, main, time.monotonic() - started)
     variants = [base, *(compressor.run(job.output) if compressor is not None else [])]
     report.write_files()
-    closer = look_closer(Judged(model, prepared, report.judge, report.answers, main, metrics), fit.points, refits)
+    judged = Judged(model, prepared, report.judge, report.answers, main, metrics, evidence)
+    closer = look_closer(judged, fit.points, refits)
     card = report.card(fitted, parity, metrics, main, variants, time.monotonic() - started) | settled.card | closer.card
     if compressor is not None and compressor.report is not None:
         card["compression"] = closer.evaluation["compression"] = compressor.report

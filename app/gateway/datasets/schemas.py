@@ -12,31 +12,33 @@ from app.specs.base import Name, Spec
 class ColumnOut(BaseModel):
     """One column: its name, its type, how many values are missing, how many differ."""
 
-    name: str
-    type: str
-    missing: int
-    unique: int | None = None
+    name: str = Field(description="as in the file's header")
+    type: str = Field(description="`integer`, `number`, `boolean`, `category`, `text` and so on, told by the values")
+    missing: int = Field(description="rows without a value")
+    unique: int | None = Field(
+        None, description="different values, of large tables by an estimate; null where they were not counted"
+    )
 
 
 class SchemaOut(BaseModel):
     """The columns in order; empty until the version is ready."""
 
-    columns: list[ColumnOut]
+    columns: list[ColumnOut] = Field(description="in the file's order; empty until the data set is ready")
 
 
 class RejectedRowOut(BaseModel):
     """A row or archive member that could not be read."""
 
     line: int | None = Field(None, description="1-based line of the original file")
-    reason: str
+    reason: str = Field(description="why it could not be read")
     path: str | None = Field(None, description="member of the archive")
 
 
 class RejectedOut(BaseModel):
     """How many rows could not be read, and the first of them."""
 
-    count: int
-    first: list[RejectedRowOut]
+    count: int = Field(description="rows or members that could not be read, and are left out")
+    first: list[RejectedRowOut] = Field(description="the first ones of them")
 
 
 class DatasetIn(Spec):
@@ -58,29 +60,29 @@ class SourceOut(BaseModel):
     """Where a version was fetched from, and what its server said of it."""
 
     uri: str = Field(description="values of its query are not kept")
-    etag: str | None
-    last_modified: str | None
+    etag: str | None = Field(description="as the source gave it")
+    last_modified: str | None = Field(description="as the source gave it")
     fetched_at: Timestamp | None = Field(description="null until it is here")
 
 
 class DatasetVersionOut(BaseModel):
     """One immutable upload and what was made of it."""
 
-    name: str
-    version: int
-    kind: str
+    name: str = Field(description="of the data set")
+    version: int = Field(description="counts from 1; a version never changes")
+    kind: str = Field(description="`tabular` or `image`, as it was asked for until it is ready")
     state: str = Field(description="`ingesting`, then `ready` or `failed`")
-    filename: str
-    rows: int | None
-    bytes: int
+    filename: str = Field(description="of the file as it came")
+    rows: int | None = Field(description="that were read; null until it is ready")
+    bytes: int = Field(description="of the file as it came")
     sha256: str | None = Field(description="of the file as it came; null until it is fetched")
     source: SourceOut | None = Field(description="of a version that was fetched from an address")
-    schema_: SchemaOut = Field(alias="schema", serialization_alias="schema")
-    warnings: list[str]
-    rejected_rows: RejectedOut
-    error: dict[str, Any] | None
-    created_at: Timestamp
-    links: dict[str, str]
+    schema_: SchemaOut = Field(alias="schema", serialization_alias="schema", description="columns and their types")
+    warnings: list[str] = Field(description="what ingest found odd; read them before you train")
+    rejected_rows: RejectedOut = Field(description="what could not be read")
+    error: dict[str, Any] | None = Field(description="why a `failed` one failed")
+    created_at: Timestamp = Field(description="when it was uploaded")
+    links: dict[str, str] = Field(description="addresses of this version, its profile, rows and job")
 
     @classmethod
     def of(cls, version: DatasetVersion) -> "DatasetVersionOut":

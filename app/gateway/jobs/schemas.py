@@ -13,37 +13,39 @@ class ProgressOut(BaseModel):
     """How far a job is."""
 
     fraction: float = Field(description="0 to 1")
-    step: str
-    eta_s: float | None
+    step: str = Field(description="what the job does now")
+    eta_s: float | None = Field(description="seconds left, if known")
 
 
 class JobErrorOut(BaseModel):
     """Why a job ended badly, or why it is tried again."""
 
-    code: str
-    detail: str
-    retryable: bool
-    errors: list[dict[str, Any]] | None = None
+    code: str = Field(description="stable, for programs")
+    detail: str = Field(description="what went wrong and what to do, for people")
+    retryable: bool = Field(description="whether the same job may succeed another time")
+    errors: list[dict[str, Any]] | None = Field(
+        None, description="fields that are at fault, each with `loc`, `msg` and `type`"
+    )
 
 
 class JobOut(BaseModel):
     """A job."""
 
-    id: str
-    kind: str
+    id: str = Field(description="of the job")
+    kind: str = Field(description="`train`, `compress`, `evaluate` and so on")
     state: str = Field(description="`queued`, `running`, `succeeded`, `failed` or `cancelled`")
-    priority: int
-    progress: ProgressOut
-    attempt: int
-    worker: str | None
-    created_at: Timestamp
-    started_at: Timestamp | None
-    finished_at: Timestamp | None
-    error: JobErrorOut | None
-    result: dict[str, Any] | None
-    after: list[str]
-    spec: dict[str, Any]
-    links: dict[str, str]
+    priority: int = Field(description="as it was asked for")
+    progress: ProgressOut = Field(description="of the latest attempt")
+    attempt: int = Field(description="counts from 1; a worker's death begins another")
+    worker: str | None = Field(description="that runs it or ran it; null while it waits")
+    created_at: Timestamp = Field(description="when it was queued")
+    started_at: Timestamp | None = Field(description="when its latest attempt began")
+    finished_at: Timestamp | None = Field(description="when it ended")
+    error: JobErrorOut | None = Field(description="why it failed")
+    result: dict[str, Any] | None = Field(description="of a job that succeeded; what it holds depends on the kind")
+    after: list[str] = Field(description="ids of jobs that have to end first")
+    spec: dict[str, Any] = Field(description="as it was accepted, with defaults")
+    links: dict[str, str] = Field(description="addresses of the job and what belongs to it")
 
     @classmethod
     def of(cls, job: Job) -> "JobOut":
@@ -76,15 +78,15 @@ class JobOut(BaseModel):
 class MetricPointOut(BaseModel):
     """One point of a curve."""
 
-    step: int
-    value: float
-    at: Timestamp
+    step: int = Field(description="epoch, round or optimizer step")
+    value: float = Field(description="of the metric")
+    at: Timestamp = Field(description="when it was measured")
 
 
 class MetricsOut(BaseModel):
     """Every curve of a job by name."""
 
-    metrics: dict[str, list[MetricPointOut]]
+    metrics: dict[str, list[MetricPointOut]] = Field(description="points by metric, in their order")
 
     @classmethod
     def of(cls, points: list[MetricPoint], most: int | None) -> "MetricsOut":
@@ -107,25 +109,25 @@ def _thin(curve: list[MetricPointOut], most: int) -> list[MetricPointOut]:
 class LogLineOut(BaseModel):
     """One line of a job's log."""
 
-    at: Timestamp
-    level: str
-    message: str
+    at: Timestamp = Field(description="when it was written")
+    level: str = Field(description="`info`, `warning` and so on")
+    message: str = Field(description="for people")
 
 
 class LogsOut(BaseModel):
     """The end of a job's log, oldest line first."""
 
-    items: list[LogLineOut]
+    items: list[LogLineOut] = Field(description="lines in their order")
 
 
 class FamilyOut(BaseModel):
     """A model family and the JSON schema of its `params`."""
 
-    name: str
-    tasks: list[str]
-    data: str
-    summary: str
-    params: dict[str, Any]
+    name: str = Field(description="as `family` of a train job")
+    tasks: list[str] = Field(description="that it learns")
+    data: str = Field(description="that it learns from: `tabular`, `text` or `image`")
+    summary: str = Field(description="in a few words")
+    params: dict[str, Any] = Field(description="JSON schema of `params` of a train job")
 
     @classmethod
     def of(cls, family: Family) -> "FamilyOut":
@@ -138,12 +140,12 @@ class FamilyOut(BaseModel):
 class WorkerOut(BaseModel):
     """A live worker agent."""
 
-    id: str
-    host: str
-    device: str
-    job: str | None
-    started_at: Timestamp
-    seen_at: Timestamp
+    id: str = Field(description="of the worker")
+    host: str = Field(description="that it runs on")
+    device: str = Field(description="that it trains on")
+    job: str | None = Field(description="id of the one it runs, if any")
+    started_at: Timestamp = Field(description="when it began")
+    seen_at: Timestamp = Field(description="when it was last heard of")
 
     @classmethod
     def of(cls, worker: WorkerInfo) -> "WorkerOut":

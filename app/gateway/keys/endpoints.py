@@ -25,12 +25,12 @@ class KeyIn(Spec):
 class KeyOut(BaseModel):
     """A key without its secret."""
 
-    id: str
-    name: str
+    id: str = Field(description="of the key")
+    name: str = Field(description="as it was given")
     prefix: str = Field(description="the secret's first characters, to tell keys apart")
-    scopes: list[str]
-    created_at: Timestamp
-    revoked_at: Timestamp | None
+    scopes: list[str] = Field(description="what it may do")
+    created_at: Timestamp = Field(description="when it was made")
+    revoked_at: Timestamp | None = Field(description="when it was revoked; null: it is valid")
 
     @classmethod
     def of(cls, key: ApiKey) -> "KeyOut":
@@ -41,7 +41,7 @@ class KeyOut(BaseModel):
 class NewKeyOut(KeyOut):
     """A key and its secret, which is shown this once."""
 
-    secret: str | None
+    secret: str | None = Field(description="to be sent with requests; null where the same request is repeated")
 
 
 def _fields(key: ApiKey) -> dict[str, object]:

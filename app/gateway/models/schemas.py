@@ -15,11 +15,11 @@ from app.specs.base import NO_NUL, Spec, VersionNumber
 class ModelOut(BaseModel):
     """A named sequence of versions, and the aliases that point into it."""
 
-    name: str
-    latest_version: int
-    aliases: dict[str, int]
-    created_at: Timestamp
-    links: dict[str, str]
+    name: str = Field(description="of the model")
+    latest_version: int = Field(description="the newest")
+    aliases: dict[str, int] = Field(description="versions by alias")
+    created_at: Timestamp = Field(description="when its first version was made")
+    links: dict[str, str] = Field(description="addresses of the model and its versions")
 
     @classmethod
     def of(cls, model: Model) -> "ModelOut":
@@ -37,11 +37,11 @@ class ModelOut(BaseModel):
 class HostOut(BaseModel):
     """A variant on one class of hosts: those with the same instruction sets for kernels."""
 
-    host: str = Field(examples=["avx512_vnni+avx512f+avx2"])
-    state: str
+    host: str = Field(description="its instruction sets", examples=["avx512_vnni+avx512f+avx2"])
+    state: str = Field(description="`accepted` or `rejected`, on hosts of this class")
     reason: str | None = Field(description="why it was rejected there")
     metrics: dict[str, float] = Field(description="on test rows")
-    latency: dict[str, Any]
+    latency: dict[str, Any] = Field(description="as `latency` of the variant, of a host of this class")
 
 
 def _hosts(variant: Variant) -> list[HostOut]:
@@ -56,12 +56,12 @@ def _hosts(variant: Variant) -> list[HostOut]:
 class VariantOut(BaseModel):
     """One way to run the version, measured. `fp32` is the base; a rejected one is never served by default."""
 
-    name: str
-    state: str
+    name: str = Field(description="`fp32` is the full model")
+    state: str = Field(description="`accepted` or `rejected`")
     reason: str | None = Field(description="why it was rejected")
-    recipe: dict[str, Any]
-    bytes: int
-    metrics: dict[str, float]
+    recipe: dict[str, Any] = Field(description="how it was made")
+    bytes: int = Field(description="of its graph")
+    metrics: dict[str, float] = Field(description="on the rows that judged it")
     latency: dict[str, Any] = Field(
         description="p50_ms, p95_ms at batch 1; items_per_s at `batch`; the host it was measured on"
     )
@@ -71,12 +71,12 @@ class VariantOut(BaseModel):
 class ModelVersionOut(BaseModel):
     """One trained model."""
 
-    model: str
-    version: int
-    state: str
-    task: str
-    family: str
-    main_metric: str
+    model: str = Field(description="that it is a version of")
+    version: int = Field(description="counts from 1")
+    state: str = Field(description="of the version")
+    task: str = Field(description="that it was trained for; `inference` of an imported one")
+    family: str = Field(description="that learned it; `imported`")
+    main_metric: str = Field(description="by which it was chosen; empty of an imported one")
     metrics: dict[str, float] = Field(description="on test rows that training never saw")
     signature: dict[str, Any] = Field(
         description="tensors, columns and classes; of two classes a threshold, if it has one"
@@ -84,14 +84,14 @@ class ModelVersionOut(BaseModel):
     schema_: dict[str, Any] = Field(
         alias="schema", serialization_alias="schema", description="JSON schema of one instance"
     )
-    lineage: dict[str, Any]
-    variants: list[VariantOut]
+    lineage: dict[str, Any] = Field(description="data set, job, seed, environment that it comes from")
+    variants: list[VariantOut] = Field(description="the full model first")
     digest: str = Field(
         description="SHA-256 over the paths and digests of the files that training made; variants that were added "
         "later are not part of it, their files have digests of their own"
     )
-    created_at: Timestamp
-    links: dict[str, str]
+    created_at: Timestamp = Field(description="when it was made")
+    links: dict[str, str] = Field(description="addresses of this version, its files, card, page and job")
 
     @classmethod
     def of(cls, version: ModelVersion) -> "ModelVersionOut":
@@ -139,9 +139,9 @@ class ModelVersionOut(BaseModel):
 class FileOut(BaseModel):
     """A file of a version."""
 
-    path: str
-    bytes: int
-    sha256: str
+    path: str = Field(description="within the version")
+    bytes: int = Field(description="of the file")
+    sha256: str = Field(description="of its content")
 
     @classmethod
     def of(cls, file: StoredFile) -> "FileOut":
@@ -159,12 +159,12 @@ class AliasIn(Spec):
 class AliasOut(BaseModel):
     """One move of an alias."""
 
-    alias: str
+    alias: str = Field(description="its name")
     version: int | None = Field(description="null: the alias was removed")
-    previous: int | None
-    at: Timestamp
-    by: str
-    reason: str
+    previous: int | None = Field(description="the version before; null if there was none")
+    at: Timestamp = Field(description="when it was moved")
+    by: str = Field(description="who moved it")
+    reason: str = Field(description="as it was given")
 
     @classmethod
     def of(cls, move: AliasMove) -> "AliasOut":
@@ -184,15 +184,15 @@ class AliasOut(BaseModel):
 class ComparisonRow(BaseModel):
     """One version in a comparison."""
 
-    model: str
-    version: int
-    family: str
-    metrics: dict[str, float]
-    variants: list[VariantOut]
-    settings: dict[str, Any]
+    model: str = Field(description="that it is a version of")
+    version: int = Field(description="of the model")
+    family: str = Field(description="that learned it")
+    metrics: dict[str, float] = Field(description="on test rows")
+    variants: list[VariantOut] = Field(description="of this version")
+    settings: dict[str, Any] = Field(description="that it was trained with")
 
 
 class ComparisonOut(BaseModel):
     """Versions side by side, in the order asked for."""
 
-    items: list[ComparisonRow]
+    items: list[ComparisonRow] = Field(description="a row for each version")

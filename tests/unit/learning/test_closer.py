@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import polars as pl
 import pytest
+from PIL import Image
 
 from workers.context import Stopped
 from workers.evaluation.complexity import complexity
@@ -98,7 +99,11 @@ def test_regression_is_drawn_and_shown(make_job: MakeJob, diabetes: pl.DataFrame
     assert "<img" not in (bare.output / "card.html").read_text()
     job = make_job(diabetes, evaluation=asked, **spec)
     train.run(job)
-    assert [path.name for path in (job.output / "plots").iterdir()] == ["residuals.svg"]
+    assert {path.name for path in (job.output / "plots").iterdir()} == {"residuals.svg", "residuals.png"}
+    with Image.open(job.output / "plots" / "residuals.png") as picture:
+        assert picture.size == (660, 510)
+        assert len({color for _, color in picture.convert("RGB").getcolors(1 << 20)}) > 2  # something is drawn
+    assert (job.output / "plots" / "residuals.png").stat().st_size < 100_000
     page = Page((job.output / "card.html").read_text())
     assert "Cross-validation" in page.text
     assert "Slices by bmi" in page.text
@@ -154,7 +159,7 @@ def test_names_are_shown_and_never_run(make_job: MakeJob):
     assert SCRIPT in page.text
     assert f"Slices by {IMAGE}" in page.text
     assert "$\\frac{" in page.text
-    for path in (job.output / "plots").iterdir():
+    for path in (job.output / "plots").glob("*.svg"):
         tags: list[str] = []
         parser = ParserCreate()
         parser.StartElementHandler = lambda tag, attributes, tags=tags: tags.append(f"{tag} {' '.join(attributes)}")

@@ -194,7 +194,9 @@ def test_pictures_are_scaled_as_the_mapping_says(
     job.spec = {"kind": kind, "model": "m", "version": 1, "dataset": "d@1", "mapping": scaled}
     convolution.rename(job.input / "model")
     if kind == "evaluate":
+        job.spec |= {"slices": ["label"]}
         report = evaluate.run(job)
+        assert {part["value"] for part in report["slices"]["label"]} == set("0123456789")
         assert report["metrics"]["fp32"]["accuracy"] > 0.98  # the rows that it was fitted on
         assert report["classes"] == [str(digit) for digit in range(10)]
         return

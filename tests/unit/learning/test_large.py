@@ -12,9 +12,10 @@ import pytest
 
 from app.core.errors import InvalidInput
 from app.specs.jobs import TrainSpec
-from workers.context import Stopped
+from workers.context import FitContext, Stopped
 from workers.data.prepare import Prepared, prepare
 from workers.families.encoding import DenseEncoder
+from workers.families.gbdt import Gbdt
 from workers.families.network import StreamedRows
 from workers.jobs import compress, evaluate, train
 from workers.training.batches import Batches
@@ -122,6 +123,29 @@ def test_trees_are_those_that_memory_would_have_grown(large: MakeJob):
         answers.append(session.run(None, rows)[0])
     assert np.abs(answers[0] - answers[1]).max() < 0.02
     assert (answers[0].argmax(axis=1) == answers[1].argmax(axis=1)).mean() > 0.97
+
+
+def test_trees_are_resumed(large: MakeJob):
+    """What the trees of the first attempt say of streamed rows is what the next one starts from."""
+    fixed = {"n_estimators": 4, "subsample": 1.0, "colsample": 1.0}  # samples are drawn anew by each attempt
+    spec = {"params": fixed, "training": {"early_stopping": None, "checkpoint_every_s": 0}, "target": "kind"}
+    job = large(**GBDT | spec)  # of three classes
+    checked = TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"}).check_family()
+    data = prepare(job, checked).learning(checked, 1, "cpu")
+    assert data.whole is not None
+    family = Gbdt(checked.params)
+    straight = family.fit(data, FitContext(job, 1, 2, "straight"))
+    job.stop.set()
+    while True:  # every attempt is stopped after its first round
+        try:
+            resumed = family.fit(data, job)
+            break
+        except Stopped:
+            pass
+    told = [event["message"] for event in job.seen if event["event"] == "log" and "resumed" in event["message"]]
+    assert told == [f"resumed from round {done}" for done in range(1, 5)]
+    rows = data.validation.inputs
+    assert np.abs(straight.predict(rows) - resumed.predict(rows)).max() < 1e-9
 
 
 def test_rows_go_through_the_recipe(large: MakeJob):

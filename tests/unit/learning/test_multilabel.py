@@ -1,6 +1,7 @@
 """Rows that may have several labels: learned, exported, measured and served."""
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,9 @@ from app.core.errors import InvalidData, InvalidSpec
 from app.core.instance_schema import prediction_schema
 from app.core.signature import Signature
 from app.serving.predictions import prediction_encoder
+from workers.context import Stopped
 from workers.data.values import read_target
+from workers.evaluation.complexity import complexity
 from workers.evaluation.intervals import weighted
 from workers.evaluation.metrics import baseline, evaluate
 from workers.export.runtime import open_session, predict
@@ -70,6 +73,49 @@ def test_tables(make_job: MakeJob, tagged: pl.DataFrame, family: str):
     assert all(variant["metrics"]["f1_micro"] > 0.8 for variant in result["variants"])
 
 
+@pytest.mark.parametrize("family", ["gbdt", "xgboost", "extra_trees"])
+def test_trees(make_job: MakeJob, tagged: pl.DataFrame, family: str):
+    """A model for each label in one graph, which the parity gate has proven; what all rows have is always told."""
+    frame = tagged[1:].with_columns(target="all | " + pl.col("target"))
+    job = make_job(frame, family=family, task="multilabel", params={"n_estimators": 20})
+    result = train.run(job)
+    assert result["metrics"]["subset_accuracy"] > 0.75  # an eighth by chance
+    card = json.loads((job.output / "card.json").read_text())
+    assert set(card["fit"]["labels"]) == {"cheap", "large", "retro"}
+    assert card["parity"]["label_flips"] == 0
+    raw = (job.output / "model.onnx").read_bytes()
+    assert complexity(raw)["trees"] <= 60
+    rows = {"numeric": np.zeros((1, 4), np.float32), "categorical": np.array([["old"]], object)}
+    answers = dict(zip(result["signature"]["classes"], predict(open_session(raw, 1), rows)[0], strict=True))
+    assert answers["all"] == 1
+    assert answers["retro"] > 0.7
+
+
+def test_a_forest_for_each_label_is_resumed_to_the_same_graph(make_job: MakeJob, tagged: pl.DataFrame):
+    spec = {"family": "random_forest", "task": "multilabel", "params": {"n_estimators": 12}}
+    whole = make_job(tagged[1:], name="whole", **spec)
+    train.run(whole)
+    stopped = make_job(tagged[1:], name="stopped", **spec)
+    emit = type(stopped).progress
+
+    class Stopping(type(stopped)):  # type: ignore[misc]  # made from the fixture's class
+        def progress(self, fraction: float, told: str, eta_s: float | None = None) -> None:
+            emit(self, fraction, told, eta_s)
+            if told.startswith("large: grown"):
+                self.stop.set()
+
+    stopped.__class__ = Stopping
+    with pytest.raises(Stopped):
+        train.run(stopped)
+    again = make_job(tagged[1:], name="again", **spec)
+    shutil.copytree(stopped.checkpoint, again.checkpoint)
+    train.run(again)
+    steps = [event["step"] for event in again.seen if event["event"] == "progress"]
+    assert not [step for step in steps if step.startswith("cheap")]  # it was whole
+    assert any(event.get("message", "").startswith("large: resumed from tree") for event in again.seen)
+    assert (again.output / "model.onnx").read_bytes() == (whole.output / "model.onnx").read_bytes()
+
+
 def test_texts(make_job: MakeJob):
     rng = np.random.default_rng(1)
     words = {"food": ["soup", "bread", "cake"], "staff": ["waiter", "cook"], "price": ["cheap", "dear", "bill"]}
@@ -121,6 +167,12 @@ def test_metrics_by_scikit_learn():
     assert evaluate("multilabel", y, baseline("multilabel", y, 200, 5))["roc_auc"] == 0.5
 
 
+def test_too_many_labels_for_a_model_each(make_job: MakeJob):
+    frame = pl.DataFrame({"x": [float(i) for i in range(404)], "target": [f"label {i % 101}" for i in range(404)]})
+    with pytest.raises(InvalidSpec, match="at most 100; there are 101"):
+        train.run(make_job(frame, family="gbdt", task="multilabel"))
+
+
 def test_labels_that_a_model_does_not_know_are_told_apart():
     found = read_target(pl.Series("t", ["a|b", "b", "a|z", "|"]), "multilabel", ("a", "b"), "|", to_learn=False)
     assert found.y.tolist() == [[1, 1], [0, 1], [-1, -1], [0, 0]]
@@ -131,7 +183,7 @@ def test_labels_that_a_model_does_not_know_are_told_apart():
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        ({"family": "gbdt"}, ("task",)),
+        ({"family": "naive_bayes"}, ("task",)),
         ({"family": "auto"}, ("task",)),
         ({"training": {"class_weight": "balanced"}}, ("training", "class_weight")),
         ({"family": "mlp", "training": {"label_smoothing": 0.1}}, ("training", "label_smoothing")),

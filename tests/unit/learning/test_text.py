@@ -255,9 +255,11 @@ class TestFamily:
 
     def _judged_again(self, make_job: MakeJob, frame: pl.DataFrame, job: Any, result: dict[str, Any]) -> None:
         later = make_job(frame, name="evaluate", kind="evaluate")
-        later.spec = {"kind": "evaluate", "model": "m", "version": 1, "dataset": "d@1"}
+        later.spec = {"kind": "evaluate", "model": "m", "version": 1, "dataset": "d@1", "slices": ["target"]}
         job.output.rename(later.input / "model")
         report = evaluate.run(later)
+        assert report["part"] == "test"
+        assert sum(part["rows"] for part in report["slices"]["target"]) == report["rows"]["judged"]
         assert report["metrics"]["fp32"]["accuracy"] == result["metrics"]["accuracy"]
         smaller = make_job(frame, name="compress", kind="compress")
         smaller.spec = {"kind": "compress", "model": "m", "version": 1}
