@@ -10,7 +10,7 @@ import numpy as np
 from app.core.errors import AimassError
 from app.specs.augment import AugmentSpec
 from app.specs.families import family
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material, Origin

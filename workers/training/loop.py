@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from app.core.errors import InvalidSpec, MemoryExceeded
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.context import JobContext, Stopped
 from workers.training.averages import mean_of_epochs, moving_average
 from workers.training.batches import Batch, Batches, Change, Source, Tensors

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.context import JobContext
 from workers.training.batches import Batches
 from workers.training.freezing import Freeze

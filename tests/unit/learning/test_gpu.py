@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.jobs import train
 from workers.training.batches import Tensors
 from workers.training.loop import train as train_network
