@@ -154,6 +154,9 @@ class TrainSpec(JobSpec):
         for name in ("label_smoothing", "ema", "swa", "freeze"):
             if getattr(self.training, name) and not chosen.loop:
                 raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")
+        if self.training.devices > 1 and not chosen.loop:
+            msg = f"'{chosen.name}' has no training loop that devices could share; leave it out"
+            raise InvalidSpec.at("training", "devices", msg=msg)
         if self.training.ema and self.training.swa:
             raise InvalidSpec.at("training", "swa", msg="ema averages weights already; leave one of them out")
         if self.training.label_smoothing and self.task != "classification":

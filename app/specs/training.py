@@ -72,6 +72,14 @@ class TrainingSpec(Spec):
     gradient_clip: Annotated[float | None, Field(gt=0, le=1e6, description="norm; null: off")] = 1.0
     accumulate: Annotated[int, Field(ge=1, le=1024, description="batches per optimizer step")] = 1
     precision: Annotated[Literal["32", "bf16", "fp16"], Field(description="of the products; fp16 needs CUDA")] = "32"
+    devices: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="processes that share every batch: GPUs of this machine, or shares of the job's threads",
+        ),
+    ] = 1
     gradient_checkpointing: Annotated[
         bool, Field(description="compute blocks anew for the gradient: less memory, a third more time; same weights")
     ] = False
@@ -105,6 +113,13 @@ class TrainingSpec(Spec):
         if isinstance(data, dict) and _is_schedule_free(data.get("optimizer")):
             return {"scheduler": {"name": "constant"}, **data}
         return data
+
+    @field_validator("devices")
+    @classmethod
+    def _a_row_for_each_device(cls, value: int, info: ValidationInfo) -> int:
+        if value > info.data.get("batch_size", value):
+            raise ValueError("a batch has fewer rows than there are devices; raise batch_size or take fewer")
+        return value
 
     @field_validator("scheduler", "ema", "swa")
     @classmethod
