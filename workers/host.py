@@ -35,6 +35,20 @@ def choose_device(asked: str, able: Sequence[str]) -> str:
     return "cpu"
 
 
+def check_devices(count: int, device: str, threads: int) -> None:
+    """InvalidSpec when a training is to share more GPUs, or more threads of a CPU, than the job has."""
+    if device == "cpu":
+        if count > threads:
+            msg = f"the job has {threads} threads, and each of {count} processes needs one; take fewer"
+            raise InvalidSpec.at("training", "devices", msg=msg)
+        return
+    import torch  # noqa: PLC0415 - loaded for torch families alone
+
+    if count > (found := torch.cuda.device_count()):
+        msg = f"this worker has {found} CUDA devices, not {count}; take fewer, or resources.device cpu"
+        raise InvalidSpec.at("training", "devices", msg=msg)
+
+
 def environment(threads: int, device: str) -> dict[str, Any]:
     """Versions, host and threads, for lineage."""
     return {

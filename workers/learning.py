@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.core.signature import Signature, Task
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 
 Array = npt.NDArray[Any]
 Inputs = Mapping[str, npt.NDArray[Any]]

@@ -3,11 +3,10 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field
 
 from app.core.errors import InvalidSpec
 from app.core.signature import Task
-from app.specs.augment import AugmentSpec
 from app.specs.base import NO_NUL, Name, Spec, VersionNumber
 from app.specs.clean import CleanStep
 from app.specs.compression import CompressBudget
@@ -17,7 +16,8 @@ from app.specs.families import Family, family
 from app.specs.features import FeatureSpec
 from app.specs.mapping import Mapping
 from app.specs.splits import SplitSpec
-from app.specs.targets import ClassWeight, check_targets
+from app.specs.targets import check_targets
+from app.specs.training import TrainingSpec
 
 Priority = Literal[0, 1, 2]
 _DATASET = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})@(?P<version>[1-9][0-9]{0,8})$")
@@ -38,117 +38,6 @@ def _check_dataset(value: Any) -> Any:  # noqa: ANN401 - pydantic hands over wha
 
 
 DatasetRef = Annotated[str, BeforeValidator(_check_dataset), Field(examples=["telco@1"])]
-
-
-class OptimizerSpec(Spec):
-    """Optimizer of torch families."""
-
-    name: Annotated[
-        Literal["adamw", "adam", "sgd", "lion", "schedule_free"],
-        Field(description="lion: takes a third to a tenth of adamw's rate; schedule_free: adamw without a schedule"),
-    ] = "adamw"
-    lr: Annotated[
-        Annotated[float, Field(gt=0, le=10)] | Literal["auto"],
-        Field(description="peak learning rate; auto: found by a range test before the first epoch"),
-    ] = 0.001
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1, description="sgd only")] = 0.9
-
-
-class SchedulerSpec(Spec):
-    """Learning-rate schedule of torch families."""
-
-    name: Literal["one_cycle", "cosine", "constant", "plateau"] = "one_cycle"
-    warm_up: Annotated[
-        float | None,
-        Field(ge=0, le=0.9, description="share of steps in which the rate rises; null: 0.3 of one_cycle, else none"),
-    ] = None
-    factor: Annotated[float, Field(gt=0, lt=1, description="plateau: what the rate is multiplied by")] = 0.3
-    patience: Annotated[
-        int, Field(ge=0, le=10_000, description="plateau: epochs without a better validation loss before that")
-    ] = 2
-
-    @field_validator("warm_up")
-    @classmethod
-    def _plateau_starts_at_its_peak(cls, value: float | None, info: ValidationInfo) -> float | None:
-        if value and info.data.get("name") == "plateau":
-            raise ValueError("plateau lowers the rate by epochs and has no warm-up; leave it out")
-        return value
-
-
-class EarlyStoppingSpec(Spec):
-    """Stop when the validation loss has not improved by `min_delta` for `patience` epochs (or 5x as many trees)."""
-
-    patience: Annotated[int, Field(ge=1, le=10_000)] = 10
-    min_delta: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-
-
-class FreezeSpec(Spec):
-    """Weights that do not learn, for some epochs or at all; their norms and dropout act as in evaluation."""
-
-    layers: Annotated[
-        list[str], Field(min_length=1, max_length=1000, description="beginnings of weights' names, such as `stem`")
-    ]
-    epochs: Annotated[int | None, Field(ge=1, le=100_000, description="then all learn together; null: never")] = None
-
-
-class TrainingSpec(Spec):
-    """The training loop. Families without a loop use `seed`, `early_stopping` and `class_weight` alone."""
-
-    epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 256
-    optimizer: OptimizerSpec = OptimizerSpec()
-    scheduler: SchedulerSpec = SchedulerSpec()
-    early_stopping: EarlyStoppingSpec | None = EarlyStoppingSpec()
-    gradient_clip: Annotated[float | None, Field(gt=0, le=1e6, description="norm; null: off")] = 1.0
-    accumulate: Annotated[int, Field(ge=1, le=1024, description="batches per optimizer step")] = 1
-    precision: Annotated[Literal["32", "bf16", "fp16"], Field(description="of the products; fp16 needs CUDA")] = "32"
-    gradient_checkpointing: Annotated[
-        bool, Field(description="compute blocks anew for the gradient: less memory, a third more time; same weights")
-    ] = False
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=1, description="share of a label that is spread over all classes")
-    ] = 0.0
-    ema: Annotated[
-        float | None,
-        Field(ge=0.5, lt=1, description="keep a moving average of the weights of this decay, such as 0.999; null: off"),
-    ] = None
-    swa: Annotated[
-        float | None,
-        Field(gt=0, lt=1, description="keep the mean of the weights of all epochs after this share of them; null: off"),
-    ] = None
-    freeze: FreezeSpec | None = None
-    augment: Annotated[AugmentSpec | None, Field(description="networks over pictures and texts only")] = None
-    class_weight: Annotated[
-        ClassWeight | None,
-        Field(
-            description="how much a row counts by its label, 1 if it is not named; balanced: every class as much as "
-            "any other; scaled to 1 on average over the training rows",
-            examples=["balanced", {"yes": 5.0}],
-        ),
-    ] = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-    checkpoint_every_s: Annotated[float, Field(ge=0, le=86_400, description="0: after every epoch")] = 30.0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _schedule_of_schedule_free(cls, data: Any) -> Any:  # noqa: ANN401 - whatever was sent
-        if isinstance(data, dict) and _is_schedule_free(data.get("optimizer")):
-            return {"scheduler": {"name": "constant"}, **data}
-        return data
-
-    @field_validator("scheduler", "ema", "swa")
-    @classmethod
-    def _schedule_free_is_alone(cls, value: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - of either field
-        usual = value is None or (isinstance(value, SchedulerSpec) and value.name == "constant")
-        if not usual and _is_schedule_free(info.data.get("optimizer")):
-            raise ValueError("schedule_free has no schedule but a constant one, and averages weights; leave it out")
-        return value
-
-
-def _is_schedule_free(optimizer: Any) -> bool:  # noqa: ANN401 - whatever was sent, or what was read
-    name = optimizer.get("name") if isinstance(optimizer, dict) else getattr(optimizer, "name", None)
-    return bool(name == "schedule_free")
 
 
 class Resources(Spec):
@@ -265,6 +154,9 @@ class TrainSpec(JobSpec):
         for name in ("label_smoothing", "ema", "swa", "freeze"):
             if getattr(self.training, name) and not chosen.loop:
                 raise InvalidSpec.at("training", name, msg=f"'{chosen.name}' has no training loop; leave it out")
+        if self.training.devices > 1 and not chosen.loop:
+            msg = f"'{chosen.name}' has no training loop that devices could share; leave it out"
+            raise InvalidSpec.at("training", "devices", msg=msg)
         if self.training.ema and self.training.swa:
             raise InvalidSpec.at("training", "swa", msg="ema averages weights already; leave one of them out")
         if self.training.label_smoothing and self.task != "classification":

@@ -316,7 +316,7 @@ class TestLists:
         assert [family["name"] for family in found["items"]] == names
         assert found["next_cursor"] is None
         [gbdt] = [family for family in found["items"] if family["name"] == "gbdt"]
-        assert gbdt["tasks"] == ["classification", "regression"]
+        assert gbdt["tasks"] == ["classification", "regression", "multilabel"]
         assert gbdt["params"]["properties"]["num_leaves"]["minimum"] == 2
         assert gbdt["params"]["additionalProperties"] is False
 

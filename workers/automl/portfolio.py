@@ -7,7 +7,7 @@ from typing import Any
 from app.core.errors import InvalidSpec
 from app.specs.augment import AugmentSpec
 from app.specs.families import DataKind, families
-from app.specs.jobs import EarlyStoppingSpec, OptimizerSpec, TrainingSpec
+from app.specs.training import EarlyStoppingSpec, OptimizerSpec, TrainingSpec
 from workers.learning import LearningData
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from app.specs.families import family
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.compression.graphs import Model
 from workers.compression.int8 import CALIBRATION_ROWS
 from workers.context import JobContext

@@ -10,7 +10,7 @@ import numpy as np
 from app.core.errors import AimassError
 from app.specs.augment import AugmentSpec
 from app.specs.families import family
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material, Origin
@@ -75,7 +75,7 @@ def network_student(material: Material, size: str, deadline: float) -> Model:
     held = max(1, round(len(rows) * _WATCHED))
     changed = {"epochs": origin.training.epochs * _LONGER, "augment": _gentle(origin.training.augment)}
     training = origin.training.model_copy(
-        update={**changed, "seed": material.seed, "freeze": None, "class_weight": None}
+        update={**changed, "seed": material.seed, "freeze": None, "class_weight": None, "devices": 1}
     )
     everything = _data(material, Part({}, prepared.y[rows]), training)
     learn, watch = (_taught(material, some, everything.standard) for some in (rows[held:], rows[:held]))

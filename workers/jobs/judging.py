@@ -12,8 +12,8 @@ import onnx
 from app.core.errors import InvalidData
 from app.core.signature import Signature
 from app.core.version_folder import CARD, MODEL, SIGNATURE
-from app.specs.jobs import TrainingSpec
 from app.specs.mapping import Mapping
+from app.specs.training import TrainingSpec
 from workers.compression.material import Origin
 from workers.context import JobContext
 from workers.data.findings import listed

@@ -12,7 +12,8 @@ import numpy as np
 
 from app.core.errors import InvalidSpec
 from app.specs.families import family
-from app.specs.jobs import TrainingSpec, TrainSpec
+from app.specs.jobs import TrainSpec
+from app.specs.training import TrainingSpec
 from workers.context import FitContext, JobContext
 from workers.data.prepare import Closer, Prepared
 from workers.data.splits import Split

@@ -26,7 +26,7 @@ from workers.export.version_files import write_contract, write_json
 from workers.families.base import Fitted
 from workers.families.weight_folders import with_their_size
 from workers.features.recipe import learner_of
-from workers.host import choose_device, environment, job_threads
+from workers.host import check_devices, choose_device, environment, job_threads
 from workers.jobs.closer import Judged, evidence_of, look_closer
 from workers.jobs.refits import Refits
 from workers.jobs.settling import check_settling, settle
@@ -51,9 +51,10 @@ def run(job: JobContext) -> dict[str, Any]:
     job.output.mkdir(parents=True, exist_ok=True)
     job.progress(0.0, "reading the data set")
     threads = job_threads(job)
-    prepared = prepare(job, spec)
     learner = learner_of(spec)
     device = choose_device(spec.resources.device, learner.devices)
+    check_devices(spec.training.devices, device, threads)
+    prepared = prepare(job, spec)
     data = prepared.learning(spec, threads, device)
     job.log(f"learning from {prepared.rows} rows, {len(prepared.signature.columns)} columns")
     job.progress(0.1, "training")

@@ -59,6 +59,17 @@ class Window:
         return Window(joined([left, self.rows]), torch.cat([torch.arange(len(left)), self.order + len(left)]))
 
 
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Which process this is of those that learn together; each takes every `size`-th row of a batch."""
+
+    number: int = 0
+    size: int = 1
+
+
+ALONE = Rank()
+
+
 class Source(Protocol):
     """Rows to learn from."""
 
@@ -71,11 +82,14 @@ class Source(Protocol):
 class Batches:
     """Whole batches by index, much cheaper than collating rows.
 
-    The order, and what `change` makes of a batch, depend on seed and epoch alone. Without a seed rows come as they are.
+    The order, and what `change` makes of a batch, depend on seed, epoch and rank alone. Without a seed rows come as
+    they are. `size` is that of the batches that all ranks share; each rank has a row of every batch.
     """
 
-    def __init__(self, data: Source, size: int, seed: int | None = None, change: Change | None = None) -> None:
-        self.data, self.size, self.seed, self.change = data, size, seed, change
+    def __init__(
+        self, data: Source, size: int, seed: int | None = None, change: Change | None = None, rank: Rank = ALONE
+    ) -> None:
+        self.data, self.size, self.seed, self.change, self.rank = data, size, seed, change, rank
         self.epoch: Callable[[], int] = lambda: 0
 
     def __len__(self) -> int:
@@ -83,21 +97,22 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, sizes = self.epoch(), deque(self._sizes())
-        rng = np.random.default_rng([self.seed or 0, epoch])
+        rng = np.random.default_rng([self.seed or 0, epoch, *[self.rank.number] * (self.rank.size > 1)])
         left: Tensors | None = None
         for found in self.data.windows(self.seed, epoch):
             window, done = found.after(left), 0
             while sizes and done + sizes[0] <= len(window.order):
-                rows = window.order[done : done + sizes[0]]
+                rows = window.order[done + self.rank.number : done + sizes[0] : self.rank.size]
                 done += sizes.popleft()
                 batch = window.rows.take(rows)
                 yield (batch.inputs, batch.y) if self.change is None else self.change(batch.inputs, batch.y, rng)
             left = window.rows.take(window.order[done:])
 
     def _sizes(self) -> list[int]:
-        """Rows of each batch. A last row that is left over in training joins the batch before it."""
+        """Rows of each batch. Rows that are left over, too few to be one, join the batch before them."""
         whole, rest = divmod(len(self.data), self.size)
         sizes = [self.size] * whole + [rest] * bool(rest)
-        if self.seed is not None and rest == 1 and whole:
-            sizes[-2:] = [self.size + 1]  # batch norm cannot learn from one row
+        least = self.rank.size if self.seed is None else max(2, self.rank.size)  # batch norm cannot learn from one row
+        if whole and 0 < rest < least:
+            sizes[-2:] = [self.size + rest]
         return sizes

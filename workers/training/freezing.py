@@ -4,7 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from app.core.errors import InvalidSpec
-from app.specs.jobs import FreezeSpec
+from app.specs.training import FreezeSpec
 
 
 class Freeze(Callback):

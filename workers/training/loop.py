@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from app.core.errors import InvalidSpec, MemoryExceeded
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.context import JobContext, Stopped
 from workers.training.averages import mean_of_epochs, moving_average
-from workers.training.batches import Batch, Batches, Change, Source, Tensors
+from workers.training.batches import ALONE, Batch, Batches, Change, Rank, Source, Tensors
 from workers.training.losses import ClassLoss
 from workers.training.optimizers import make_optimizer, make_schedule, rate_of
 from workers.training.range_test import find_rate
+from workers.training.ranks import Fit, on_ranks
 from workers.training.recompute import recomputed
+from workers.training.sharing import shared_loss, shared_means, shared_norms
 from workers.training.trainer import holds, make_trainer, quiet, rules
 
 _CHECKPOINT = "torch.ckpt"
@@ -37,9 +39,11 @@ class _Diverged(Exception):
 class _Learner(LightningModule):
     """A network with its loss, optimizer, schedule and, if wanted, the moving average of its weights."""
 
-    def __init__(self, network: nn.Module, loss: nn.Module, spec: TrainingSpec, job: JobContext) -> None:
+    def __init__(
+        self, network: nn.Module, loss: nn.Module, spec: TrainingSpec, job: JobContext, rank: Rank = ALONE
+    ) -> None:
         super().__init__()
-        self.network, self.loss, self.spec, self.job = network, loss, spec, job
+        self.network, self.loss, self.spec, self.job, self.rank = network, loss, spec, job, rank
         self.learning_loss = loss
         if spec.label_smoothing:
             plain = loss if isinstance(loss, ClassLoss) else ClassLoss()
@@ -59,8 +63,7 @@ class _Learner(LightningModule):
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         inputs, y = batch
-        loss: Tensor = self.learning_loss(self.network(*inputs).float(), y)
-        value = float(loss.detach())
+        loss, value = shared_loss(self.learning_loss(self.network(*inputs).float(), y), len(y), self.rank)
         if not math.isfinite(value):
             raise _Diverged
         if index % _LOSS_EVERY == 0:
@@ -80,9 +83,13 @@ class _Learner(LightningModule):
     def validation_step(self, batch: Batch, _index: int) -> None:
         inputs, y = batch
         answers = self.judged(*inputs).float()
-        self.log("validation_loss", self.loss(answers, y), batch_size=len(y))
+        told = [self.loss(answers, y)]
         if not y.is_floating_point():
-            self.log("validation_accuracy", (answers.argmax(dim=1) == y).float().mean(), batch_size=len(y))
+            told.append((answers.argmax(dim=1) == y).float().mean())
+        # Lightning's own mean over ranks takes each to have as many rows.
+        means, rows = shared_means(torch.stack(told), len(y), self.rank)
+        for name, mean in zip(("validation_loss", "validation_accuracy"), means, strict=False):
+            self.log(name, mean, batch_size=rows)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - one of many forms that Lightning takes
         spec, optimizer = self.spec, make_optimizer(self.network, self.spec)
@@ -168,6 +175,8 @@ def _save(trainer: Trainer, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.part")
     trainer.save_checkpoint(aside)
+    if not trainer.is_global_zero:
+        return
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(path)
@@ -180,16 +189,16 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
     """Train `network` in place and leave it on the CPU, in evaluation mode, with its best weights.
 
     When the device's memory is too small, batches are halved, as many more make up a step, and the run goes on from
-    its last whole epoch.
+    its last whole epoch. With `spec.devices` above 1, as many processes learn, each from its rows of every batch.
 
     Args:
         network: maps the input tensors of `data` to logits [N, K] or values [N, 1].
-        loss: of the network's answers and `y`.
+        loss: of the network's answers and `y`, a mean over rows.
         data: training rows.
         validation: rows for early stopping.
         spec: epochs, optimizer, schedule and so on.
         job: gets progress, metrics and checkpoints, and says when to stop.
-        threads: of torch.
+        threads: of torch, which several devices of a CPU share.
         device: cpu or cuda.
         change: varies training batches; the loss must take the targets that it gives.
 
@@ -199,8 +208,10 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
 
     Raises:
         Stopped: the job was asked to stop; its checkpoint holds the last whole epoch.
-        InvalidSpec: the loss was not finite before any epoch was good; a layer is not there; fp16 on a CPU.
+        InvalidSpec: the loss was not finite before any epoch was good; a layer is not there; fp16 on a CPU; the rows
+            cannot be shared by so many devices.
         MemoryExceeded: a single row does not fit the device's memory.
+        Crashed: one of several processes was killed.
     """
     torch.set_num_threads(threads)
     if spec.precision == "fp16" and device == "cpu":
@@ -209,15 +220,13 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
     evaluation, now = max(spec.batch_size, _EVALUATION_BATCH), spec
     while True:
         try:
-            with recomputed(network, wanted=spec.gradient_checkpointing):
-                tuned = _with_rate(network, loss, Batches(data, now.batch_size, now.seed, change), now, job, device)
-                learner = _Learner(network, loss, tuned, job)
-                rows = Batches(data, now.batch_size, now.seed, change), Batches(validation, evaluation)
-                facts = _fit(learner, *rows, device)
+            tuned = _with_rate(network, loss, Batches(data, now.batch_size, now.seed, change), now, job, device)
+            fit = Fit(network, loss, data, validation, tuned, device, change, evaluation)
+            facts = _run(fit, job) if spec.devices == 1 else _together(fit, job, threads)
             break
         except torch.OutOfMemoryError:
             pass  # here the frames of the failed run, which hold its memory, are gone
-        now, evaluation = _halve(now, device, job), max(1, evaluation // 2)
+        now, evaluation = _halve(now, device, job), max(spec.devices, evaluation // 2)
         network.cpu().load_state_dict(first)
         torch.set_rng_state(rng)
     if tuned is not now:
@@ -233,7 +242,8 @@ def _with_rate(
     """The spec with a learning rate in place of `auto`."""
     if spec.optimizer.lr != "auto":
         return spec
-    rate = find_rate(network, loss, batches, spec, job, device)
+    with recomputed(network, wanted=spec.gradient_checkpointing):
+        rate = find_rate(network, loss, batches, spec, job, device)
     job.log(f"the range test found a learning rate of {rate:.3g}")
     return spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"lr": rate})})
 
@@ -243,12 +253,33 @@ def _halve(spec: TrainingSpec, device: str, job: JobContext) -> TrainingSpec:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-    if spec.batch_size == 1:
+    if spec.batch_size < 2 * spec.devices:
         raise MemoryExceeded("the device's memory is too small for one row; take a smaller network or picture")
     size = spec.batch_size // 2
     steps = -(-spec.batch_size * spec.accumulate // size)
     job.log(f"out of memory; going on with batches of {size} rows, {steps} a step", level="warning")
     return spec.model_copy(update={"batch_size": size, "accumulate": steps})
+
+
+def _together(fit: Fit, job: JobContext, threads: int) -> dict[str, Any]:
+    """`_run` on several devices. When the job is to stop, its last whole epoch, which is on disk, is announced."""
+    try:
+        return on_ranks(_run, fit, job, threads)
+    except Stopped:
+        path = job.checkpoint / _CHECKPOINT
+        path.with_name(f"{path.name}.part").unlink(missing_ok=True)
+        if path.exists():
+            job.checkpointed()
+        raise
+
+
+def _run(fit: Fit, job: JobContext, rank: Rank = ALONE) -> dict[str, Any]:
+    """One run on one device, alone or as one of several ranks; the facts of `train`."""
+    network, spec = fit.network, fit.spec
+    with recomputed(network, wanted=spec.gradient_checkpointing), shared_norms(network, rank):
+        learner = _Learner(network, fit.loss, spec, job, rank)
+        rows = Batches(fit.data, spec.batch_size, spec.seed, fit.change, rank)
+        return _fit(learner, rows, Batches(fit.validation, fit.evaluation, rank=rank), fit.device)
 
 
 def _fit(learner: _Learner, rows: Batches, validation: Batches, device: str) -> dict[str, Any]:
@@ -257,7 +288,8 @@ def _fit(learner: _Learner, rows: Batches, validation: Batches, device: str) -> 
     best, watch = _BestWeights(), _Watch(job, spec)
     resume, facts = job.checkpoint / _CHECKPOINT, {}  # type: Path, dict[str, Any]
     with quiet():
-        trainer = make_trainer(spec, job, [best, *rules(spec), *holds(learner.network, spec, rows), watch], device)
+        callbacks = [best, *rules(spec), *holds(learner.network, spec, rows), watch]
+        trainer = make_trainer(spec, job, callbacks, device, learner.rank)
         rows.epoch = lambda: trainer.current_epoch
         try:
             trainer.fit(learner, rows, validation, ckpt_path=resume if resume.exists() else None, weights_only=True)

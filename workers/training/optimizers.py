@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from app.specs.jobs import SchedulerSpec, TrainingSpec
+from app.specs.training import SchedulerSpec, TrainingSpec
 from workers.training.schedule_free import make_schedule_free
 
 _RISE = 0.3  # share of steps in which the rate of a one-cycle schedule rises, unless the spec says another

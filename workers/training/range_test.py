@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.context import JobContext, Stopped
 from workers.training.batches import Batch
 from workers.training.optimizers import make_optimizer

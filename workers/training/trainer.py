@@ -5,13 +5,17 @@ import warnings
 from collections.abc import Mapping
 from typing import Literal
 
-from lightning.pytorch import Callback, Trainer
+import numpy as np
+import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from app.specs.jobs import TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.context import JobContext
-from workers.training.batches import Batches
+from workers.training.batches import ALONE, Batches, Rank
 from workers.training.freezing import Freeze
 from workers.training.optimizers import Plateau
 from workers.training.schedule_free import TwoPoints
@@ -39,11 +43,30 @@ def rules(spec: TrainingSpec) -> list[Callback]:
     return rules
 
 
-def make_trainer(spec: TrainingSpec, job: JobContext, callbacks: list[Callback], device: str) -> Trainer:
-    """One device, no files and no words of its own."""
+class OwnDraws(Callback):
+    """Seeds a rank's random numbers anew in every epoch, so that a run that goes on draws as one that never broke."""
+
+    def __init__(self, seed: int, rank: Rank) -> None:
+        self.seed, self.rank = seed, rank
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - the hook's signature
+        """From seed, epoch and rank alone."""
+        drawn = np.random.SeedSequence([self.seed, trainer.current_epoch, self.rank.number]).generate_state(1)
+        torch.manual_seed(int(drawn[0]))
+
+
+def make_trainer(
+    spec: TrainingSpec, job: JobContext, callbacks: list[Callback], device: str, rank: Rank = ALONE
+) -> Trainer:  # fmt: skip
+    """One device, or this rank's of several; no files and no words of its own."""
+    strategy: DDPStrategy | str = "auto"
+    if rank.size > 1:
+        # Weights may have no part in a step: frozen ones, for some epochs.
+        strategy = DDPStrategy(cluster_environment=TorchElasticEnvironment(), find_unused_parameters=True)
+        callbacks = [*callbacks, OwnDraws(spec.seed, rank)]
     return Trainer(
-        max_epochs=spec.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=1, callbacks=callbacks,
-        precision=_PRECISIONS[spec.precision],
+        max_epochs=spec.epochs, accelerator="gpu" if device == "cuda" else "cpu", devices=rank.size,
+        strategy=strategy, callbacks=callbacks, precision=_PRECISIONS[spec.precision],
         gradient_clip_val=spec.gradient_clip,
         accumulate_grad_batches=spec.accumulate, logger=False, enable_checkpointing=False,
         enable_progress_bar=False,

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from app.specs.jobs import TrainingSpec, TrainSpec
+from app.specs.jobs import TrainSpec
+from app.specs.training import TrainingSpec
 from workers.compression.candidate import Candidate
 from workers.compression.front import front_of, nearest
 from workers.compression.fuse import fuse

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from app.specs.jobs import TrainingSpec
+from app.core.errors import InvalidSpec
+from app.specs.training import TrainingSpec
 from workers.jobs import train
 from workers.training.batches import Tensors
 from workers.training.loop import train as train_network
@@ -74,3 +75,16 @@ def test_a_batch_that_the_device_has_no_memory_for_is_halved(make_job: MakeJob, 
     assert facts["batch_size"] < 64
     assert facts["batch_size"] * facts["accumulate"] == 64
     assert facts["epochs"] == 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_learn_what_one_learns(make_job: MakeJob, digits: pl.DataFrame):
+    one, two = (learned(make_job, digits, str(count), "cuda", devices=count) for count in (1, 2))
+    assert two["accuracy"] == pytest.approx(one["accuracy"], abs=0.02)
+    assert two["card"]["fit"]["validation_loss"] == pytest.approx(one["card"]["fit"]["validation_loss"], abs=0.05)
+    assert two["card"]["parity"]["label_flips"] == 0
+
+
+def test_more_gpus_than_there_are_are_refused(make_job: MakeJob, digits: pl.DataFrame):
+    with pytest.raises(InvalidSpec, match="CUDA devices, not 64"):
+        learned(make_job, digits, "many", "cuda", devices=64)

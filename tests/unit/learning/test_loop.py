@@ -15,7 +15,7 @@ from torch import nn
 
 from app.core.errors import InvalidSpec, MemoryExceeded
 from app.specs.families import family
-from app.specs.jobs import SchedulerSpec, TrainingSpec
+from app.specs.training import SchedulerSpec, TrainingSpec
 from workers.families.base import load_family
 from workers.jobs import train
 from workers.training.averages import mean_of_epochs, moving_average
