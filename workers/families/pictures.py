@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from workers.context import JobContext
 from workers.export.torch_graph import export_module
+from workers.export.torch_weights import restore, settle_norms
 from workers.families.weight_folders import find_picture_weights
 from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.augment import Augment
@@ -20,6 +21,7 @@ from workers.training.loop import train
 from workers.training.losses import class_loss
 
 _BATCH = 512
+_SETTLING = 2048  # rows that tell restored batch norms what they see
 
 
 class Pictures(ABC):
@@ -52,11 +54,14 @@ class Pictures(ABC):
 
     def fit(self, data: LearningData, job: JobContext) -> "FittedPictures":
         """Train with early stopping on the validation loss; resumes from the job's checkpoint."""
+        torch.manual_seed(data.training.seed)
+        return self.teach(self.make(data, job), data, job)
+
+    def teach(self, network: nn.Module, data: LearningData, job: JobContext) -> "FittedPictures":
+        """Train a network that is there, as `fit` does; it is changed."""
         change = None
         if data.training.augment is not None:
             change = Augment(data.training.augment, data.signature.inputs[0].shape[1], data.n_classes)
-        torch.manual_seed(data.training.seed)
-        network = self.make(data, job)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
         facts = train(
             network, class_loss(data), _tensors(data.train), _tensors(data.validation), data.training, job,
@@ -66,6 +71,17 @@ class Pictures(ABC):
             network.settle()  # type: ignore[operator]  # it is a published one
         weights = sum(p.numel() for p in network.parameters())
         return FittedPictures(data, network, {**facts, **self.about, "weights": weights})
+
+    def rebuild(self, model: onnx.ModelProto, data: LearningData) -> "FittedPictures":
+        """The network, not of published weights, that `model` was exported from, or one that was pruned since.
+
+        Unreadable: its weights are not in the graph.
+        """
+        network = self.network(data.signature.inputs[0].shape[1:], data.n_classes)
+        restore(network, model, "network.")
+        rows = _tensors(data.train)
+        settle_norms(network, [(rows.inputs[0][i : i + _BATCH],) for i in range(0, min(len(rows), _SETTLING), _BATCH)])
+        return FittedPictures(data, network, {})
 
 
 def _tensors(part: Part) -> Tensors:
