@@ -1,5 +1,6 @@
 """Trained weights back from a graph that torch's exporter made, into a network of the same layers."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -36,16 +37,14 @@ def restore(network: nn.Module, model: onnx.ModelProto, prefix: str) -> None:
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     arrays = {name.removeprefix(prefix): _array(t) for name, t in found.items() if name.startswith(prefix)}
     products = iter(
-        _array(found[node.input[1]])
-        for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in found
+        _array(found[node.input[1]]) for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in found
     )
     norms = norms_of(network)
     names = {module: name for name, module in network.named_modules()}
     try:
         for module, name in names.items():
             if isinstance(module, nn.Linear) and f"{name}.weight" not in arrays:
-                arrays[f"{name}.weight"] = next(products).T
+                arrays[f"{name}.weight"] = _next(products, f"{name}.weight").T
             if isinstance(module, nn.Conv2d):
                 bias = arrays.get(f"{name}.weight_bias", arrays.get(f"{name}.bias"))
                 _set_convolution(module, norms.get(module), arrays[f"{name}.weight"], bias)
@@ -53,7 +52,7 @@ def restore(network: nn.Module, model: onnx.ModelProto, prefix: str) -> None:
                 for part, _ in list(module.named_parameters(recurse=False)):
                     module.register_parameter(part, _parameter(arrays[f"{name}.{part}".removeprefix(".")]))
                 _set_sizes(module)
-    except (KeyError, StopIteration) as error:
+    except KeyError as error:
         raise Unreadable(f"the weights of this graph cannot be read back: {error} is not there") from None
     network.eval()
 
@@ -132,6 +131,13 @@ def _set_sizes(module: nn.Module) -> None:
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)
+
+
+def _next(arrays: Iterator[Array], name: str) -> Array:
+    found = next(arrays, None)
+    if found is None:
+        raise KeyError(name)
+    return found
 
 
 def _array(tensor: onnx.TensorProto) -> Array:
