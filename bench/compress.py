@@ -135,7 +135,10 @@ def run(case: Case, *, quick: bool) -> int:
             if one["path"]
         ]
         rows = take(prepared.inputs, prepared.split.train[:CALIBRATION_ROWS])
-        for label, make in (("plain quantize_dynamic", _dynamic), ("plain quantize_static", _static), ("nncf", _nncf)):
+        plain = {"plain quantize_dynamic": _dynamic, "plain quantize_static": _static, "nncf": _nncf}
+        watched = prepared.part("validation")
+        plain["nncf with accuracy control"] = lambda model, rows, folder: _nncf(model, rows, folder, watched)
+        for label, make in plain.items():
             try:
                 beside.show(label, make(version.base(), rows, folder))
             except Exception as error:  # noqa: BLE001 - what a plain tool cannot do is an answer too
@@ -231,24 +234,45 @@ def _prepared(model: bytes, folder: Path) -> Path:
 
 
 _NNCF = """
-import sys, numpy as np, onnx, nncf
-source, rows, target = sys.argv[1:]
+import sys, numpy as np, onnx, onnxruntime, nncf
+source, rows, target, *watched = sys.argv[1:]
 with np.load(rows, allow_pickle=False) as file:
     inputs = {name: file[name] for name in file.files}
 batches = [{n: v[i : i + 1] for n, v in inputs.items()} for i in range(len(next(iter(inputs.values()))))]
-onnx.save(nncf.quantize(onnx.load(source), nncf.Dataset(batches)), target)
+model, data = onnx.load(source), nncf.Dataset(batches)
+if not watched:
+    made = nncf.quantize(model, data)
+else:
+    with np.load(watched[0], allow_pickle=False) as file:
+        held = {name: file[name] for name in file.files}
+    y = held.pop("__y__")
+    def accuracy(model, _):
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        told = np.concatenate([
+            session.run(None, {n: v[i : i + 64] for n, v in held.items()})[0].argmax(1) for i in range(0, len(y), 64)
+        ])
+        return float((told == y).mean())
+    made = nncf.quantize_with_accuracy_control(model, data, data, accuracy, max_drop=0.01)
+onnx.save(made, target)
 """
 
 
-def _nncf(model: bytes, rows: Any, folder: Path) -> bytes:
-    """`nncf.quantize` in an environment of its own; RuntimeError without one."""
+def _nncf(model: bytes, rows: Any, folder: Path, watched: tuple[Any, Any] | None = None) -> bytes:
+    """`nncf.quantize` in an environment of its own; with rows to watch, and their classes, within one point on them.
+
+    RuntimeError: no environment is named.
+    """
     python = os.environ.get("AIMASS_BENCH_NNCF")
     if not python:
         raise RuntimeError("no interpreter with nncf is named by AIMASS_BENCH_NNCF")
-    source, sample, target = (folder / name for name in ("full.onnx", "rows.npz", "nncf.onnx"))
+    source, sample, target, held = (folder / name for name in ("full.onnx", "rows.npz", "nncf.onnx", "held.npz"))
     source.write_bytes(model)
     np.savez(sample, allow_pickle=False, **rows)
-    subprocess.run([python, "-c", _NNCF, source, sample, target], check=True, capture_output=True, timeout=1800, env={})
+    command = [python, "-c", _NNCF, str(source), str(sample), str(target)]
+    if watched is not None:
+        np.savez(held, allow_pickle=False, __y__=watched[1], **watched[0])
+        command.append(str(held))
+    subprocess.run(command, check=True, capture_output=True, timeout=1800, env={})
     return target.read_bytes()
 
 

@@ -30,6 +30,7 @@ KNOWN_BY: dict[str, tuple[str, ...]] = {
     "typer": ("app/cli",),
     "rich": ("app/cli",),
     "torch": ("workers/families", "workers/training", "workers/export", "workers/host.py"),
+    "torch_pruning": ("workers/training",),
     "lightning": ("workers/training", "workers/families"),
     "sklearn": ("workers/families", "workers/features", "workers/automl", "workers/data", "workers/evaluation"),
     "lightgbm": ("workers/families",),

@@ -1,7 +1,7 @@
 """What recipes are made from: the model, its rows, and where it comes from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from workers.compression.int8 import CALIBRATION_ROWS
 from workers.context import JobContext
 from workers.data.prepare import Prepared
 from workers.evaluation.judge import Judge
+from workers.export.runtime import open_session, predict
 from workers.learning import Array, Inputs, take
 
 
@@ -44,6 +45,7 @@ class Material:
     folder: Path  # for files of this run
     origin: Origin | None = None
     job: JobContext | None = None
+    _told: list[Array] = field(default_factory=list)  # answers to what it has learnt from, once they are asked for
 
     @property
     def threads(self) -> int:
@@ -62,6 +64,17 @@ class Material:
         if self.origin is not None and self.origin.knows_validation:
             rows = np.concatenate([split.train, split.validation])
         return np.random.default_rng(self.seed).permutation(rows)
+
+    def answers(self, inputs: Inputs) -> Array:
+        """What the full model says to these rows: probabilities [N, K] or values [N], FP64."""
+        session, answering = open_session(self.model, self.threads), self.judge.answering
+        return answering.read(predict(session, inputs, self.batch, answering.output)).astype(np.float64)
+
+    def told(self) -> Array:
+        """`answers` to the rows of `learnt`, in their order; asked once, for there may be many."""
+        if not self._told:
+            self._told.append(self.answers(take(self.prepared.inputs, self.learnt())))
+        return self._told[0]
 
     def graph(self) -> Model:
         """The full model, to be changed."""

@@ -18,6 +18,12 @@ def name_of(recipe: Recipe) -> str:
         kind = step["step"]
         if kind == "student":
             parts.append("distilled")
+        elif kind == "prune":
+            parts.append("pruned")
+        elif kind == "learn_rounding":
+            parts.append("aware")
+        elif kind == "drop_layers":
+            parts.append("shorter")
         elif kind == "low_rank":
             parts.append("low-rank")
         elif kind == "quantize":

@@ -10,14 +10,18 @@ import onnx
 from workers.compression.fuse import fuse
 from workers.compression.graphs import Model
 from workers.compression.int8 import Static, quantize_weights
+from workers.compression.layers import short_encoder
 from workers.compression.low_rank import low_rank
 from workers.compression.material import Material
+from workers.compression.pruning import pruned_network
+from workers.compression.rounding import rounding_network
 from workers.compression.students import boosted_student, network_student
 from workers.compression.trees import Forest
 from workers.compression.weights import half_weights, weight_only
 
 Step = Mapping[str, Any]
 Recipe = Sequence[Step]
+_TAUGHT = {"student", "prune", "drop_layers", "learn_rounding"}
 
 
 def key_of(recipe: Recipe) -> str:
@@ -70,8 +74,8 @@ class Maker:
         return self._static[key]
 
     def forget(self) -> None:
-        """Let go of what was made, but for students, which take long."""
-        self._made = {key: raw for key, raw in self._made.items() if json.loads(key)[-1]["step"] == "student"}
+        """Let go of what was made, but for what was taught, which takes long."""
+        self._made = {key: raw for key, raw in self._made.items() if json.loads(key)[-1]["step"] in _TAUGHT}
 
 
 def _quantize(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
@@ -89,6 +93,10 @@ def _student(maker: Maker, _: Recipe, given: dict[str, Any]) -> Model:
     return network_student(maker.material, given["size"], maker.deadline)
 
 
+def _learn_rounding(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
+    return rounding_network(maker.material, maker.graph(before), given["operators"], maker.deadline)
+
+
 def _low_rank(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
     model, count = low_rank(maker.graph(before), given["energy"])
     if not count:
@@ -98,6 +106,9 @@ def _low_rank(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
 
 _STEPS: dict[str, Callable[[Maker, Recipe, dict[str, Any]], Model]] = {
     "student": _student,
+    "drop_layers": lambda maker, _, given: short_encoder(maker.material, **given, deadline=maker.deadline),
+    "prune": lambda maker, _, given: pruned_network(maker.material, **given, deadline=maker.deadline),
+    "learn_rounding": _learn_rounding,
     "fuse": lambda maker, before, given: fuse(maker.graph(before), **given),
     "low_rank": _low_rank,
     "quantize": _quantize,

@@ -8,6 +8,7 @@ import optuna
 from workers.compression.candidate import Candidate, Notebook
 from workers.compression.measuring import Measuring
 from workers.compression.mixed import RANKING_ROWS, evaluations, fewest_float, ranked_layers
+from workers.compression.pruning import can_prune
 from workers.compression.recipes import Recipe, Step
 from workers.compression.space import Picked, Space
 from workers.context import JobContext, Stopped
@@ -46,6 +47,7 @@ class Search:
                 return self.notebook.all()
             self._next(study)
         self._mix()
+        self._learn_rounding()
         repeats = 0
         while not self._over() and repeats < _REPEATS:
             repeats = 0 if self._next(study) else repeats + 1
@@ -129,12 +131,31 @@ class Search:
         if found is not None and len(found) < len(layers):
             self._try(recipe(found))
 
+    def _learn_rounding(self) -> None:
+        """Of the int8 graph whose answers are least beyond the budget: are they within it, if it is taught to round?"""
+        if not can_prune(self.measuring.maker.material) or self._over():
+            return
+        tried = [one for one in self.notebook.all() if _teachable(one)]
+        fits = max((one.speed_up for one in tried if one.loss["at_most"] <= one.loss["allowed"]), default=0.0)
+        short = [one for one in tried if one.loss["at_most"] > one.loss["allowed"] and one.speed_up > fits]
+        if short:
+            best = min(short, key=lambda one: one.loss["at_most"])
+            before, step = best.recipe[:-1], best.recipe[-1]
+            self._try([*before, {"step": "learn_rounding", "operators": step["operators"]}, step])
+
     def _study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         sampler = optuna.samplers.TPESampler(
             seed=self.measuring.maker.material.seed, n_startup_trials=len(self.space.first) + 2,
         )  # fmt: skip
         return optuna.create_study(directions=["maximize"] * 3, sampler=sampler)
+
+
+def _teachable(one: Candidate) -> bool:
+    """It is int8 of a network that was exported, and nothing else."""
+    before, step = one.recipe[:-1], one.recipe[-1]
+    exported = all(earlier["step"] in {"prune", "student"} for earlier in before)
+    return one.failed is None and step.get("method") == "static" and "keep_float" not in step and exported
 
 
 def _static(one: Candidate) -> Step | None:

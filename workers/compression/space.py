@@ -1,12 +1,14 @@
 """Which recipes suit a graph: choices, each with options, that make up a recipe; and what is tried first."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from workers.compression.graphs import PRODUCTS, TREES, Model, operators_of, weights_of
 from workers.compression.int8 import CONVOLUTIONS, EVERYTHING
+from workers.compression.layers import shorter_encoders
 from workers.compression.material import Material
+from workers.compression.pruning import can_prune
 from workers.compression.recipes import Step
 from workers.compression.students import BOOSTERS, can_boost, can_teach, smaller
 from workers.compression.trees import FRACTIONS, Forest, has_tree_order
@@ -16,6 +18,12 @@ _BIG = 1 << 16  # numbers of a table that is worth quantizing
 _SHARES = tuple(map(str, FRACTIONS))
 _TOLERANCES = ("0.02", "0.1", "0.3")
 _ENERGIES = ("0.98", "0.9", "0.75")
+_PRUNED: dict[str, Step] = {
+    "channels 0.7": {"step": "prune", "keep": 0.7, "importance": "taylor"},
+    "channels 0.5": {"step": "prune", "keep": 0.5, "importance": "taylor"},
+    "channels 0.35": {"step": "prune", "keep": 0.35, "importance": "taylor"},
+    "channels 0.5, magnitude": {"step": "prune", "keep": 0.5, "importance": "magnitude"},
+}
 Picked = Mapping[str, str]
 DYNAMIC: Step = {"step": "quantize", "method": "dynamic", "operators": ["MatMul", "Gemm"]}
 STATIC: Step = {
@@ -43,6 +51,7 @@ class Space:
     choices: Mapping[str, Sequence[str]]
     first: Sequence[Picked]
     trees: bool
+    networks: Mapping[str, Step] = field(default_factory=dict)  # that are taught, by the name of the choice
 
     @classmethod
     def of(cls, material: Material, graph: Model) -> "Space":
@@ -51,7 +60,7 @@ class Space:
 
     def recipe(self, picked: Picked) -> list[Step] | None:
         """The steps in their order; None if they do not go together."""
-        return _tree_recipe(picked) if self.trees else _network_recipe(picked)
+        return _tree_recipe(picked) if self.trees else _network_recipe(picked, self.networks)
 
 
 def usual_precision(graph: Model) -> Step | None:
@@ -98,12 +107,20 @@ def _network(material: Material, graph: Model) -> Space:
         choices["rank"] = (_NONE, *_ENERGIES)
     if {"Softmax", "LayerNormalization", "MatMul"} <= operators:
         choices["graph"] = (_NONE, "fused", "fused, fast GELU") if "Gelu" in operators else (_NONE, "fused")
+    if networks := _smaller_networks(material):
+        choices["student"] = (_NONE, *networks)
+    return Space(choices, [_whole(choices, some) for some in _network_first(choices)], trees=False, networks=networks)
+
+
+def _smaller_networks(material: Material) -> dict[str, Step]:
+    """Those that can be taught; first those that begin with the full model's weights, for they learn in less time."""
     origin = material.origin
-    able = origin is not None and material.job is not None and can_teach(material)
-    students = smaller(origin.family, origin.params) if origin is not None and able else {}
-    if students:
-        choices["student"] = (_NONE, *students)
-    return Space(choices, [_whole(choices, some) for some in _network_first(choices)], trees=False)
+    if origin is None or material.job is None or not can_teach(material):
+        return {}
+    students = {
+        size: {"step": "student", "of": "networks", "size": size} for size in smaller(origin.family, origin.params)
+    }
+    return {**(_PRUNED if can_prune(material) else {}), **shorter_encoders(material), **students}
 
 
 def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
@@ -125,10 +142,10 @@ def _whole(choices: Mapping[str, Sequence[str]], some: Picked) -> Picked:
     return {name: some.get(name, options[0]) for name, options in choices.items()}
 
 
-def _network_recipe(picked: Picked) -> list[Step] | None:
+def _network_recipe(picked: Picked, networks: Mapping[str, Step]) -> list[Step] | None:
     steps: list[Step] = []
     if (size := picked.get("student", _NONE)) != _NONE:
-        steps.append({"step": "student", "of": "networks", "size": size})
+        steps.append(networks[size])
     if (energy := picked.get("rank", _NONE)) != _NONE:
         steps.append({"step": "low_rank", "energy": float(energy)})
     if (form := picked.get("graph", _NONE)) != _NONE:

@@ -1,9 +1,9 @@
 """What families of pictures share: training, prediction and export of a network (torch)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -12,14 +12,20 @@ from torch import Tensor, nn
 
 from workers.context import JobContext
 from workers.export.torch_graph import export_module
+from workers.export.torch_weights import fold_norms, restore, settle_norms
 from workers.families.weight_folders import find_picture_weights
 from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.augment import Augment
 from workers.training.batches import Tensors
 from workers.training.loop import train
 from workers.training.losses import class_loss
+from workers.training.rounding import begin_rounding, end_rounding
+
+Importance = Literal["taylor", "magnitude"]
 
 _BATCH = 512
+_FEW = 32  # rows whose gradient says what matters
+_SETTLING = 2048  # rows that tell restored batch norms what they see
 
 
 class Pictures(ABC):
@@ -52,11 +58,28 @@ class Pictures(ABC):
 
     def fit(self, data: LearningData, job: JobContext) -> "FittedPictures":
         """Train with early stopping on the validation loss; resumes from the job's checkpoint."""
+        torch.manual_seed(data.training.seed)
+        return self._train(self.make(data, job), data, job)
+
+    def teach(self, network: nn.Module, data: LearningData, job: JobContext) -> "FittedPictures":
+        """Train a network that is there, as `fit` does; it is changed."""
+        torch.manual_seed(data.training.seed)
+        return self._train(network, data, job)
+
+    def teach_rounded(
+        self, network: nn.Module, operators: Collection[str], data: LearningData, job: JobContext
+    ) -> "FittedPictures":
+        """`teach` while layers round as these ONNX operators do in int8; batch norms end in their convolutions."""
+        fold_norms(network)
+        begin_rounding(network, operators)
+        fitted = self.teach(network, data, job)
+        end_rounding(network)
+        return fitted
+
+    def _train(self, network: nn.Module, data: LearningData, job: JobContext) -> "FittedPictures":
         change = None
         if data.training.augment is not None:
             change = Augment(data.training.augment, data.signature.inputs[0].shape[1], data.n_classes)
-        torch.manual_seed(data.training.seed)
-        network = self.make(data, job)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
         facts = train(
             network, class_loss(data), _tensors(data.train), _tensors(data.validation), data.training, job,
@@ -66,6 +89,31 @@ class Pictures(ABC):
             network.settle()  # type: ignore[operator]  # it is a published one
         weights = sum(p.numel() for p in network.parameters())
         return FittedPictures(data, network, {**facts, **self.about, "weights": weights})
+
+    def rebuild(self, model: onnx.ModelProto, data: LearningData) -> "FittedPictures":
+        """The network, not of published weights, that `model` was exported from, or one that was pruned since.
+
+        Unreadable: its weights are not in the graph.
+        """
+        network = self.network(data.signature.inputs[0].shape[1:], data.n_classes)
+        restore(network, model, "network.")
+        rows = _tensors(data.train)
+        settle_norms(network, [(rows.inputs[0][i : i + _BATCH],) for i in range(0, min(len(rows), _SETTLING), _BATCH)])
+        return FittedPictures(data, network, {})
+
+    @staticmethod
+    def prune(network: nn.Module, keep: float, importance: Importance, data: LearningData) -> None:
+        """Let a share of the network's channels go; the training rows of `data` say which."""
+        from workers.training.pruning import prune  # noqa: PLC0415 - it takes a while to load, and few need it
+
+        torch.set_num_threads(data.threads)
+        rows = _tensors(data.train)
+        prune(
+            network,
+            keep,
+            importance,
+            list(zip(torch.split(rows.inputs[0], _FEW), torch.split(rows.y, _FEW), strict=True)),
+        )
 
 
 def _tensors(part: Part) -> Tensors:

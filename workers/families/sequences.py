@@ -77,11 +77,16 @@ class TextNetworkFamily:
             Stopped: the job was asked to stop.
         """
         reader = self.reader(data.train.inputs["text"], job)
+        return self.teach(reader, lambda: self.make(reader, outputs_of(data), job), data, job)
+
+    def teach(
+        self, reader: TokenReader, make: Callable[[], TokenNetwork], data: LearningData, job: JobContext
+    ) -> "FittedText":
+        """Train the network that `make` gives, as `fit` does; it is changed."""
         learn, watch = _tensors(reader, data.train), _tensors(reader, data.validation)
-        regression = data.task == "regression"
         torch.manual_seed(data.training.seed)
-        network = self.make(reader, 1 if regression else data.n_classes, job)
-        loss = ColumnLoss() if regression else class_loss(data)
+        network = make()
+        loss = ColumnLoss() if data.task == "regression" else class_loss(data)
         change, asked = None, data.training.augment
         if asked is not None:
             change = TokenAugment(asked, reader.unknown, reader.fixed)
@@ -115,6 +120,11 @@ class FittedText:
     def facts(self) -> dict[str, Any]:
         """Epochs, the best one, words, how much of a row is read, and number of weights."""
         return self.fit_facts
+
+
+def outputs_of(data: LearningData) -> int:
+    """Logits of a row, or its one value."""
+    return 1 if data.task == "regression" else data.n_classes
 
 
 def _tensors(reader: TokenReader, part: Part) -> Tensors:

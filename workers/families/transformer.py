@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import onnx
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -16,13 +17,14 @@ from app.core.signature import Tensor as GraphTensor
 from workers.context import JobContext
 from workers.export.graph import Graph
 from workers.export.torch_graph import export_module
+from workers.export.torch_weights import restore
 from workers.families.lora import adapted, merged
-from workers.families.sequences import TextNetworkFamily, TokenNetwork
+from workers.families.sequences import FittedText, TextNetworkFamily, TokenNetwork, outputs_of
 from workers.families.vocabulary import PADDING, TokenReader
 from workers.families.weight_folders import find_weights
 from workers.families.weights import load_pretrained, told_of
 from workers.families.wordpiece import WordPiece
-from workers.learning import Array
+from workers.learning import Array, LearningData
 
 _FEED_FORWARD = 4  # times as wide as the tokens
 _TYPE = "bert"
@@ -53,6 +55,22 @@ class Network(TokenNetwork):
         answer: Tensor = self.last(self.dropout(mean))
         return answer
 
+    def shorten(self, keep: int, rank: int | None) -> None:
+        """Keep so many layers, evenly spaced from the first; let the table of words be a product of two.
+
+        Args:
+            keep: the number of layers.
+            rank: numbers that stand for a word in the table, which a matrix makes as many as they were; the table's
+                singular value decomposition gives both. None: the table stays.
+        """
+        bert = cast("BertModel", self.encoder)
+        layers = bert.encoder.layer
+        bert.encoder.layer = nn.ModuleList([layers[at * len(layers) // keep] for at in range(keep)])
+        self.config.num_hidden_layers = keep
+        if rank is not None:
+            table = bert.embeddings.word_embeddings
+            bert.embeddings.register_module("word_embeddings", _factored(table, rank))
+
     def recomputable(self) -> list[nn.Module]:
         """The encoder's layers."""
         return [module for module in self.encoder.modules() if isinstance(module, BertLayer)]
@@ -76,6 +94,16 @@ class _Score(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.network.score(tokens)
+
+
+def _factored(table: nn.Embedding, rank: int) -> nn.Module:
+    """The nearest table of this rank, as a narrower table and a matrix."""
+    left, strengths, right = torch.linalg.svd(table.weight.detach(), full_matrices=False)
+    root = strengths[:rank].sqrt()
+    narrow = nn.Embedding(table.num_embeddings, rank, table.padding_idx, _weight=left[:, :rank] * root)
+    wide = nn.Linear(rank, table.embedding_dim, bias=False)
+    wide.weight = nn.Parameter((right[:rank] * root[:, None]).T.contiguous())
+    return nn.Sequential(narrow, wide)
 
 
 def random_encoder(tokens: int, params: Mapping[str, Any]) -> BertModel:
@@ -129,6 +157,16 @@ class Transformer(TextNetworkFamily):
         if self.params["lora"] is not None:
             network.encoder, self.about["lora"] = adapted(encoder, self.params["lora"])
         return network
+
+    def rebuild(self, model: onnx.ModelProto, data: LearningData, job: JobContext) -> FittedText:
+        """The network, not of published weights, that `model` was exported from; `data` is what it has learnt from.
+
+        Unreadable: its weights are not in the graph.
+        """
+        reader = self.reader(data.train.inputs["text"], job)
+        network = self.make(reader, outputs_of(data), job)
+        restore(network, model, "encoder.network.")
+        return FittedText(data, reader, network, {})
 
     def settle(self, network: TokenNetwork) -> None:
         """Add what LoRA has learnt to the published weights."""

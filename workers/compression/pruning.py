@@ -1,0 +1,61 @@
+"""Structured pruning: channels leave a trained network in rounds, and it learns its answers again."""
+
+from itertools import pairwise
+from typing import cast
+
+from app.specs.families import family
+from workers.automl.trial import Trial
+from workers.compression.graphs import Model
+from workers.compression.material import Material
+from workers.compression.teaching import in_time, labelled, same_answers, soft_data, trained_here
+from workers.families.base import Fitted, load_family
+from workers.families.pictures import FittedPictures, Importance, Pictures
+
+FAMILIES = frozenset({"cnn", "resnet", "mobilenet", "convnext"})
+# Of the channels that go, how many are gone after each round; and how long it then learns, as a share of the epochs.
+_ROUNDS = ((0.5, 0.25), (1.0, 0.75))
+_JUDGING = 1024  # rows that say what matters
+
+
+def can_prune(material: Material) -> bool:
+    """Whether the network can be made again from its version, and has channels."""
+    origin = material.origin
+    return origin is not None and origin.family in FAMILIES and not origin.params.get("weights")
+
+
+def pruned_network(material: Material, keep: float, importance: Importance, deadline: float) -> Model:
+    """The network with this share of the channels of each layer, fine-tuned by the full model's answers.
+
+    Raises:
+        Unreadable, ParityFailed: the network cannot be made from the graph.
+        NoTime: it was not finished before `deadline` of the monotonic clock.
+        Stopped: the job was asked to stop.
+    """
+    origin, _ = trained_here(material)
+    epochs = origin.training.epochs
+    left = [1 - (1 - keep) * gone for gone, _ in _ROUNDS]
+    lengths = [max(1, round(epochs * share)) for _, share in _ROUNDS]
+    needed = origin.seconds / epochs * sum(n * share**2 for n, share in zip(lengths, left, strict=True))
+
+    def teach(job: Trial) -> Fitted:
+        learner, fitted = rebuilt(material, material.graph())
+        hard = labelled(material, material.learnt()[:_JUDGING])
+        for at, (before, after) in enumerate(pairwise([1.0, *left])):
+            learner.prune(fitted.network, after / before, importance, hard)
+            data = soft_data(material, lengths[at])
+            fitted = learner.teach(fitted.network, data, Trial.of(job, f"{job.name}-{at}", job.deadline))
+        return fitted
+
+    return in_time(material, f"pruned-{keep}-{importance}", needed, deadline, teach)
+
+
+def rebuilt(material: Material, model: Model) -> tuple[Pictures, FittedPictures]:
+    """The family, and the network that `model` was exported from, which answers as it does.
+
+    Unreadable, ParityFailed: it cannot be made from the graph.
+    """
+    origin, _ = trained_here(material)
+    learner = cast("Pictures", load_family(family(origin.family), origin.params))  # FAMILIES are
+    fitted = learner.rebuild(model, labelled(material, material.learnt()))
+    same_answers(material, model, fitted)
+    return learner, fitted

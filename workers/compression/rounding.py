@@ -1,0 +1,39 @@
+"""Quantization-aware fine-tuning: a network learns the full model's answers while its layers round as int8 does."""
+
+import hashlib
+from collections.abc import Sequence
+
+from workers.automl.trial import Trial
+from workers.compression.graphs import Model
+from workers.compression.material import Material
+from workers.compression.pruning import rebuilt
+from workers.compression.teaching import in_time, soft_data, trained_here
+from workers.families.base import Fitted
+
+_EPOCHS = 0.25  # times the full model's
+_RATE = 0.1  # times its learning rate
+
+
+def rounding_network(material: Material, model: Model, operators: Sequence[str], deadline: float) -> Model:
+    """The network that `model` was exported from, in floating point, with weights that bear to be quantized.
+
+    Args:
+        material: with the full model, whose answers are learnt.
+        model: as it was exported: the full model, or a pruned one, or a student.
+        operators: that are to be quantized.
+        deadline: of the monotonic clock.
+
+    Raises:
+        Unreadable, ParityFailed: the network cannot be made from the graph.
+        NoTime: it was not finished before `deadline`.
+        Stopped: the job was asked to stop.
+    """
+    origin, _ = trained_here(material)
+    epochs = max(1, round(origin.training.epochs * _EPOCHS))
+
+    def teach(job: Trial) -> Fitted:
+        learner, fitted = rebuilt(material, model)
+        return learner.teach_rounded(fitted.network, operators, soft_data(material, epochs, _RATE), job)
+
+    name = f"rounded-{hashlib.sha256(model.SerializeToString()).hexdigest()[:16]}"
+    return in_time(material, name, origin.seconds * epochs / origin.training.epochs, deadline, teach)

@@ -1,0 +1,122 @@
+"""What every smaller network has in common: it learns the full model's answers to training rows, if there is time."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from app.core.errors import AimassError
+from app.specs.augment import AugmentSpec
+from workers.automl.trial import Trial
+from workers.compression.graphs import Model
+from workers.compression.material import Material, Origin
+from workers.context import JobContext, Stopped
+from workers.export.parity import MIN_ROWS, check_parity
+from workers.families.base import Fitted
+from workers.learning import Array, LearningData, Part, Standard, take
+
+_WATCHED = 0.1  # of the training rows end a network's training
+_SHARE = 0.5  # of the time that is left may go to one network
+
+
+class NoTime(AimassError):
+    """A network was not finished in time."""
+
+
+def trained_here(material: Material) -> tuple[Origin, JobContext]:
+    """How the full model was trained, and the job. ValueError if it was not trained here."""
+    if material.origin is None or material.job is None:
+        raise ValueError("only of a model that was trained here")
+    return material.origin, material.job
+
+
+def soft_data(material: Material, epochs: int, rate: float = 1.0) -> LearningData:
+    """Training rows with the full model's answers in place of labels; a share of them is watched.
+
+    Args:
+        material: with the full model.
+        epochs: to learn for.
+        rate: times the full model's learning rate; one that was to be found is found anew.
+    """
+    origin, _ = trained_here(material)
+    spec = origin.training
+    optimizer = spec.optimizer
+    if not isinstance(optimizer.lr, str):
+        optimizer = optimizer.model_copy(update={"lr": optimizer.lr * rate})
+    training = spec.model_copy(
+        update={
+            "epochs": epochs, "optimizer": optimizer, "augment": _gentle(spec.augment), "seed": material.seed,
+            "freeze": None, "class_weight": None, "devices": 1,
+        }
+    )  # fmt: skip
+    rows = material.learnt()
+    held = max(1, round(len(rows) * _WATCHED))
+    standard = standard_of(material, rows)
+    answers = material.told()
+    if material.judge.task == "regression":
+        answers = standard.shrink(answers)
+    inputs = material.prepared.inputs
+    watch, learn = (
+        Part(take(inputs, rows[s]), answers[s].astype(np.float32)) for s in (slice(held), slice(held, None))
+    )
+    return LearningData(material.prepared.signature, learn, watch, standard, training, material.threads)
+
+
+def labelled(material: Material, rows: Array) -> LearningData:
+    """Rows with their labels."""
+    origin, _ = trained_here(material)
+    y, standard = material.prepared.y[rows], standard_of(material, rows)
+    part = Part(take(material.prepared.inputs, rows), standard.shrink(y) if material.judge.task == "regression" else y)
+    return LearningData(
+        material.prepared.signature, part, part, standard, origin.training, material.threads,
+    )  # fmt: skip
+
+
+def standard_of(material: Material, rows: Array) -> Standard:
+    """Mean and spread of a regression's target."""
+    return Standard.of(material.prepared.y[rows]) if material.judge.task == "regression" else Standard()
+
+
+def in_time(material: Material, name: str, needed: float, deadline: float, teach: Callable[[Trial], Fitted]) -> Model:
+    """What `teach` has taught, exported and compared with itself.
+
+    Args:
+        material: whose job is asked whether to stop.
+        name: of the trial, a folder's.
+        needed: seconds that it takes, about.
+        deadline: of the monotonic clock. One network must not take all the time.
+        teach: gets a trial that ends by then.
+
+    Raises:
+        NoTime: it would hardly be finished, or was not.
+        ParityFailed: the exported network does not answer as the trained one.
+        Stopped: the job was asked to stop.
+    """
+    _, job = trained_here(material)
+    left = deadline - time.monotonic()
+    if needed > left * _SHARE:
+        raise NoTime(f"it takes about {needed:.0f} s, too much of the {left:.0f} s left; raise time_limit_s")
+    if left < float("inf"):
+        deadline = time.monotonic() + left * _SHARE
+    try:
+        fitted = teach(Trial.of(job, name, deadline))
+    except Stopped:
+        if job.should_stop():
+            raise
+        raise NoTime("it was not finished in its share of the time; raise time_limit_s") from None
+    model = fitted.to_onnx()
+    same_answers(material, model, fitted)
+    return model
+
+
+def same_answers(material: Material, model: Model, fitted: Fitted) -> None:
+    """The parity gate, on training rows. ParityFailed: they differ."""
+    sample = take(material.prepared.inputs, material.learnt()[:MIN_ROWS])
+    spread = float(np.std(material.prepared.y)) if material.judge.task == "regression" else 0.0
+    judge = material.judge
+    check_parity(model.SerializeToString(), fitted.predict, sample, judge.task, judge.threads, spread, judge.rule)
+
+
+def _gentle(augment: AugmentSpec | None) -> AugmentSpec | None:
+    """Without blends, which need one label a row."""
+    return None if augment is None else augment.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
