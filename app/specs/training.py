@@ -20,14 +20,17 @@ class OptimizerSpec(Spec):
         Annotated[float, Field(gt=0, le=10)] | Literal["auto"],
         Field(description="peak learning rate; auto: found by a range test before the first epoch"),
     ] = 0.001
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=10, description="of each step, times the learning rate")] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1, description="sgd only")] = 0.9
 
 
 class SchedulerSpec(Spec):
     """Learning-rate schedule of torch families."""
 
-    name: Literal["one_cycle", "cosine", "constant", "plateau"] = "one_cycle"
+    name: Annotated[
+        Literal["one_cycle", "cosine", "constant", "plateau"],
+        Field(description="one_cycle: up and down once; cosine: down; plateau: down when the validation loss stands"),
+    ] = "one_cycle"
     warm_up: Annotated[
         float | None,
         Field(ge=0, le=0.9, description="share of steps in which the rate rises; null: 0.3 of one_cycle, else none"),
@@ -48,8 +51,8 @@ class SchedulerSpec(Spec):
 class EarlyStoppingSpec(Spec):
     """Stop when the validation loss has not improved by `min_delta` for `patience` epochs (or 5x as many trees)."""
 
-    patience: Annotated[int, Field(ge=1, le=10_000)] = 10
-    min_delta: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    patience: Annotated[int, Field(ge=1, le=10_000, description="epochs without a better validation loss")] = 10
+    min_delta: Annotated[float, Field(ge=0, le=1e6, description="by which a loss has to be better to count")] = 0.0
 
 
 class FreezeSpec(Spec):
@@ -64,11 +67,13 @@ class FreezeSpec(Spec):
 class TrainingSpec(Spec):
     """The training loop. Families without a loop use `seed`, `early_stopping` and `class_weight` alone."""
 
-    epochs: Annotated[int, Field(ge=1, le=100_000)] = 20
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 256
-    optimizer: OptimizerSpec = OptimizerSpec()
-    scheduler: SchedulerSpec = SchedulerSpec()
-    early_stopping: EarlyStoppingSpec | None = EarlyStoppingSpec()
+    epochs: Annotated[int, Field(ge=1, le=100_000, description="at most; each sees all training rows once")] = 20
+    batch_size: Annotated[int, Field(ge=1, le=65_536, description="rows of all devices together")] = 256
+    optimizer: Annotated[OptimizerSpec, Field(description="how weights are changed")] = OptimizerSpec()
+    scheduler: Annotated[SchedulerSpec, Field(description="of the learning rate")] = SchedulerSpec()
+    early_stopping: Annotated[EarlyStoppingSpec | None, Field(description="by validation rows; null: all epochs")] = (
+        EarlyStoppingSpec()
+    )
     gradient_clip: Annotated[float | None, Field(gt=0, le=1e6, description="norm; null: off")] = 1.0
     accumulate: Annotated[int, Field(ge=1, le=1024, description="batches per optimizer step")] = 1
     precision: Annotated[Literal["32", "bf16", "fp16"], Field(description="of the products; fp16 needs CUDA")] = "32"
@@ -94,7 +99,7 @@ class TrainingSpec(Spec):
         float | None,
         Field(gt=0, lt=1, description="keep the mean of the weights of all epochs after this share of them; null: off"),
     ] = None
-    freeze: FreezeSpec | None = None
+    freeze: Annotated[FreezeSpec | None, Field(description="weights that stay as they are; null: none")] = None
     augment: Annotated[AugmentSpec | None, Field(description="networks over pictures and texts only")] = None
     class_weight: Annotated[
         ClassWeight | None,
@@ -104,7 +109,7 @@ class TrainingSpec(Spec):
             examples=["balanced", {"yes": 5.0}],
         ),
     ] = None
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="of weights, splits and the order of rows")] = 42
     checkpoint_every_s: Annotated[float, Field(ge=0, le=86_400, description="0: after every epoch")] = 30.0
 
     @model_validator(mode="before")
