@@ -129,7 +129,9 @@ def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     preferred = ("static",) if "convolutions" in precisions else ("dynamic, tables", "dynamic")
     best = next(name for name in preferred if name in precisions)
     first: list[Picked] = [{"precision": best}]
-    first += [{"student": size, "precision": best} for size in choices.get("student", ())[1:]]
+    fused = {"graph": choices["graph"][-1]} if "graph" in choices and best != "static" else {}
+    together = {"precision": best, **fused}
+    first += [{"student": size, **together} for size in choices.get("student", ())[1:]]
     first += [{"graph": name, "precision": best} for name in choices.get("graph", ())[-1:]]
     first += [{"precision": name} for name in sorted(precisions) if name != best]
     first.append({"storage": "half"})
