@@ -1,5 +1,6 @@
 """Which kind of host this is: what compressed models answer, and how fast, depends on it."""
 
+import platform
 from functools import cache
 from pathlib import Path
 
@@ -12,11 +13,11 @@ def host_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return "unknown processor"
+        return f"unknown processor ({platform.machine()} of {platform.node()})"
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     flags = set((facts.get("flags") or facts.get("Features") or "").split())
     found = "+".join(name for name in _ISA if name in flags)
-    return f"{facts.get('model name', 'processor')} ({found or 'baseline'})"
+    return f"{facts.get('model name', 'processor')} ({found or platform.machine()})"
 
 
 def host_class(name: str | None = None) -> str:

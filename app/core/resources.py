@@ -128,13 +128,14 @@ class ModelVersion:
     def variant(self, name: str | None, host: str) -> Variant | None:
         """The variant called `name` that may answer on this class of hosts.
 
-        Without a name the smallest of those that are as fast there as the fastest.
+        Without a name the smallest of those as fast there as the fastest; the base, if none was measured there.
         """
-        able = [(v, (v.measured(host) or v).items_per_s) for v in self.variants if v.serves(host)]
+        able = [v for v in self.variants if v.serves(host)]
         if name is not None:
-            return next((v for v, _ in able if v.name == name), None)
-        fastest = max((speed for _, speed in able), default=0.0)
-        quick = (v for v, speed in able if speed >= fastest * (1 - SAME_SPEED))
+            return next((v for v in able if v.name == name), None)
+        speeds = [(v, found.items_per_s) for v in able if (found := v.measured(host)) is not None]
+        fastest = max((speed for _, speed in speeds), default=0.0)
+        quick = [v for v, speed in speeds if speed >= fastest * (1 - SAME_SPEED)] or able
         return min(quick, key=lambda v: v.bytes, default=None)
 
 

@@ -106,7 +106,7 @@ class Loader:
         async with self._platform.database.write() as session:
             await ModelWriter(session).pin(model, version)  # it may have been deleted while it was loaded
             row = spec.model_dump(mode="json")
-            endpoint, new = await EndpointWriter(session).put(name, model, version, chosen, row)
+            endpoint, new = await EndpointWriter(session).put(name, model, version, variant or chosen, row)
             applied = Applied(endpoint.generation)
             await self._processes.report(session, {name: applied})  # true in a moment: nothing below can fail
         await (self._host.swap(served) if spec.loaded else self._host.remove(name))
@@ -259,7 +259,7 @@ class Loader:
             return
         await self._host.swap(served)
         self._note(endpoint)
-        log.info("endpoint=%s serves %s@%d %s", endpoint.name, endpoint.model, endpoint.version, endpoint.variant)
+        log.info("endpoint=%s serves %s@%d %s", endpoint.name, endpoint.model, endpoint.version, served.source.variant)
 
     def _note(self, endpoint: Endpoint, error: str | None = None, *, again: bool = False) -> None:
         self._known[endpoint.name] = Applied(endpoint.generation, error)
@@ -301,8 +301,9 @@ class Loader:
         """Files of a model that slept: they are verified again, and fetched if they are gone."""
         async with self._platform.database.read() as session:
             found = await ModelReader(session).version(source.model, source.version)
-        folder, onnx = await serve_version(self._platform, found, fit_variant(found, source.variant))
-        return replace(source, folder=folder, onnx=onnx)
+        chosen = fit_variant(found, source.variant)
+        folder, onnx = await serve_version(self._platform, found, chosen)
+        return replace(source, variant=chosen.name, folder=folder, onnx=onnx)
 
     async def _forget(self, name: str) -> None:
         await self._host.remove(name)

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, select, update
 
 from app.core.errors import Conflict, NotFound
+from app.core.host import host_class
 from app.core.ids import new_id
 from app.core.resources import AliasMove, Measured, Model, ModelVersion, Page, StoredFile, Variant
 from app.registry.endpoints import EndpointReader
@@ -39,6 +40,10 @@ def _variant(row: VariantRow, measured: Sequence[MeasurementRow]) -> Variant:
             for one in measured
         ),
     )
+
+
+def _host(latency: dict[str, Any]) -> str:
+    return host_class(latency["host"]) if "host" in latency else ""
 
 
 def _version(
@@ -217,25 +222,38 @@ class ModelWriter(ModelReader):
 
     async def _put_variants(self, version_id: str, variants: Sequence[dict[str, Any]]) -> None:
         for raw in variants:
-            await self._write.execute(
-                delete(VariantRow).where(VariantRow.version_id == version_id, VariantRow.name == raw["name"])
-            )
             known = {
                 key: raw[key] for key in ("name", "state", "reason", "recipe", "path", "bytes", "metrics", "latency")
             }
-            await self._write.execute(insert(VariantRow).values(version_id=version_id, created_at=now(), **known))
+            old = await self._write.get(VariantRow, (version_id, raw["name"]), populate_existing=True)
+            if old is None:
+                self._write.add(VariantRow(version_id=version_id, created_at=now(), **known))
+            elif old.state == "accepted" and _host(old.latency) != _host(raw["latency"]):
+                await self._measure(version_id, _host(raw["latency"]), raw)  # the same file, made on another host
+            else:
+                for key, value in known.items():
+                    setattr(old, key, value)
+                await self._forget(version_id, _host(raw["latency"]), raw["name"])
+        await self._write.flush()
 
     async def measured(self, name: str, version: int, host: str, variants: Sequence[dict[str, Any]]) -> None:
         """Keep what variants are on a class of hosts, in place of what was known. NotFound without the version."""
         found = await self.pin(name, version)
         known = {variant.name for variant in found.variants}
         for raw in variants:
-            if raw["name"] not in known:
-                continue
-            key = {"version_id": found.id, "variant": raw["name"], "host": host}
-            await self._write.execute(delete(MeasurementRow).filter_by(**key))
-            told = {name: raw[name] for name in ("state", "reason", "metrics", "latency")}
-            await self._write.execute(insert(MeasurementRow).values(**key, **told, created_at=now()))
+            if raw["name"] in known:
+                await self._measure(found.id, host, raw)
+
+    async def _measure(self, version_id: str, host: str, raw: dict[str, Any]) -> None:
+        await self._forget(version_id, host, raw["name"])
+        told = {name: raw[name] for name in ("state", "reason", "metrics", "latency")}
+        self._write.add(MeasurementRow(version_id=version_id, variant=raw["name"], host=host, created_at=now(), **told))
+
+    async def _forget(self, version_id: str, host: str, variant: str) -> None:
+        row = await self._write.get(MeasurementRow, (version_id, variant, host))
+        if row is not None:
+            await self._write.delete(row)
+            await self._write.flush()
 
     async def pin(self, name: str, version: int) -> ModelVersion:
         """The version, which nobody can delete until the transaction ends. NotFound otherwise."""

@@ -28,7 +28,7 @@ async def lay_out_job(platform: Platform, lease: Lease, folder: Path, threads: i
     try:
         async with platform.database.read() as session:
             files = await _inputs(session, lease)
-            spec = lease.spec | await _trained(session, lease)
+            spec = lease.spec | await _known(session, lease)
     except NotFound as error:
         raise InvalidData(f"an input of this job was deleted: {error.detail}") from error
     for name in ("input", "output", "checkpoint"):
@@ -62,11 +62,13 @@ async def _inputs(session: ReadSession, lease: Lease) -> list[StoredFile]:
     return model + await _dataset(session, data, (DATA_FILE, PROFILE_FILE), "dataset/")
 
 
-async def _trained(session: ReadSession, lease: Lease) -> dict[str, Any]:
-    """What a reproduction needs beside files: the spec of the training."""
-    if lease.kind != "reproduce":
+async def _known(session: ReadSession, lease: Lease) -> dict[str, Any]:
+    """What the registry knows beside files: the spec of a training to repeat, budgets of variants to measure."""
+    if lease.kind not in {"reproduce", "measure"}:
         return {}
     version = await ModelReader(session).version(lease.spec["model"], lease.spec["version"])
+    if lease.kind == "measure":
+        return {"budgets": {one.name: one.recipe.get("budget", {}) for one in version.variants}}
     return {"trained": (await JobReader(session).get(version.lineage["job"])).spec}
 
 

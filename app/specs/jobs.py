@@ -207,9 +207,9 @@ class MeasureSpec(JobSpec):
     kind: Literal["measure"]
     model: Name
     version: VersionNumber
-    max_metric_drop: Annotated[
-        float, Field(ge=0, le=1, description="most loss of the main metric and of accuracy, as in a budget")
-    ] = 0.01
+    budget: Annotated[CompressBudget | None, Field(description="null: the one that each variant was made within")] = (
+        None
+    )
     dataset: Annotated[DatasetRef | None, Field(description="for imported versions only")] = None
     mapping: Annotated[Mapping | None, Field(description="for imported versions only")] = None
 

@@ -94,3 +94,28 @@ async def test_an_endpoint_of_another_model_is_left_alone(database: Database) ->
     assert "serves model 'm'" in result["not_deployed"]
     async with database.read() as session:
         assert (await EndpointReader(session).get("e")).model == "m"
+
+
+async def test_a_variant_made_again_on_another_host_is_known_on_both(database: Database) -> None:
+    """The very same file keeps its name (`beside`); what the first host found of it must not be lost."""
+    await make(database, "m")
+    here, there = (
+        {"host": f"A processor ({isa})", "items_per_s": speed} for isa, speed in (("avx2", 300.0), ("sve", 50.0))
+    )
+    optimized = variant("optimized", "variants/optimized/model.onnx", 300.0)
+
+    async def kept(latency: dict[str, Any]) -> ModelVersion:
+        async with database.write() as session:
+            writer = ModelWriter(session)
+            await writer.add_variants("m", 1, [optimized | {"latency": latency}], [])
+            return await writer.version("m", 1)
+
+    first = await kept(here)
+    assert [one.serves("avx2") for one in first.variants] == [True, True]
+    assert [one.serves("sve") for one in first.variants] == [True, False]
+    await kept(there)
+    both = await kept(here | {"items_per_s": 200.0})
+    found = [both.variants[1].measured(host) for host in ("avx2", "sve", "vnni")]
+    assert [one and one.items_per_s for one in found] == [200.0, 50.0, None]
+    chosen = [both.variant(None, host) for host in ("avx2", "sve", "vnni")]
+    assert [one and one.name for one in chosen] == ["optimized", "fp32", "fp32"]

@@ -1,7 +1,7 @@
 """Layer dropping: an encoder of some of the full model's layers learns its answers again."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from app.specs.families import family
 from workers.automl.trial import Trial
@@ -9,7 +9,9 @@ from workers.compression.graphs import Model
 from workers.compression.material import Material
 from workers.compression.teaching import in_time, labelled, same_answers, soft_data, trained_here
 from workers.families.base import Fitted, load_family
-from workers.families.transformer import Network, Transformer
+
+if TYPE_CHECKING:  # it loads torch, which jobs without networks do without
+    from workers.families.transformer import Network, Transformer
 
 _RATE = 0.5  # times the full model's learning rate: the layers know much already, but not to stand next to each other
 _NARROWER = 4  # times narrower the table of words becomes, if it does

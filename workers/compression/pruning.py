@@ -1,7 +1,7 @@
 """Structured pruning: channels leave a trained network in rounds, and it learns its answers again."""
 
 from itertools import pairwise
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from app.specs.families import family
 from workers.automl.trial import Trial
@@ -9,7 +9,9 @@ from workers.compression.graphs import Model
 from workers.compression.material import Material
 from workers.compression.teaching import in_time, labelled, same_answers, soft_data, trained_here
 from workers.families.base import Fitted, load_family
-from workers.families.pictures import FittedPictures, Importance, Pictures
+
+if TYPE_CHECKING:  # it loads torch, which jobs without networks do without
+    from workers.families.pictures import FittedPictures, Importance, Pictures
 
 FAMILIES = frozenset({"cnn", "resnet", "mobilenet", "convnext"})
 # Of the channels that go, how many are gone after each round; and how long it then learns, as a share of the epochs.
@@ -23,7 +25,7 @@ def can_prune(material: Material) -> bool:
     return origin is not None and origin.family in FAMILIES and not origin.params.get("weights")
 
 
-def pruned_network(material: Material, keep: float, importance: Importance, deadline: float) -> Model:
+def pruned_network(material: Material, keep: float, importance: "Importance", deadline: float) -> Model:
     """The network with this share of the channels of each layer, fine-tuned by the full model's answers.
 
     Raises:
@@ -49,7 +51,7 @@ def pruned_network(material: Material, keep: float, importance: Importance, dead
     return in_time(material, f"pruned-{keep}-{importance}", needed, deadline, teach)
 
 
-def rebuilt(material: Material, model: Model) -> tuple[Pictures, FittedPictures]:
+def rebuilt(material: Material, model: Model) -> "tuple[Pictures, FittedPictures]":
     """The family, and the network that `model` was exported from, which answers as it does.
 
     Unreadable, ParityFailed: it cannot be made from the graph.

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
@@ -33,7 +34,10 @@ def rounding_network(material: Material, model: Model, operators: Sequence[str],
 
     def teach(job: Trial) -> Fitted:
         learner, fitted = rebuilt(material, model)
-        return learner.teach_rounded(fitted.network, operators, soft_data(material, epochs, _RATE), job)
+        data = soft_data(material, epochs, _RATE)
+        # Blocks that are computed anew for the gradient would move their ranges a second time.
+        once = data.training.model_copy(update={"gradient_checkpointing": False})
+        return learner.teach_rounded(fitted.network, operators, replace(data, training=once), job)
 
     name = f"rounded-{hashlib.sha256(model.SerializeToString()).hexdigest()[:16]}"
     return in_time(material, name, origin.seconds * epochs / origin.training.epochs, deadline, teach)

@@ -132,16 +132,17 @@ class Search:
             self._try(recipe(found))
 
     def _learn_rounding(self) -> None:
-        """Of the int8 graph whose answers are least beyond the budget: are they within it, if it is taught to round?"""
+        """The int8 graph whose answers are least beyond the budget, of those that can be taught to round, is taught."""
         if not can_prune(self.measuring.maker.material) or self._over():
             return
         tried = [one for one in self.notebook.all() if _teachable(one)]
         fits = max((one.speed_up for one in tried if one.loss["at_most"] <= one.loss["allowed"]), default=0.0)
         short = [one for one in tried if one.loss["at_most"] > one.loss["allowed"] and one.speed_up > fits]
-        if short:
-            best = min(short, key=lambda one: one.loss["at_most"])
-            before, step = best.recipe[:-1], best.recipe[-1]
-            self._try([*before, {"step": "learn_rounding", "operators": step["operators"]}, step])
+        for one in sorted(short, key=lambda one: one.loss["at_most"]):
+            before, step = one.recipe[:-1], one.recipe[-1]
+            found, _ = self._try([*before, {"step": "learn_rounding", "operators": step["operators"]}, step])
+            if found.failed is None or self._over():
+                return
 
     def _study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -132,18 +132,12 @@ class Compressor:
         }
         return variants
 
-    def anew(self, graphs: Mapping[str, bytes]) -> list[Variant]:
-        """Variants that exist, by name, measured on this host by the rows that decide; the first is the base."""
-        with TemporaryDirectory() as name:
-            material = Material(self.model, self.prepared, self._decider, self.budget.seed, Path(name), self.origin)
+    def anew(self, name: str, raw: bytes) -> Variant:
+        """A variant that exists, measured on this host by the rows that decide; without a file."""
+        with TemporaryDirectory() as folder:
+            material = Material(self.model, self.prepared, self._decider, self.budget.seed, Path(folder), self.origin)
             measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, self._part)
-            return [self._anew(name, raw, measuring) for name, raw in graphs.items()]
-
-    def _anew(self, name: str, raw: bytes, measuring: Measuring) -> Variant:
-        if raw == self.model:
-            latency = self._decider.latency(raw)[0].to_json()
-            return Variant(name, "accepted", {"method": "none"}, None, len(raw), self.judge.metrics(raw), latency)
-        found = measuring.measure([], raw)
+            found = measuring.measure([], raw)
         if found.failed is not None:
             return Variant(name, "rejected", {}, None, len(raw), reason=found.failed)
         state: Literal["accepted", "rejected"] = "rejected" if found.reason else "accepted"
@@ -153,6 +147,7 @@ class Compressor:
     def variant(self, name: str, candidate: Candidate, maker: Maker, output: Path) -> Variant:
         """As it is kept; the metrics are those of the rows that are reported."""
         told = described(candidate.recipe, self.budget.seed, self._calibrated, self._trees(candidate, maker))
+        told["budget"] = self.budget.model_dump(mode="json", exclude_none=True)
         if candidate.failed is not None:
             return Variant(name, "rejected", told, None, candidate.bytes, reason=candidate.failed)
         raw = maker.make(candidate.recipe)

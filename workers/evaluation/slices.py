@@ -48,7 +48,7 @@ def judge_slices(
                 continue
             surely = bounds[0] > overall if main in LOWER_IS_BETTER else bounds[1] < overall
             if surely:
-                words = f"slice {column} = '{name}' ({len(rows)} test rows): {main} {metrics[main]:.4g}"
+                words = f"slice {column} = '{name}' ({len(rows)} rows): {main} {metrics[main]:.4g}"
                 words += f" ({bounds[0]:.4g} to {bounds[1]:.4g}), against {overall:.4g} of all"
                 worse.append((abs(metrics[main] - overall), words))
     worse.sort(key=lambda entry: -entry[0])

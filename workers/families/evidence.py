@@ -39,12 +39,12 @@ class Evidence:
         return asdict(self) | criteria
 
 
-def small_enough(rows: int, numbers: int) -> bool:
-    """Whether so many weights over so many rows are counted in seconds."""
-    return numbers <= _COLUMNS and float(rows) * numbers**2 <= _WORK
+def small_enough(rows: int, numbers: int, models: int = 1) -> bool:
+    """Whether so many weights of each model over so many rows are counted in seconds."""
+    return numbers <= _COLUMNS and float(rows) * numbers**2 * models <= _WORK
 
 
-def of_values(x: sp.csr_matrix, residuals: Array, weights: Array, strength: float, l1_ratio: float) -> Evidence:
+def of_values(x: sp.csr_matrix, residuals: Array, weights: Array, strength: float, l1_ratio: float) -> Evidence | None:
     """Of a linear model with normal noise, at its penalised weights, the variance of the noise by maximum likelihood.
 
     Effective parameters are the trace of the hat matrix over the columns whose weight is not zero (Zou, Hastie and
@@ -59,8 +59,13 @@ def of_values(x: sp.csr_matrix, residuals: Array, weights: Array, strength: floa
         strength: of the penalty strength · (l1_ratio |w|₁ + (1 - l1_ratio) |w|² / 2) on half the squared error; of
             ridge strength · |w|² on the whole of it, which is the same.
         l1_ratio: 0 for ridge.
+
+    Returns:
+        None where there is no noise: targets that are all the same, or met exactly, are infinitely likely.
     """
     rows, squares = len(residuals), float(residuals @ residuals)
+    if squares <= rows * np.finfo(np.float32).tiny:
+        return None
     there = np.flatnonzero(weights) if l1_ratio else np.arange(x.shape[1])
     active = x[:, there]
     mean = np.asarray(active.mean(axis=0)).ravel()

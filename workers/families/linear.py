@@ -148,15 +148,16 @@ class FittedLinear:
         """
         data, train = self.data, self.data.train
         x, outputs = _design(self.encoder, train.inputs), self.weights.shape[1]
-        numbers = (x.shape[1] + 1) * (1 if data.task == "multilabel" else outputs)
-        if data.class_weights is not None or self.cumulative is not None or not small_enough(len(train), numbers):
+        many = data.task == "multilabel"  # a model for each label
+        size = (len(train), x.shape[1] + 1, outputs) if many else (len(train), (x.shape[1] + 1) * outputs)
+        if data.class_weights is not None or self.cumulative is not None or not small_enough(*size):
             return None
         answers, weights = self.predict(train.inputs), self.weights.astype(np.float64)
         penalty = self.params["regularization"], self.params["l1_ratio"]
         if data.task == "regression":  # in the target's own unit
             residuals = data.standard.restore(train.y) - answers
             return of_values(x, residuals, weights[:, 0] * data.standard.scale, *penalty)
-        if data.task == "multilabel":
+        if many:
             each = zip(answers.T, train.y.T.astype(np.int64), weights.T, strict=True)
             return together([of_classes(x, np.stack([1 - p, p], axis=1), y, w[:, None], *penalty) for p, y, w in each])
         return of_classes(x, answers, train.y, weights, *penalty)

@@ -120,3 +120,13 @@ def test_naive_bayes(make_job: MakeJob, cancer: pl.DataFrame, mixed: pl.DataFram
     weighted = make_job(frame, name="weighted", family="naive_bayes", training={"class_weight": "balanced"})
     train.run(weighted)  # which is no likelihood of rows
     assert json.loads((weighted.output / "card.json").read_text())["evidence"] is None
+
+
+def test_training_targets_that_are_all_the_same_have_none(make_job: MakeJob, diabetes: pl.DataFrame):
+    row = pl.int_range(pl.len())
+    part = pl.when(row < 60).then(pl.lit("test")).when(row < 120).then(pl.lit("validation")).otherwise(pl.lit("train"))
+    target = pl.when(row == 0).then(2.0).otherwise(1.0)
+    same = diabetes.with_columns(part.alias("part"), target.alias("target"))
+    job = make_job(same, task="regression", family="linear", split={"column": "part"})
+    train.run(job)
+    assert json.loads((job.output / "card.json").read_text())["evidence"] is None
