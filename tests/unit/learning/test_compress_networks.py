@@ -48,7 +48,7 @@ def test_a_pruned_network_is_narrower_learns_to_be_rounded_and_is_the_same_each_
     make_job: MakeJob, digits: pl.DataFrame, tmp_path: Path
 ):
     params = {"widths": [16, 32], "depth": 1}
-    job = make_job(digits[:600], data="image", target="label", family="resnet", params=params, training=TRAINING)
+    job = make_job(digits[:800], data="image", target="label", family="resnet", params=params, training=TRAINING)
     maker = maker_of(job, tmp_path / "once")
     prune = {"step": "prune", "keep": 0.5, "importance": "taylor"}
     raw = maker.make([prune])
