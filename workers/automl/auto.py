@@ -59,6 +59,7 @@ class Auto:
             answers, y[scored], data.metric, data.task, self.params["members"], data.training.seed,
             ordinal=data.signature.ordinal,
         )  # fmt: skip
+        search.finish(choice.combination.weights)
         return FittedAuto.of(data, search, choice, (y[scored], choice.combination.apply(answers)))
 
 
@@ -127,6 +128,20 @@ class _Search:
                 self.job.log(f"{candidate.name} was given up: {error}", level="warning")
             self._remember()
 
+    def finish(self, weights: Sequence[float]) -> None:
+        """Those that were chosen and need no rows to stop by learn from all of them, if there is time."""
+        for member, weight in zip(self.members, weights, strict=True):
+            if not weight or not member.candidate.whole:
+                continue
+            try:
+                member.learn_whole(self.pool, self.job, self.begun + self.limit_s)
+            except Stopped:
+                if self.job.should_stop():
+                    self._remember()
+                    raise
+                self.job.log(f"{member.candidate.name}: there was no time to learn from all rows at once", "warning")
+            self._remember()
+
     def _suits(self, candidate: Candidate) -> None:
         """_NotTried if the one that it is like was worse than another."""
         known = {member.candidate.name: member for member in self.members}
@@ -145,7 +160,7 @@ class _Search:
     def _try(self, candidate: Candidate) -> Member:
         member, fold = Member(candidate), 0
         while fold < (self.state.folds or 1):
-            left = self.limit_s - self.spent_s
+            left = self.limit_s - self.spent_s - self._kept_s
             if fold and left < member.seconds / fold * (self.state.folds - fold):
                 raise _NotTried(f"{self.state.folds} folds of {member.seconds / fold:.1f} s each were too long")
             if left <= 0:
@@ -165,6 +180,11 @@ class _Search:
                 self.state.folds = self.most_folds if fits else 1
             self._remember()
         return member
+
+    @property
+    def _kept_s(self) -> float:
+        """For models of all rows; each takes somewhat longer than one of a fold."""
+        return sum(1.5 * one.seconds / len(one.graphs) for one in self.members if one.candidate.whole)
 
     @property
     def spent_s(self) -> float:

@@ -73,6 +73,14 @@ class Pool:
         training = training_of(self.kind, candidate, len(rest), self.data.training)
         return dataclasses.replace(self.data, train=rest, validation=held, training=training, whole=None, folds=None)
 
+    def whole(self, candidate: Candidate) -> LearningData:
+        """All rows, of which some are watched too, for a candidate that does not look at them."""
+        everything, held = self._part(np.arange(len(self.y))), self._part(np.flatnonzero(self.folds == 0))
+        training = training_of(self.kind, candidate, len(everything), self.data.training)
+        return dataclasses.replace(
+            self.data, train=everything, validation=held, training=training, whole=None, folds=None
+        )
+
     def _part(self, rows: npt.NDArray[np.int64]) -> Part:
         return Part(take(self.inputs, rows), self.y[rows])
 
@@ -93,10 +101,22 @@ class Member:
             Stopped: the job is to stop, or the time is up.
             ParityFailed: the export does not answer as the trained model.
         """
-        trial = Trial.of(job, f"{self.candidate.name}-{fold}", deadline)
+        graph, answers, seconds = self._made(pool.without(fold, self.candidate), str(fold), job, deadline)
+        self.graphs.append(graph)
+        self.answers.append(answers)
+        self.seconds += seconds
+
+    def learn_whole(self, pool: Pool, job: JobContext, deadline: float) -> None:
+        """One model of all rows in place of those of the folds, whose answers are kept. Raises as `learn`."""
+        graph, _, seconds = self._made(pool.whole(self.candidate), "whole", job, deadline)
+        self.graphs, self.seconds = [graph], self.seconds + seconds
+
+    def _made(self, data: LearningData, name: str, job: JobContext, deadline: float) -> tuple[bytes, Array, float]:
+        """The graph, its answers to the rows that are watched, and seconds of training."""
+        trial = Trial.of(job, f"{self.candidate.name}-{name}", deadline)
         saved = job.checkpoint / ROOM / f"{trial.name}.npz"
         if not saved.exists():
-            started, data = time.monotonic(), pool.without(fold, self.candidate)
+            started = time.monotonic()
             chosen = family(self.candidate.family)
             learner = load_family(chosen, chosen.validate(dict(self.candidate.params)).model_dump(mode="json"))
             fitted = learner.fit(data, trial)
@@ -108,9 +128,7 @@ class Member:
             shutil.rmtree(trial.checkpoint, ignore_errors=True)
             job.checkpointed()
         with np.load(saved, allow_pickle=False) as file:
-            self.graphs.append(file["graph"].tobytes())
-            self.answers.append(file["answers"])
-            self.seconds += float(file["seconds"])
+            return file["graph"].tobytes(), file["answers"], float(file["seconds"])
 
     def out_of_fold(self, pool: Pool) -> Array:
         """Answers to the rows of the folds that were left out, in the order of the pool."""
