@@ -16,6 +16,7 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from PIL import Image
 
+from app.core.host import host_class
 from tests.acceptance.conftest import SPECS, Trained, diabetes_csv, pictures
 from tests.acceptance.problems import check_problem
 from tests.support.jobs import quick
@@ -76,7 +77,7 @@ def test_a_version_tells_all_of_its_origin(trained: Trained, model: str, strict:
     [base] = [variant for variant in version["variants"] if variant["name"] == "fp32"]
     assert (base["state"], base["reason"]) == ("accepted", None)
     assert base["bytes"] > 0
-    assert base["hosts"] == [base["latency"]["host"]]
+    assert [one["host"] for one in base["hosts"]] == [host_class(base["latency"]["host"])]
     assert {"p50_ms", "p95_ms", "items_per_s", "batch"} <= set(base["latency"])
     card = strict(trained.platform.client.get(version["links"]["card"]).content)
     assert (card["model"], card["family"]) == (model, SPECS[model]["family"])
