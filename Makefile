@@ -27,11 +27,10 @@ demo: $(STAMP) ## real data to a compressed model behind an endpoint, and a tabl
 up: $(STAMP) ## run the platform until Ctrl-C
 	$(BIN)/aimass up
 
-# In processes whose threads must not spin for each other's cores; tests of real servers wait much, so there is one more,
-# and those of faults, whose files take longest, come first.
+# In two processes, whose threads must not spin for each other's cores.
 test: $(STAMP) ## the whole test suite, with real servers
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal tests/unit tests/architecture
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 3 --dist loadfile --no-loadscope-reorder tests/faults tests/acceptance tests/integration tests/contract
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile tests/acceptance tests/integration tests/contract tests/faults
 
 test-gpu: ## the tests of training and serving on a GPU, in an environment with torch and onnxruntime-gpu for CUDA
 	$(PYTHON) -m pytest -m gpu tests
