@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo up test test-gpu lint types imports ci bench bench-serving bench-jobs bench-overload bench-memory bench-swaps bench-large bench-training bench-compress bench-peers quality migrate lock clean
+.PHONY: help setup demo up test test-slow test-gpu lint types imports ci bench bench-serving bench-jobs bench-overload bench-memory bench-swaps bench-large bench-training bench-compress bench-peers quality migrate lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ up: $(STAMP) ## run the platform until Ctrl-C
 test: $(STAMP) ## the whole test suite, with real servers
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal tests/unit tests/architecture
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile tests/acceptance tests/integration tests/contract tests/faults
+
+test-slow: $(STAMP) ## what takes long and is left out of `make test`
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m slow tests
 
 test-gpu: ## the tests of training and serving on a GPU, in an environment with torch and onnxruntime-gpu for CUDA
 	$(PYTHON) -m pytest -m gpu tests

@@ -18,6 +18,7 @@ from tests.support.platform import Platform, breast_cancer_csv
 from tests.support.servers import wait_until
 from tests.unit.data.test_hostile import ACCEPTED, REFUSED
 
+pytestmark = pytest.mark.slow  # each file by itself: tests/unit/data/test_hostile.py
 EMPTY = {"24_empty.csv", "83_empty.onnx"}  # refused at the door, since there is nothing to keep
 NAMES = sorted([*ACCEPTED, *REFUSED])
 KEPT = [name for name in NAMES if name not in EMPTY]

@@ -55,6 +55,7 @@ def test_folders_of_photographs(shared: Path, ingest: Callable[..., Any], tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_fashion_mnist(shared: Path, ingest: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory):
     archive = tmp_path_factory.mktemp("zip") / "fashion.zip"
     with zipfile.ZipFile(archive, "w") as packed:

@@ -178,6 +178,7 @@ def _learn_on(folder: Path) -> None:
     fit(JobContext("job-2", "train", 1, {}, folder, Events(events)), Norms(), epochs=100_000, early_stopping=None)
 
 
+@pytest.mark.slow
 def test_ranks_die_with_the_job(tmp_path: Path):
     job = get_context("forkserver").Process(target=_learn_on, args=(tmp_path,))
     job.start()

@@ -213,6 +213,7 @@ def test_rows_are_cleaned_as_in_memory(large: MakeJob, wide: pl.DataFrame):
     assert counts[0][0]["filter"] == low - 1 + of_row_11
 
 
+@pytest.mark.slow
 def test_auto_is_judged_by_rows_that_its_models_left_out(large: MakeJob):
     """Its members learn from the rows in memory: a stream would hand them the rows that judge them."""
     params = {"families": ["gbdt"], "folds": 2, "time_limit_s": 120}
