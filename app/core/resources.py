@@ -86,11 +86,6 @@ class Variant:
     created_at: float = 0.0
     elsewhere: tuple[Measured, ...] = ()  # on other kinds of hosts than the one that made it
 
-    @property
-    def items_per_s(self) -> float:
-        """Measured throughput at the throughput batch; 0 if it was not measured."""
-        return float(self.latency.get("items_per_s", 0.0))
-
     def measured(self, host: str) -> Measured | None:
         """What was measured on this class of hosts; None if nothing was."""
         made = host_class(self.latency["host"]) if "host" in self.latency else host

@@ -41,7 +41,7 @@ def run(job: JobContext) -> dict[str, Any]:
     return {
         "host": host_class(),
         "main_metric": main,
-        "metrics": order(judge.metrics(model), [main]),
+        "metrics": order(found[0].metrics, [main]),
         "rows": prepared.split.sizes(),
         "variants": [variant.to_json() for variant in found],
     }
