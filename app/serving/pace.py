@@ -1,7 +1,11 @@
 """How long a run of so many rows takes, and so when a request that comes now will be answered.
 
-Learned while the model is warmed up, and from every run after that. An endpoint with a promise (`p95_s`) gets from here
-the size of its runs and the word whether one more request can still be answered in time; no knob is needed:
+Learned while the model is warmed up, and from every run after that. Where the warm-up ended before `max_batch`, since
+runs had become long, and the last doubling of the rows brought next to no more of them a second, runs have no more rows
+than that: a larger one would only answer later, and leave the processor's caches.
+
+An endpoint with a promise (`p95_s`) gets from here the size of its runs and the word whether one more request can still
+be answered in time; no knob is needed:
 
 - Who comes just after a run has begun waits for it and then runs himself, so a run may take half of the promise. Of the
   sizes that keep this, the one with the most rows per second is the limit.
@@ -17,6 +21,7 @@ from collections.abc import Mapping
 _LATE = 0.005  # share of the admitted; one in twenty would do, and one in a hundred is what people measure
 _SMOOTHING = 0.1  # weight of the newest run
 _GAIN = 0.3  # of the margin, by which it moves when all are late
+_WORTH = 1.05  # times the rows a second, for which a run is made twice as large
 _MARGINS = (1.0, 8.0)
 _FIRST_MARGIN = 1.25  # runs are never as even as the warm-up saw them
 
@@ -35,7 +40,7 @@ class Pace:
         self.margin = _FIRST_MARGIN
         self._judged = self._late = 0  # requests, since the margin moved last
         self._moves_at = 0.0
-        self.batch = max_batch  # rows that a run may have
+        self.batch = _largest(costs, max_batch)  # rows that a run may have
         self._choose()
 
     def cost(self, rows: int) -> float:
@@ -104,3 +109,12 @@ class Pace:
                 best, self.batch = size / seconds, size
         if not any(self._costs):
             self.batch = self._max_batch
+
+
+def _largest(costs: Mapping[int, float], max_batch: int) -> int:
+    """The most rows of a run that are worth it, without a promise; all that may be where nothing speaks against it."""
+    last = max(costs, default=max_batch)
+    half = costs.get(last // 2)
+    if last < max_batch and half is not None and 2 * half < _WORTH * costs[last]:
+        return last
+    return max_batch

@@ -42,6 +42,23 @@ def test_a_promise_bounds_the_rows_of_a_run_to_half_of_it():
     assert Pace(LINEAR, 64, p95_s=0.02).batch == 1  # cannot be kept: as little as there is
 
 
+@pytest.mark.parametrize(
+    ("costs", "batch"),
+    [
+        ({1: 0.015, 2: 0.029, 4: 0.057, 8: 0.112}, 8),  # the warm-up ended there, and four rows were as good as eight
+        ({1: 0.060, 2: 0.065, 4: 0.075, 8: 0.110}, 32),  # reading the weights is most of it
+        ({1: 0.200}, 32),  # nothing is known
+        ({}, 32),
+        ({size: 0.001 * size for size in (1, 2, 4, 8, 16, 32)}, 32),  # the warm-up came to its end
+    ],
+)
+def test_long_runs_are_not_made_longer_for_nothing(costs: dict[int, float], batch: int):
+    pace = Pace(costs, 32)
+    assert pace.batch == batch
+    pace.ran(batch, 0.1)
+    assert pace.batch == batch
+
+
 def test_of_the_sizes_that_keep_the_promise_the_fastest_per_row_is_taken():
     slower_together = {1: 0.010, 2: 0.012, 4: 0.016, 8: 0.040, 16: 0.100}
     assert Pace(slower_together, 16, p95_s=1.0).batch == 4
