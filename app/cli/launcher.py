@@ -34,6 +34,7 @@ TICK_S = 0.1
 READY_WITHIN_S = 120.0
 RESTART_WAIT_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # after a crash; a process that has run for a while starts from the front
 STEADY_S = 30.0
+HOPELESS = 3  # crashes of a gateway that was never ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,11 +228,14 @@ class Launcher:
         """
         deadline = time.monotonic() + READY_WITHIN_S
         for number in range(self._settings.gateway.processes):
+            child = next(child for child in self._children if child.name == f"gateway {number}")
             while (missing := _not_ready(self._settings.gateway_socket(number))) is not None:
                 if self._stopping:
                     return False
                 if time.monotonic() > deadline:
                     raise Misconfigured(f"gateway {number} is not ready after {READY_WITHIN_S:g} s: {missing}")
+                if child.crashes >= HOPELESS:
+                    raise Misconfigured(f"gateway {number} ended {HOPELESS} times at its start; it says why above")
                 self._check_children()
                 time.sleep(0.05)
         return not self._stopping

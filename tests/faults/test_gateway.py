@@ -5,9 +5,12 @@ import socket
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import httpx
+import pytest
 
+from app.cli.launcher import READY_WITHIN_S
 from tests.acceptance.problems import check_problem
 from tests.support.jobs import quick
 from tests.support.platform import KEY, Platform, breast_cancer_csv
@@ -151,3 +154,11 @@ def _ready(platform: Platform) -> bool:
         return platform.client.get("/readyz").status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_a_gateway_that_never_starts_is_not_tried_for_ever(tmp_path: Path) -> None:
+    (tmp_path / "grpc.py").write_text("raise ImportError('a broken installation')\n")
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match=r"(?s)a broken installation.*gateway 0 ended 3 times at its start"):
+        Platform(PYTHONPATH=str(tmp_path)).__enter__()
+    assert time.monotonic() - began < READY_WITHIN_S / 2

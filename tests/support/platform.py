@@ -79,6 +79,7 @@ class Platform:
         self._reader.start()
         wait_until(lambda: self.url is not None or self.process.poll() is not None, 120, "the platform starts")
         if self.url is None:
+            self._reader.join(5)
             raise AssertionError("".join(self.output))
         self.client = httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
 
