@@ -7,13 +7,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from app.core.errors import FieldError, InvalidSpec
-from app.core.signature import Signature, Tensor
+from app.core.signature import Signature, Task, Tensor
 from app.specs.base import NO_NUL, Spec
 
 Text = Annotated[str, Field(pattern=NO_NUL)]
 _CHANNELS = (1, 3)
 _PICTURE_RANK = 4
-_PICTURE_TYPES = frozenset({"UINT8", "FP16", "BF16", "FP32", "FP64"})
+_FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
+_PICTURE_TYPES = _FLOATS | {"UINT8"}
 PICTURES_TARGET = "label"
 
 
@@ -121,7 +122,39 @@ def _check_names(mapping: Mapping, signature: Signature) -> list[FieldError]:
     ]
     if mapping.output is not None and mapping.output not in outputs:
         errors.append(FieldError(("mapping", "output"), f"the model has no such output; it has: {', '.join(outputs)}"))
+    elif mapping.classes is not None or mapping.task == "regression":  # else how many classes only the data says
+        try:
+            answering_tensor(signature, mapping.output, mapping.task, len(mapping.classes or ()))
+        except InvalidSpec as error:
+            errors += error.errors
     return errors
+
+
+def answering_tensor(signature: Signature, asked: str | None, task: Task, n_classes: int) -> Tensor:
+    """The output that answers: the one asked for, else the first of floats that fits.
+
+    Raises:
+        InvalidSpec: none fits; the shapes are named.
+    """
+    outputs = [tensor for tensor in signature.outputs if asked in {None, tensor.name}]
+    fitting = [tensor for tensor in outputs if _answers(tensor, task, n_classes)]
+    if not fitting:
+        shapes = ", ".join(f"'{t.name}' {t.datatype} {list(t.shape)}" for t in outputs)
+        wanted = (
+            f"[-1, {n_classes}] of floats for {n_classes} classes" if task == "classification" else "one float a row"
+        )
+        msg = f"no output fits, which takes {wanted}: {shapes}; correct task, classes or output"
+        raise InvalidSpec.at("mapping", "output", msg=msg)
+    return fitting[0]
+
+
+def _answers(tensor: Tensor, task: Task, n_classes: int) -> bool:
+    if tensor.datatype not in _FLOATS:
+        return False
+    single = len(tensor.shape) == 1 or tensor.shape[1:] == (1,)
+    if task == "regression":
+        return single
+    return (single and n_classes == 2) or (len(tensor.shape) == 2 and tensor.shape[1] in {-1, n_classes})  # noqa: PLR2004 - binary, rank
 
 
 def _check_pictures(mapping: Mapping, signature: Signature) -> list[FieldError]:

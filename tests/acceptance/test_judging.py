@@ -123,6 +123,7 @@ class TestImported:
             ({"mapping": MAPPING | {"inputs": {"x": {"columns": ["diagnosis"] * 30}}}}, "mapping.inputs.x.columns.0"),
             ({"mapping": MAPPING | {"target": "no such"}}, "mapping.target"),
             ({"mapping": MAPPING | {"output": "no such"}}, "mapping.output"),
+            ({"mapping": MAPPING | {"classes": ["a", "b", "c"]}}, "mapping.output"),
             ({"mapping": MAPPING | {"classes": ["a", "a"]}}, "mapping"),
             ({"mapping": MAPPING | {"task": "regression", "classes": ["a", "b"]}}, "mapping"),
             ({"mapping": MAPPING | {"task": "clustering"}}, "mapping.task"),
@@ -147,7 +148,6 @@ class TestImported:
         [
             ({"task": "regression", "classes": None}, "'diagnosis' is not a column of numbers"),
             ({"classes": None}, "in which order: 'benign', 'malignant'"),
-            ({"classes": ["malignant", "benign", "other"]}, "3 classes"),
             ({"classes": ["yes", "no"]}, "classes 'yes', 'no'; it holds 'benign', 'malignant'"),
         ],
     )

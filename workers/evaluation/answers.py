@@ -6,14 +6,14 @@ from typing import Literal
 import numpy as np
 
 from app.core.errors import InvalidData
-from app.core.signature import Signature, Task, Tensor
+from app.core.signature import Signature, Task
+from app.specs.mapping import answering_tensor
 from workers.learning import Array
 
 _BATCH = 1024
 _MAPPED_BATCH = 32  # rows of imported models may be large
 _SUM_TOLERANCE = 0.02  # of probabilities in half precision
 Form = Literal["probabilities", "logits", "logit", "probability", "value"]
-_FLOATS = frozenset({"FP16", "BF16", "FP32", "FP64"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +48,9 @@ class Answering:
 
 
 def answering_output(signature: Signature, asked: str | None, task: Task, n_classes: int) -> Answering:
-    """The output that answers: the one asked for, else the first of floats that fits.
-
-    Raises:
-        InvalidData: none fits; the shapes are named.
-    """
-    outputs = [tensor for tensor in signature.outputs if asked in {None, tensor.name}]
-    fitting = [tensor for tensor in outputs if _fits(tensor, task, n_classes)]
-    if not fitting:
-        shapes = ", ".join(f"'{t.name}' {t.datatype} {list(t.shape)}" for t in outputs)
-        wanted = (
-            f"[-1, {n_classes}] of floats for {n_classes} classes" if task == "classification" else "one float a row"
-        )
-        msg = f"no output fits, which takes {wanted}: {shapes}; correct task, classes or output"
-        raise InvalidData.at("mapping", "output", msg=msg)
-    return Answering(fitting[0].name, _MAPPED_BATCH if signature.batched else 1)
+    """How a model is asked for the output that answers; InvalidSpec if none fits."""
+    tensor = answering_tensor(signature, asked, task, n_classes)
+    return Answering(tensor.name, _MAPPED_BATCH if signature.batched else 1)
 
 
 def form_of(raw: Array, task: Task, n_classes: int, asked: Literal["probabilities", "logits"] | None = None) -> Form:
@@ -91,12 +79,3 @@ def form_of(raw: Array, task: Task, n_classes: int, asked: Literal["probabilitie
     likely = likely and bool(np.allclose(numbers.sum(axis=1), 1, atol=_SUM_TOLERANCE))
     likely = likely if asked is None else asked == "probabilities"
     return "probabilities" if likely else "logits"
-
-
-def _fits(tensor: Tensor, task: Task, n_classes: int) -> bool:
-    if tensor.datatype not in _FLOATS:
-        return False
-    single = len(tensor.shape) == 1 or tensor.shape[1:] == (1,)
-    if task == "regression":
-        return single
-    return (single and n_classes == 2) or (len(tensor.shape) == 2 and tensor.shape[1] in {-1, n_classes})  # noqa: PLR2004 - binary, rank

@@ -22,7 +22,10 @@ from workers.jobs import compress, evaluate
 MakeJob = Callable[..., Any]
 
 
-def signature(*inputs: Tensor, outputs: Iterable[Tensor] = (), batched: bool = True) -> Signature:
+VALUE = Tensor("y", "FP32", (-1, 1))
+
+
+def signature(*inputs: Tensor, outputs: Iterable[Tensor] = (VALUE,), batched: bool = True) -> Signature:
     return Signature("inference", inputs, tuple(outputs), (), batched=batched)
 
 
@@ -139,9 +142,9 @@ class TestForms:
         outputs = [Tensor("label", "INT64", (-1,)), Tensor("hidden", "FP32", (-1, 8)), Tensor("p", "FP32", (-1, 3))]
         found = answering_output(signature(outputs=outputs), None, "classification", 3)
         assert (found.output, found.batch) == ("p", 32)
-        with pytest.raises(InvalidData, match="4 classes"):
+        with pytest.raises(InvalidSpec, match="4 classes"):
             answering_output(signature(outputs=outputs), None, "classification", 4)
-        with pytest.raises(InvalidData, match="one float a row"):
+        with pytest.raises(InvalidSpec, match="one float a row"):
             answering_output(signature(outputs=outputs), "p", "regression", 0)
 
 
