@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, field_validator
 
-from app.specs.families import DataKind, Family, FamilyParams, families
+from app.specs.families import EVERY_TASK, DataKind, Family, FamilyParams, families
 
 
 class AutoParams(FamilyParams):
@@ -45,14 +45,14 @@ class AutoImageParams(AutoParams):
 
 
 AUTO = Family(
-    "auto", ("classification", "regression"), "tabular", AutoParams, "workers.automl.auto:Auto",
+    "auto", EVERY_TASK, "tabular", AutoParams, "workers.automl.auto:Auto",
     "the best ensemble in a given time", holds_out=True, tries=True,
 )  # fmt: skip
 AUTO_TEXT = Family(
-    "auto_text", ("classification", "regression"), "text", AutoTextParams, "workers.automl.auto:AutoText",
+    "auto_text", EVERY_TASK, "text", AutoTextParams, "workers.automl.auto:AutoText",
     "the best ensemble of families over texts in a given time", holds_out=True, tries=True,
 )  # fmt: skip
 AUTO_IMAGE = Family(
-    "auto_image", ("classification",), "image", AutoImageParams, "workers.automl.auto:AutoImage",
+    "auto_image", ("classification", "multilabel"), "image", AutoImageParams, "workers.automl.auto:AutoImage",
     "the best ensemble of families over pictures in a given time", holds_out=True, tries=True,
 )  # fmt: skip

@@ -214,10 +214,10 @@ class Family:
             raise InvalidSpec(f"params do not fit family '{self.name}'; it takes: {known}", errors=errors) from None
 
 
-_ALL: tuple[Task, ...] = ("classification", "regression", "multilabel")
+EVERY_TASK: tuple[Task, ...] = ("classification", "regression", "multilabel")
 LINEAR = Family(
     "linear",
-    _ALL,
+    EVERY_TASK,
     "tabular",
     LinearParams,
     "workers.families.linear:Linear",
@@ -226,7 +226,7 @@ LINEAR = Family(
 )
 GBDT = Family(
     "gbdt",
-    _ALL,
+    EVERY_TASK,
     "tabular",
     GbdtParams,
     "workers.families.gbdt:Gbdt",
@@ -235,7 +235,7 @@ GBDT = Family(
 )
 RANDOM_FOREST = Family(
     "random_forest",
-    _ALL,
+    EVERY_TASK,
     "tabular",
     RandomForestParams,
     "workers.families.random_forest:RandomForest",
@@ -244,7 +244,7 @@ RANDOM_FOREST = Family(
 )
 XGBOOST = Family(
     "xgboost",
-    _ALL,
+    EVERY_TASK,
     "tabular",
     XgboostParams,
     "workers.families.xgboost:Xgboost",
@@ -253,7 +253,7 @@ XGBOOST = Family(
 )
 EXTRA_TREES = Family(
     "extra_trees",
-    _ALL,
+    EVERY_TASK,
     "tabular",
     ExtraTreesParams,
     "workers.families.random_forest:ExtraTrees",
@@ -262,7 +262,7 @@ EXTRA_TREES = Family(
 )
 NAIVE_BAYES = Family(
     "naive_bayes",
-    ("classification",),
+    ("classification", "multilabel"),
     "tabular",
     NaiveBayesParams,
     "workers.families.naive_bayes:NaiveBayes",
@@ -271,7 +271,7 @@ NAIVE_BAYES = Family(
 )
 MLP = Family(
     "mlp",
-    _ALL,
+    EVERY_TASK,
     "tabular",
     MlpParams,
     "workers.families.mlp:Mlp",
@@ -281,7 +281,7 @@ MLP = Family(
 )
 FT_TRANSFORMER = Family(
     "ft_transformer",
-    _ALL,
+    EVERY_TASK,
     "tabular",
     FtTransformerParams,
     "workers.families.ft_transformer:FtTransformer",
@@ -302,7 +302,7 @@ CNN = Family(
 )
 TEXT_LINEAR = Family(
     "text_linear",
-    _ALL,
+    EVERY_TASK,
     "text",
     TextLinearParams,
     "workers.families.text_linear:TextLinear",

@@ -4,8 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from app.core.signature import Task
-from app.specs.families import Family, FamilyParams, Weights, divided_by_heads
+from app.specs.families import EVERY_TASK, Family, FamilyParams, Weights, divided_by_heads
 from app.specs.published import LoraSpec, with_weights, without_own
 
 Dropout = Annotated[float, Field(ge=0, lt=1, description="of word embeddings, and before the last layer")]
@@ -64,9 +63,8 @@ class TransformerParams(TokenParams):
 
 
 def _family(name: str, params: type[FamilyParams], implementation: str, summary: str) -> Family:
-    tasks: tuple[Task, ...] = ("classification", "regression", "multilabel")
     return Family(
-        name, tasks, "text", params, f"workers.families.{implementation}", summary, loop=True, weighs_classes=True,
+        name, EVERY_TASK, "text", params, f"workers.families.{implementation}", summary, loop=True, weighs_classes=True,
         recomputes=name == "transformer",
     )  # fmt: skip
 

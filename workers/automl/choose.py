@@ -34,9 +34,9 @@ def choose(
 
     Args:
         answers: of each member to rows it has not learnt from, [N, K] or [N].
-        y: the targets of those rows, int64 [N] or values [N].
+        y: the targets of those rows: int64 [N], values [N], or which labels a row has [N, K].
         metric: to be good at.
-        task: classification or regression.
+        task: which one; without parts of a whole, as labels by themselves are not, nothing is stacked or calibrated.
         most: members in a combination.
         seed: of the parts.
         ordinal: classes are as far apart as their indices.
@@ -68,7 +68,7 @@ def _ways(task: Task, score: Score, most: int, members: int) -> dict[str, Fit]:
     ways["weighted mean"] = lambda answers, y: greedy(answers, y, score, most)
     if task == "regression":
         ways["least squares"] = lambda answers, y: least_squares(answers, y, most)
-    else:
+    if task == "classification":
         ways["stacked"] = lambda answers, y: stack(answers, y, greedy(answers, y, score, most).weights)
     return ways
 

@@ -36,7 +36,7 @@ class Combination(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """A weighted mean. Of probabilities, sharpened or flattened by a temperature, so that they are true to the data."""
+    """A weighted mean. Of probabilities of classes, sharpened or flattened by a temperature, to be true to the data."""
 
     weights: tuple[float, ...]
     temperature: float = 1.0

@@ -47,7 +47,8 @@ class Pool:
                 raise InvalidSpec.at("split", "validation", msg="models are chosen by validation rows; there are none")
             return cls(kind, data, inputs, y, folds)
         rng = np.random.default_rng(data.training.seed)
-        order = np.lexsort((rng.random(len(y)), y))
+        alike = y if y.ndim == 1 else np.unique(y, axis=0, return_inverse=True)[1]
+        order = np.lexsort((rng.random(len(y)), alike))
         blocks = rng.permuted(np.tile(np.arange(count), (len(y) // count + 1, 1)), axis=1)
         folds = np.empty(len(y), np.int64)
         folds[order] = blocks.ravel()[: len(y)]
@@ -60,7 +61,7 @@ class Pool:
 
     @property
     def targets(self) -> Array:
-        """Class indices [N], or values [N] in their own unit."""
+        """Class indices [N], values [N] in their own unit, or which labels a row has [N, K]."""
         return self.data.standard.restore(self.y) if self.data.task == "regression" else self.y
 
     def scored(self, folds: int) -> npt.NDArray[np.bool_]:

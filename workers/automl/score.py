@@ -7,7 +7,7 @@ from scipy.stats import rankdata  # type: ignore[import-untyped]  # no stubs
 
 from app.core.signature import Task
 from workers.evaluation.metrics import LOWER_IS_BETTER, evaluate, positive_class
-from workers.learning import Array, Rule
+from workers.learning import PLAIN, Array, Rule
 
 _TINY = 1e-7
 Score = Callable[[Array, Array], float]  # of targets and answers
@@ -15,14 +15,14 @@ Score = Callable[[Array, Array], float]  # of targets and answers
 
 def scorer(metric: str, task: Task, y: Array, *, ordinal: bool = False) -> Score:
     """The score of answers by `metric`; `y` are all targets, of which later ones may be a part."""
-    quick = _QUICK.get(metric)
+    quick = None if task == "multilabel" else _QUICK.get(metric)
     if quick is not None:
         return quick
-    rule = Rule(positive_class(y), ordinal=ordinal)
+    rule = PLAIN if task == "multilabel" else Rule(positive_class(y), ordinal=ordinal)
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
 
     def score(targets: Array, answers: Array) -> float:
-        return sign * evaluate(task, targets, answers, rule=rule).get(metric, -np.inf)
+        return sign * evaluate(task, targets, answers, rule=rule, names={metric}).get(metric, -np.inf)
 
     return score
 

@@ -39,8 +39,8 @@ def evaluate(
         names: of the metrics to compute; None: all.
     """
     if task == "multilabel":
-        several = weighted_labels(y, answers, np.ones((1, len(y))), BINS)
-        return {k: float(v[0]) for k, v in several.items() if (names is None or k in names) and np.isfinite(v[0])}
+        several = weighted_labels(y, answers, np.ones((1, len(y))), BINS, names)
+        return {name: float(value[0]) for name, value in several.items() if np.isfinite(value[0])}
     judged: Any = Valued.of(y, answers, rule) if task == "regression" else Classified.of(y, answers, rule)
     table: Mapping[str, Callable[[Any], float]] = _REGRESSION if task == "regression" else _CLASSIFICATION
     found = {name: float(compute(judged)) for name, compute in table.items() if names is None or name in names}

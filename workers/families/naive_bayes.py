@@ -14,6 +14,7 @@ from workers.context import JobContext
 from workers.export.graph import Graph
 from workers.families.encoding import DenseEncoder
 from workers.families.evidence import Evidence
+from workers.families.per_label import FittedLabels, fit_labels
 from workers.learning import Array, Inputs, LearningData
 
 _NEVER = -1e4  # a log probability whose exponential is 0
@@ -27,8 +28,10 @@ class NaiveBayes:
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
 
-    def fit(self, data: LearningData, job: JobContext) -> "FittedNaiveBayes":  # noqa: ARG002 - it takes one pass
+    def fit(self, data: LearningData, job: JobContext) -> "FittedNaiveBayes | FittedLabels":
         """Count and average the training rows; validation rows are not used."""
+        if data.task == "multilabel":
+            return fit_labels(self.fit, data, job)
         encoder = DenseEncoder.fit(data)
         dense, rows = encoder.transform(data.train.inputs)
         y, classes, width = data.train.y, data.n_classes, encoder.width

@@ -22,7 +22,7 @@ from workers.learning import Array, Inputs, LearningData, Part, rows_of, take
 from workers.training.files import write_atomically
 
 Fit = Callable[[LearningData, JobContext], Fitted]
-MOST_LABELS = 100  # each has hundreds of trees
+MOST_LABELS = 100  # each may have hundreds of trees
 _BEGINS, _ENDS = 0.1, 0.8  # the span of progress in which a family tells its own
 _PROVEN_ROWS = 200  # of each label's model by itself; the whole graph goes through the gate of every family
 
@@ -38,7 +38,7 @@ def fit_labels(fit: Fit, data: LearningData, job: JobContext) -> "FittedLabels":
         Stopped: the job is to stop.
     """
     if data.n_classes > MOST_LABELS:
-        msg = f"trees learn a model for each label, of at most {MOST_LABELS}; there are {data.n_classes}, so use linear"
+        msg = f"a model is learnt for each label, of at most {MOST_LABELS}; there are {data.n_classes}, so use linear"
         raise InvalidSpec.at("family", msg=msg)
     shares = data.train.y.mean(axis=0)
     learnt = [label for label, share in enumerate(shares.tolist()) if 0 < share < 1]

@@ -15,11 +15,12 @@ from app.core.errors import InvalidData, InvalidSpec
 from app.core.instance_schema import prediction_schema
 from app.core.signature import Signature
 from app.serving.predictions import prediction_encoder
+from workers.automl.score import scorer
 from workers.context import Stopped
 from workers.data.values import read_target
 from workers.evaluation.complexity import complexity
 from workers.evaluation.intervals import weighted
-from workers.evaluation.metrics import baseline, evaluate
+from workers.evaluation.metrics import LOWER_IS_BETTER, baseline, evaluate
 from workers.export.runtime import open_session, predict
 from workers.jobs import compress, train
 from workers.learning import Rule
@@ -91,6 +92,20 @@ def test_trees(make_job: MakeJob, tagged: pl.DataFrame, family: str):
     assert answers["retro"] > 0.7
 
 
+def test_the_ensemble(make_job: MakeJob, tagged: pl.DataFrame):
+    """Of models that each tell all labels; the parity gate has proven the one graph."""
+    params = {"folds": 2, "families": ["linear", "naive_bayes", "extra_trees"]}
+    job = make_job(tagged[1:], family="auto", task="multilabel", params=params, metrics=["label_ranking_ap"])
+    result = train.run(job)
+    assert result["metrics"]["label_ranking_ap"] > 0.97
+    assert result["metrics"]["subset_accuracy"] > 0.75
+    fit = json.loads((job.output / "card.json").read_text())["fit"]
+    assert {line["name"] for line in fit["tried"]} == set(params["families"])
+    assert all(line["models"] == 2 and line["label_ranking_ap"] > 0.9 for line in fit["tried"])
+    assert set(fit["combinations"]) == {"best model", "weighted mean"}
+    assert fit["temperature"] in {None, 1.0}
+
+
 def test_a_forest_for_each_label_is_resumed_to_the_same_graph(make_job: MakeJob, tagged: pl.DataFrame):
     spec = {"family": "random_forest", "task": "multilabel", "params": {"n_estimators": 12}}
     whole = make_job(tagged[1:], name="whole", **spec)
@@ -160,6 +175,9 @@ def test_metrics_by_scikit_learn():
     assert found["pr_auc"] == pytest.approx(sk.average_precision_score(y, p, average="macro"))
     clipped = np.clip(p, 1e-7, 1 - 1e-7)
     assert found["log_loss"] == pytest.approx(np.mean([sk.log_loss(y[:, k], clipped[:, k]) for k in range(5)]))
+    for name, value in found.items():
+        assert evaluate("multilabel", y, p, names={name}) == {name: value}
+        assert scorer(name, "multilabel", y)(y, p) == (-value if name in LOWER_IS_BETTER else value)
     drawn = rng.integers(0, 200, 200)
     weights = np.bincount(drawn, minlength=200)[None].astype(float)
     again = weighted("multilabel", y, p, Rule(), weights)
@@ -183,8 +201,6 @@ def test_labels_that_a_model_does_not_know_are_told_apart():
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        ({"family": "naive_bayes"}, ("task",)),
-        ({"family": "auto"}, ("task",)),
         ({"training": {"class_weight": "balanced"}}, ("training", "class_weight")),
         ({"family": "mlp", "training": {"label_smoothing": 0.1}}, ("training", "label_smoothing")),
         ({"evaluation": {"threshold": 0.3}}, ("evaluation", "threshold")),
