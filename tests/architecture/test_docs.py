@@ -14,10 +14,13 @@ import yaml
 from pydantic import BaseModel
 
 import app.gateway
+import app.telemetry.metrics
+import app.telemetry.residency
 from app.settings import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+METRIC = re.compile(r"\baimass_[a-z_]+")
 
 
 def test_the_readme_lists_every_setting() -> None:
@@ -43,6 +46,15 @@ def test_links_and_files_that_a_page_names_exist(page: Path) -> None:
     missing = [link for link in linked if not (page.parent / link).exists()]
     missing += [name for name in named if not (ROOT / name).exists()]
     assert missing == []
+
+
+def test_operations_names_every_metric_and_no_other() -> None:
+    rooms = (app.telemetry.metrics, app.telemetry.residency)
+    exist = {value for room in rooms for value in vars(room).values() if str(value).startswith("aimass_")}
+    page = (ROOT / "docs" / "operations.md").read_text()
+    table = {name for line in page.splitlines() if line.startswith("| `aimass_") for name in METRIC.findall(line)}
+    assert table == exist
+    assert {re.sub("_(total|bucket)$", "", name) for name in METRIC.findall(page)} == exist
 
 
 def test_make_help_lists_every_target() -> None:
