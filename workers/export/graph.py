@@ -28,11 +28,14 @@ _ELEMENT_TYPES: dict[Datatype, int] = {
 
 
 class Graph:
-    """Collects nodes and constants; every value is known by its name."""
+    """Collects nodes and constants; every value is known by its name.
+
+    They are put into the model at once: to copy them later would take the memory of a forest once more each time.
+    """
 
     def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: list[onnx.TensorProto] = []
+        self._model = onnx.ModelProto()
+        self._nodes, self._constants = self._model.graph.node, self._model.graph.initializer
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike) -> str:
         """Add a constant tensor and return its name."""
@@ -47,12 +50,15 @@ class Graph:
         domain: str = "",
         output: Any = None,  # noqa: ANN401 - a name; typed, no attributes could be handed on as a dictionary
         skipped: Any = 0,  # noqa: ANN401 - a number; the same
+        columns: Any = None,  # noqa: ANN401 - long attributes by name, each as a list of arrays; the same
         **attributes: Any,  # noqa: ANN401 - any ONNX attribute
     ) -> str:
         """Add a node and return the name of its output, before which it has `skipped` others that nobody reads."""
         name = output or f"v{len(self._nodes)}"
         others = [f"{name}.skipped{place}" for place in range(skipped)]
         self._nodes.append(helper.make_node(op, list(inputs), [*others, name], domain=domain, **attributes))
+        for column, arrays in (columns or {}).items():
+            _fill(self._nodes[-1].attribute.add(name=column), arrays)
         return name
 
     def include(self, model: onnx.ModelProto, prefix: str, inputs: Mapping[str, str] | None = None) -> str:
@@ -76,22 +82,23 @@ class Graph:
         return renamed(model.graph.output[0].name)
 
     def model(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> onnx.ModelProto:
-        """The checked model. Variable axes are named, the first one `batch`."""
+        """The checked model, with which the graph is done. Variable axes are named, the first one `batch`."""
         known = [  # onnx knows no Tokenizer, and its shape inference crashes on a LabelEncoder of unknown type
             helper.make_tensor_value_info(node.output[0], TensorProto.STRING, [None] * 3)
             for node in self._nodes
             if node.op_type == "Tokenizer"
         ]
-        graph = helper.make_graph(
-            self._nodes, "model", [_value_info(t) for t in inputs], [_value_info(t) for t in outputs], self._constants,
-            value_info=known,
-        )  # fmt: skip
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(ML, ML_OPSET)]
         if any(node.domain == ORT for node in self._nodes):
             opsets.append(helper.make_opsetid(ORT, 1))
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="aimass")
-        onnx.checker.check_model(model)
-        return model
+        ends = helper.make_graph(
+            [], "model", [_value_info(t) for t in inputs], [_value_info(t) for t in outputs], value_info=known
+        )
+        self._model.MergeFrom(
+            helper.make_model(ends, opset_imports=opsets, ir_version=IR_VERSION, producer_name="aimass")
+        )
+        onnx.checker.check_model(self._model)
+        return self._model
 
 
 def binary_probabilities(graph: Graph, score: str, *, is_probability: bool) -> str:
@@ -106,6 +113,21 @@ def value_output(graph: Graph, score: str, mean: float, scale: float) -> str:
     scaled = graph.add("Mul", score, graph.constant([scale], np.float32))
     shifted = graph.add("Add", scaled, graph.constant([mean], np.float32))
     return graph.add("Reshape", shifted, graph.constant([-1], np.int64), output="value")
+
+
+def _fill(attribute: onnx.AttributeProto, arrays: Iterable[npt.NDArray[Any]]) -> None:
+    """Array by array, so that Python's objects are those of one at a time."""
+    for array in arrays:
+        match array.dtype.kind:
+            case "f":
+                attribute.type = onnx.AttributeProto.FLOATS
+                attribute.floats.extend(array.tolist())
+            case "S":
+                attribute.type = onnx.AttributeProto.STRINGS
+                attribute.strings.extend(array.tolist())
+            case _:
+                attribute.type = onnx.AttributeProto.INTS
+                attribute.ints.extend(array.tolist())
 
 
 def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:

@@ -1,5 +1,6 @@
 """Decision trees as one ONNX TreeEnsembleRegressor node."""
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,12 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.export.graph import ML, Graph
-
-_ATTRIBUTES: tuple[str, ...] = (
-    "nodes_treeids", "nodes_nodeids", "nodes_featureids", "nodes_modes", "nodes_values", "nodes_truenodeids",
-    "nodes_falsenodeids", "nodes_missing_value_tracks_true", "target_treeids", "target_nodeids", "target_ids",
-    "target_weights",
-)  # fmt: skip
 
 
 def floor_float32(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -29,10 +24,13 @@ def floor_float32(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 @dataclass(slots=True)
 class Ensemble:
-    """Trees whose leaf weights are added up per target. Rows go to the true child when `feature <= threshold`."""
+    """Trees whose leaf weights are added up per target. Rows go to the true child when `feature <= threshold`.
+
+    A forest has millions of nodes: they are kept as arrays, since Python's numbers take several times the memory.
+    """
 
     n_targets: int
-    _attributes: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _ATTRIBUTES})
+    _columns: dict[str, list[npt.NDArray[Any]]] = field(default_factory=lambda: defaultdict(list))  # one a tree
     _trees: int = 0
 
     def add_tree(  # noqa: PLR0913 - the columns of a tree table
@@ -61,28 +59,27 @@ class Ensemble:
         """
         tree, size = self._trees, len(feature)
         self._trees += 1
-        nodes = np.arange(size)
         leaves, targets = np.flatnonzero(leaf), weights.shape[1]
         self._extend(
-            nodes_treeids=[tree] * size,
-            nodes_nodeids=nodes.tolist(),
-            nodes_featureids=np.where(leaf, 0, feature).tolist(),
-            nodes_modes=np.where(leaf, "LEAF", "BRANCH_LEQ").tolist(),
-            nodes_values=floor_float32(np.where(leaf, 0.0, threshold)).tolist(),
-            nodes_truenodeids=np.where(leaf, 0, left).tolist(),
-            nodes_falsenodeids=np.where(leaf, 0, right).tolist(),
-            nodes_missing_value_tracks_true=np.where(leaf, 0, missing_left).astype(int).tolist(),
-            target_treeids=[tree] * (len(leaves) * targets),
-            target_nodeids=np.repeat(leaves, targets).tolist(),
-            target_ids=np.tile(np.arange(first_target, first_target + targets), len(leaves)).tolist(),
-            target_weights=weights[leaves].astype(np.float32).ravel().tolist(),
+            nodes_treeids=np.full(size, tree),
+            nodes_nodeids=np.arange(size),
+            nodes_featureids=np.where(leaf, 0, feature),
+            nodes_modes=np.where(leaf, b"LEAF", b"BRANCH_LEQ"),
+            nodes_values=floor_float32(np.where(leaf, 0.0, threshold)),
+            nodes_truenodeids=np.where(leaf, 0, left),
+            nodes_falsenodeids=np.where(leaf, 0, right),
+            nodes_missing_value_tracks_true=np.where(leaf, 0, missing_left),
+            target_treeids=np.full(len(leaves) * targets, tree),
+            target_nodeids=np.repeat(leaves, targets),
+            target_ids=np.tile(np.arange(first_target, first_target + targets), len(leaves)),
+            target_weights=weights[leaves].astype(np.float32).ravel(),
         )
 
     def to_node(self, graph: Graph, features: str) -> str:
         """Add the node to `graph`: features FP32 [N, F] to scores FP32 [N, n_targets]."""
         settings: dict[str, Any] = {"n_targets": self.n_targets, "aggregate_function": "SUM", "post_transform": "NONE"}
-        return graph.add("TreeEnsembleRegressor", features, domain=ML, **settings, **self._attributes)
+        return graph.add("TreeEnsembleRegressor", features, domain=ML, columns=self._columns, **settings)
 
-    def _extend(self, **columns: list[Any]) -> None:
+    def _extend(self, **columns: npt.NDArray[Any]) -> None:
         for name, values in columns.items():
-            self._attributes[name] += values
+            self._columns[name].append(values.astype(np.int32) if values.dtype.kind in "bi" else values)

@@ -1,4 +1,5 @@
 import numpy as np
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,8 +32,8 @@ def data() -> LearningData:
     return LearningData(Signature("classification", TENSORS, output, COLUMNS, ("no", "yes")), part, part)
 
 
-def _run(graph: Graph, outputs: tuple[Tensor, ...], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    return open_session(graph.model(TENSORS, outputs).SerializeToString(), 1).run(None, inputs)
+def _session(graph: Graph, outputs: tuple[Tensor, ...]) -> ort.InferenceSession:
+    return open_session(graph.model(TENSORS, outputs).SerializeToString(), 1)
 
 
 def test_missing_numbers_are_filled_with_the_median(data: LearningData):
@@ -89,8 +90,9 @@ def test_tree_features_are_the_same_in_the_graph(data: LearningData):
     encoder, _ = TreeEncoder.learn(data, keep_missing=True)
     graph = Graph()
     graph.add("Identity", encoder.to_nodes(graph), output="features")
+    session = _session(graph, (Tensor("features", "FP32", (-1, 4)),))
     for inputs in (data.train.inputs, UNSEEN):
-        (answer,) = _run(graph, (Tensor("features", "FP32", (-1, 4)),), dict(inputs))
+        (answer,) = session.run(None, dict(inputs))
         assert np.array_equal(answer, encoder.transform(inputs), equal_nan=True)
 
 
@@ -103,9 +105,9 @@ def test_dense_features_are_the_same_in_the_graph(data: LearningData):
     graph.add("Identity", dense, output="dense")
     graph.add("Identity", rows, output="rows")
     assert (encoder.width, encoder.table_rows, encoder.unseen_rows().tolist()) == (3, 8, [3, 7])
+    session = _session(graph, (Tensor("dense", "FP32", (-1, 3)), Tensor("rows", "INT64", (-1, 2))))
     for inputs in (data.train.inputs, UNSEEN):
-        outputs = (Tensor("dense", "FP32", (-1, 3)), Tensor("rows", "INT64", (-1, 2)))
-        answers = _run(graph, outputs, dict(inputs))
+        answers = session.run(None, dict(inputs))
         for answer, expected in zip(answers, encoder.transform(inputs), strict=True):
             assert np.allclose(answer, expected, atol=1e-6)
 
