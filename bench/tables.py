@@ -83,6 +83,6 @@ def divided(name: str, folder: Path, folds: int = _FOLDS, seed: int = 0) -> Iter
     if table.folds:
         tests = [test for _, test in KFold(_FOLDS, shuffle=True, random_state=_SEED + seed).split(at)][:folds]
     else:
-        tests = [train_test_split(at, test_size=0.2, random_state=_SEED + seed)[1]]
+        tests = [train_test_split(at, test_size=0.2, random_state=seed)[1]]
     for test in tests:
         yield rows.with_columns(pl.Series(PART, np.where(np.isin(at, test), "test", "train")))

@@ -1,7 +1,8 @@
 """What is tried, in this order: the first are the likeliest winners, the later ones differ most from them."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from app.core.errors import InvalidSpec
@@ -44,11 +45,23 @@ class Loop:
 _TABLES = (
     Candidate("gbdt", "gbdt"),
     Candidate("gbdt-narrow", "gbdt", {"num_leaves": 16, "colsample": 0.3}),
+    Candidate(
+        "gbdt-gentle", "gbdt",
+        {
+            "learning_rate": 0.03, "num_leaves": 8, "colsample": 0.3, "min_child_samples": 50, "reg_lambda": 10.0,
+            "n_estimators": 3000,
+        },
+        like="gbdt-narrow",
+    ),
     Candidate("linear", "linear"),
     Candidate("xgboost", "xgboost", {"max_depth": 5, "colsample": 0.4}),
     Candidate("mlp", "mlp", {"hidden": [256, 128], "dropout": 0.15, "bins": 24}, lr=0.002),
     Candidate(
         "gbdt-slow", "gbdt", {"learning_rate": 0.025, "num_leaves": 63, "colsample": 0.5, "min_child_samples": 40}
+    ),
+    Candidate(
+        "gbdt-additive", "gbdt", {"learning_rate": 0.1, "num_leaves": 3, "colsample": 0.3, "n_estimators": 3000},
+        like="gbdt-gentle",
     ),
     Candidate("extra_trees", "extra_trees", {"n_estimators": 300, "max_depth": 24}),
     Candidate("mlp-wide", "mlp", {"hidden": [512, 256, 128], "dropout": 0.3, "activation": "silu", "bins": 8}),
@@ -62,7 +75,6 @@ _TABLES = (
         {"max_depth": 6, "learning_rate": 0.03, "colsample": 0.25, "min_child_weight": 5, "n_estimators": 3000},
         like="gbdt-narrow",
     ),
-    Candidate("gbdt-shallow", "gbdt", {"num_leaves": 8, "learning_rate": 0.08, "reg_lambda": 5.0}),
     Candidate("ft_transformer", "ft_transformer"),
     Candidate("random_forest", "random_forest", {"n_estimators": 300, "max_depth": 20}),
     Candidate(
@@ -96,6 +108,10 @@ PLANS: dict[DataKind, tuple[tuple[Candidate, ...], Loop]] = {
         Loop(128, 5000, 10, 60, AugmentSpec(crop=2), label_smoothing=0.1, weight_decay=0.05),
     ),
 }  # fmt: skip
+_FORESTS = frozenset({"extra_trees", "random_forest"})
+# Of a fold's forest, about: 35 MB in the graph. Those of all folds are in one graph, and have to be in memory at once.
+_FOREST_NODES = 1_000_000
+_FEWEST_TREES = 60
 _LARGE = 200  # batches an epoch; of more, batches are four times as large
 
 
@@ -110,9 +126,25 @@ def portfolio(kind: DataKind, data: LearningData, only: Sequence[str] | None = N
         known &= set(only)
     if not known:
         raise InvalidSpec.at("params", "families", msg=f"none of these families does {data.task}")
-    planned = [candidate for candidate in PLANS[kind][0] if candidate.family in known]
+    planned = [_bounded(candidate, data) for candidate in PLANS[kind][0] if candidate.family in known]
     others = sorted(known - {candidate.family for candidate in planned})
     return [*planned, *(Candidate(name, name) for name in others)]
+
+
+def _bounded(candidate: Candidate, data: LearningData) -> Candidate:
+    """A forest with so few trees, and such large leaves, that it stays within _FOREST_NODES on this data.
+
+    Leaves of two rows make about three nodes for four rows. A leaf has a number for each class.
+    """
+    if candidate.family not in _FORESTS:
+        return candidate
+    wide = data.n_classes if data.n_classes > 2 else 1  # noqa: PLR2004 - two classes need one number
+    rows = (len(data.train) + len(data.validation)) * wide
+    most = int(candidate.params["n_estimators"])
+    trees = min(most, max(_FEWEST_TREES, round(_FOREST_NODES / (0.75 * rows))))
+    leaf = max(2, math.ceil(1.5 * rows * trees / _FOREST_NODES))
+    bounds = {"n_estimators": trees, "min_samples_leaf": leaf}
+    return replace(candidate, params={**candidate.params, **bounds})
 
 
 def training_of(kind: DataKind, candidate: Candidate, rows: int, given: TrainingSpec) -> TrainingSpec:

@@ -15,7 +15,7 @@ from app.specs.augment import AugmentSpec
 from app.specs.auto_families import AUTO
 from app.specs.jobs import TrainSpec
 from app.specs.splits import SplitSpec
-from workers.automl import auto
+from workers.automl import auto, portfolio
 from workers.automl.members import Pool
 from workers.automl.portfolio import PLANS, Candidate, Loop
 from workers.context import Stopped
@@ -167,6 +167,22 @@ def test_it_chooses_by_the_newest_rows_where_time_divides(make_job: MakeJob, mix
     train.run(job)
     fit = _fit(job)
     assert (fit["folds"], [line["models"] for line in fit["tried"]]) == (1, [1, 1])
+
+
+def test_forests_are_as_large_as_memory_has_room_for(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch):
+    """Of pure noise, whose leaves are as small as they may be. As many trees as for few rows would be 200,000 nodes."""
+    monkeypatch.setattr(portfolio, "_FOREST_NODES", 30_000)
+    rng = np.random.default_rng(4)
+    frame = pl.DataFrame({"x": rng.normal(size=1500), "z": rng.normal(size=1500), "target": rng.normal(size=1500)})
+    params = {"folds": 4, "families": ["random_forest"], "time_limit_s": 60}
+    job = make_job(frame, family="auto", task="regression", params=params)
+    train.run(job)
+    nodes = [
+        node for node in onnx.load(job.output / "model.onnx").graph.node if node.op_type == "TreeEnsembleRegressor"
+    ]
+    sizes = [len(a.ints) for node in nodes for a in node.attribute if a.name == "nodes_treeids"]
+    assert len(sizes) == 4
+    assert 10_000 < max(sizes) < 30_000
 
 
 @pytest.fixture
