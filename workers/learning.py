@@ -50,7 +50,7 @@ class Part:
         return len(self.y)
 
 
-class WholeRows(Protocol):
+class RowGroups(Protocol):
     """Training rows that do not fit memory, in groups."""
 
     def __len__(self) -> int: ...
@@ -80,7 +80,7 @@ class LearningData:
     device: str = "cpu"
     metric: str = ""  # the main one
     class_weights: npt.NDArray[np.float64] | None = None  # [K]: how much a row of each class counts; None: all alike
-    whole: WholeRows | None = None  # all training rows, where `train` holds some of them
+    streamed: RowGroups | None = None  # all training rows, where `train` holds some of them
     # Of so many folds, the one of each training and then validation row; -1 where it may not be left out. None: any.
     folds: Callable[[int], npt.NDArray[np.int64]] | None = None
 

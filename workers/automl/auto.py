@@ -131,10 +131,10 @@ class _Search:
     def finish(self, weights: Sequence[float]) -> None:
         """Those that were chosen and need no rows to stop by learn from all of them, if there is time."""
         for member, weight in zip(self.members, weights, strict=True):
-            if not weight or not member.candidate.whole:
+            if not weight or not member.candidate.relearns:
                 continue
             try:
-                member.learn_whole(self.pool, self.job, self.begun + self.limit_s)
+                member.relearn(self.pool, self.job, self.begun + self.limit_s)
             except Stopped:
                 if self.job.should_stop():
                     self._remember()
@@ -184,7 +184,7 @@ class _Search:
     @property
     def _kept_s(self) -> float:
         """For models of all rows; each takes somewhat longer than one of a fold."""
-        return sum(1.5 * one.seconds / len(one.graphs) for one in self.members if one.candidate.whole)
+        return sum(1.5 * one.seconds / len(one.graphs) for one in self.members if one.candidate.relearns)
 
     @property
     def spent_s(self) -> float:

@@ -72,14 +72,14 @@ class Pool:
         """What a candidate learns from: all other folds, watched by this one."""
         rest, held = (self._part(np.flatnonzero(rows)) for rows in (self.folds != fold, self.folds == fold))
         training = training_of(self.kind, candidate, len(rest), self.data.training)
-        return dataclasses.replace(self.data, train=rest, validation=held, training=training, whole=None, folds=None)
+        return dataclasses.replace(self.data, train=rest, validation=held, training=training, streamed=None, folds=None)
 
-    def whole(self, candidate: Candidate) -> LearningData:
+    def all_rows(self, candidate: Candidate) -> LearningData:
         """All rows, of which some are watched too, for a candidate that does not look at them."""
         everything, held = self._part(np.arange(len(self.y))), self._part(np.flatnonzero(self.folds == 0))
         training = training_of(self.kind, candidate, len(everything), self.data.training)
         return dataclasses.replace(
-            self.data, train=everything, validation=held, training=training, whole=None, folds=None
+            self.data, train=everything, validation=held, training=training, streamed=None, folds=None
         )
 
     def _part(self, rows: npt.NDArray[np.int64]) -> Part:
@@ -107,9 +107,9 @@ class Member:
         self.answers.append(answers)
         self.seconds += seconds
 
-    def learn_whole(self, pool: Pool, job: JobContext, deadline: float) -> None:
+    def relearn(self, pool: Pool, job: JobContext, deadline: float) -> None:
         """One model of all rows in place of those of the folds, whose answers are kept. Raises as `learn`."""
-        graph, _, seconds = self._made(pool.whole(self.candidate), "whole", job, deadline)
+        graph, _, seconds = self._made(pool.all_rows(self.candidate), "all-rows", job, deadline)
         self.graphs, self.seconds = [graph], self.seconds + seconds
 
     def _made(self, data: LearningData, name: str, job: JobContext, deadline: float) -> tuple[bytes, Array, float]:

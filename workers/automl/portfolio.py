@@ -17,7 +17,7 @@ class Candidate:
     """A family with parameters, under a name of its own; `lr` is of its network, if it is one.
 
     It is not tried where the candidate `like` was worse than the one `than`: what they differ in did not suit the data.
-    One that is `whole` needs no rows to stop by: if it is chosen, it learns once more, from all rows.
+    One that `relearns` needs no rows to stop by: if it is chosen, it learns once more, from all rows.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Candidate:
     lr: float = 0.001
     like: str = ""
     than: str = "gbdt"
-    whole: bool = False
+    relearns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,12 @@ _TABLES = (
     Candidate("naive_bayes", "naive_bayes"),
 )  # fmt: skip
 _TEXTS = (
-    Candidate("text_linear", "text_linear", whole=True),
+    Candidate("text_linear", "text_linear", relearns=True),
     Candidate("text_cnn", "text_cnn", lr=0.002),
     Candidate("rnn", "rnn", {"cell": "gru"}, lr=0.002),
-    Candidate("text_linear-words", "text_linear", {"words": 3, "characters": 0, "min_rows": 1}, whole=True),
+    Candidate("text_linear-words", "text_linear", {"words": 3, "characters": 0, "min_rows": 1}, relearns=True),
     Candidate("text_cnn-wide", "text_cnn", {"width": 256, "windows": [1, 2, 3], "filters": 256}),
-    Candidate("text_linear-characters", "text_linear", {"words": 0, "characters": 6}, whole=True),
+    Candidate("text_linear-characters", "text_linear", {"words": 0, "characters": 6}, relearns=True),
     Candidate("transformer", "transformer"),
 )
 _PICTURES = (

@@ -1,7 +1,7 @@
 """Tables larger than memory: all rows are divided and all training rows are learnt from, some rows are held.
 
 What looks at rows at random (statistics of the preparation, early stopping, metrics, intervals, the parity gate) gets
-evenly spaced rows of each part, as many as memory allows. A family that reads `LearningData.whole` learns from every
+evenly spaced rows of each part, as many as memory allows. A family that reads `LearningData.streamed` learns from every
 training row, a row group of the Parquet file at a time; any other learns from the training rows that are held.
 """
 

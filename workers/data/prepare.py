@@ -108,16 +108,16 @@ class Prepared:
         train, y_train = self.part("train")
         watched = np.setdiff1d(self.split.validation, self.closer.calibration)
         validation, y_validation = take(self.inputs, watched), self.y[watched]
-        standard, whole = Standard(), None if self.large is None else self.large.train
+        standard, streamed = Standard(), None if self.large is None else self.large.train
         if spec.task == "regression":
-            standard = Standard.of(y_train if whole is None else whole.y)
+            standard = Standard.of(y_train if streamed is None else streamed.y)
             y_train, y_validation = standard.shrink(y_train), standard.shrink(y_validation)
-            whole = whole and replace(whole, y=standard.shrink(whole.y))
+            streamed = streamed and replace(streamed, y=standard.shrink(streamed.y))
         return LearningData(
             self.signature, Part(train, y_train), Part(validation, y_validation), standard, spec.training,
-            threads, device, metric=spec.main_metric(len(self.signature.classes)), whole=whole,
+            threads, device, metric=spec.main_metric(len(self.signature.classes)), streamed=streamed,
             class_weights=class_weights(
-                spec.training.class_weight, self.signature.classes, y_train if whole is None else whole.y
+                spec.training.class_weight, self.signature.classes, y_train if streamed is None else streamed.y
             ),
             folds=self._folds(np.concatenate([self.split.train, watched])),
         )  # fmt: skip

@@ -16,7 +16,7 @@ from workers.families.answers import answering_model
 from workers.families.boosting import EVERY, PATIENCE_FACTOR, Best
 from workers.families.encoding import TreeEncoder
 from workers.families.per_label import FittedLabels, fit_labels
-from workers.learning import Array, Inputs, LearningData, WholeRows
+from workers.learning import Array, Inputs, LearningData, RowGroups
 from workers.training.files import write_atomically
 
 _CHECKPOINT, _BEST = "gbdt.txt", "gbdt-best.json"  # LightGBM's own text format; the state of early stopping
@@ -35,11 +35,11 @@ class Gbdt:
         if data.task == "multilabel":
             return fit_labels(self.fit, data, job)
         encoder, x = TreeEncoder.learn(data, keep_missing=True)
-        if data.whole is None:
+        if data.streamed is None:
             train = lgb.Dataset(x, label=data.train.y, weight=data.row_weights(data.train.y), free_raw_data=False)
         else:
-            rows = _Group.all_of(data.whole, encoder)
-            train = _Streamed(rows, label=data.whole.y, weight=data.row_weights(data.whole.y))
+            rows = _Group.all_of(data.streamed, encoder)
+            train = _Streamed(rows, label=data.streamed.y, weight=data.row_weights(data.streamed.y))
         watched = train.create_valid(
             encoder.transform(data.validation.inputs), label=data.validation.y,
             weight=data.row_weights(data.validation.y),
@@ -115,23 +115,23 @@ class FittedGbdt:
 class _Group(lgb.Sequence):
     """A group of rows that do not fit memory, as LightGBM reads them: some for its bins, then all of them once."""
 
-    def __init__(self, whole: WholeRows, encoder: TreeEncoder, at: int, kept: dict[int, Array]) -> None:
-        self.whole, self.encoder, self.at, self.kept = whole, encoder, at, kept
+    def __init__(self, groups: RowGroups, encoder: TreeEncoder, at: int, kept: dict[int, Array]) -> None:
+        self.groups, self.encoder, self.at, self.kept = groups, encoder, at, kept
         self.batch_size = max(1, len(self))
 
     @classmethod
-    def all_of(cls, whole: WholeRows, encoder: TreeEncoder) -> list["_Group"]:
+    def all_of(cls, groups: RowGroups, encoder: TreeEncoder) -> list["_Group"]:
         """They keep one group's features among them, since groups are read one after another."""
         kept: dict[int, Array] = {}
-        return [cls(whole, encoder, at, kept) for at in range(len(whole.sizes))]
+        return [cls(groups, encoder, at, kept) for at in range(len(groups.sizes))]
 
     def __len__(self) -> int:
-        return self.whole.sizes[self.at]
+        return self.groups.sizes[self.at]
 
     def __getitem__(self, rows: int | slice | list[int]) -> Array:
         if self.at not in self.kept:
             self.kept.clear()
-            self.kept[self.at] = self.encoder.transform(self.whole.read(self.at).inputs).astype(np.float64)
+            self.kept[self.at] = self.encoder.transform(self.groups.read(self.at).inputs).astype(np.float64)
         return self.kept[self.at][rows]
 
 

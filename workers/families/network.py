@@ -14,7 +14,7 @@ from workers.context import JobContext
 from workers.export.graph import Graph
 from workers.families.answers import answering_model, answers_of
 from workers.families.encoding import DenseEncoder
-from workers.learning import Array, Inputs, LearningData, Part, WholeRows, rows_of
+from workers.learning import Array, Inputs, LearningData, Part, RowGroups, rows_of
 from workers.training.batches import Tensors, Window, joined
 from workers.training.loop import train
 from workers.training.losses import class_loss
@@ -56,7 +56,7 @@ class NetworkFamily:
         outputs = 1 if regression else data.n_classes
         network = self.network(encoder, outputs, self.params, learn.inputs[0].numpy())
         loss = ColumnLoss() if regression else class_loss(data)
-        rows = learn if data.whole is None else StreamedRows(data.whole, encoder)
+        rows = learn if data.streamed is None else StreamedRows(data.streamed, encoder)
         facts = train(network, loss, rows, watch, data.training, job, data.threads, data.device)
         _settle_unseen(network.table, encoder, learn.inputs[1])
         weights = sum(p.numel() for p in network.parameters())
@@ -99,15 +99,15 @@ class StreamedRows:
     The groups of the next window are read by a thread meanwhile.
     """
 
-    whole: WholeRows
+    groups: RowGroups
     encoder: DenseEncoder
 
     def __len__(self) -> int:
-        return len(self.whole)
+        return len(self.groups)
 
     def windows(self, seed: int | None, epoch: int) -> Iterator[Window]:
         """All rows once; seed and epoch draw the order of the groups, and that of the rows within a window."""
-        order = np.arange(len(self.whole.sizes))
+        order = np.arange(len(self.groups.sizes))
         if seed is not None:
             np.random.default_rng([seed, epoch]).shuffle(order)
         chosen = [order[at : at + _GROUPS] for at in range(0, len(order), _GROUPS)]
@@ -120,7 +120,7 @@ class StreamedRows:
                 yield Window.shuffled(rows, seed, epoch * len(chosen) + number)
 
     def _read(self, groups: Array) -> Tensors:
-        return joined([_tensors(self.encoder, self.whole.read(int(at))) for at in groups])
+        return joined([_tensors(self.encoder, self.groups.read(int(at))) for at in groups])
 
 
 class ColumnLoss(nn.Module):

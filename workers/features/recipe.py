@@ -21,7 +21,7 @@ from workers.features.aggregate import aggregate
 from workers.features.derive import derive
 from workers.features.fitting import Fitting
 from workers.features.stage import KINDS, Kind, Stage, Table, doubles
-from workers.learning import Array, Inputs, LearningData, Part, WholeRows, rows_of, take
+from workers.learning import Array, Inputs, LearningData, Part, RowGroups, rows_of, take
 
 _BATCH = 8192
 _LARGEST = float(np.finfo(np.float32).max)
@@ -126,15 +126,15 @@ def fit_recipe(steps: Sequence[FeatureStep], data: LearningData) -> tuple[Recipe
     signature = replace(raw, inputs=tuple(t for t in inputs if t.shape[1]), columns=train.signature_columns())
     parts = [Part(_inputs(table), y) for table, y in ((train, data.train.y), (validation, data.validation.y))]
     recipe = Recipe(raw, signature, tuple(stages), tuple(report))
-    whole = data.whole and _Made(data.whole, recipe, recipe.session(data.threads))
-    return recipe, replace(data, signature=signature, train=parts[0], validation=parts[1], whole=whole)
+    streamed = data.streamed and _Made(data.streamed, recipe, recipe.session(data.threads))
+    return recipe, replace(data, signature=signature, train=parts[0], validation=parts[1], streamed=streamed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
     """Training rows that do not fit memory, as the recipe makes them."""
 
-    rows: WholeRows
+    rows: RowGroups
     recipe: Recipe
     session: Session
 

@@ -227,7 +227,7 @@ class _Report:
         """Training rows of each class."""
         if not self.data.n_classes:
             return {}
-        y = self.data.train.y if self.data.whole is None else self.data.whole.y
+        y = self.data.train.y if self.data.streamed is None else self.data.streamed.y
         counts = np.bincount(y, minlength=self.data.n_classes) if y.ndim == 1 else y.sum(axis=0).astype(np.int64)
         return dict(zip(self.prepared.signature.classes, counts.tolist(), strict=True))
 

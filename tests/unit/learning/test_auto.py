@@ -189,7 +189,7 @@ def test_forests_are_as_large_as_memory_has_room_for(make_job: MakeJob, monkeypa
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks that learn for a few epochs."""
     cnn = Candidate("text_cnn", "text_cnn", {"width": 32, "filters": 16}, lr=0.01)
-    linear = Candidate("text_linear", "text_linear", {"characters": 0, "regularization": 1.0}, whole=True)
+    linear = Candidate("text_linear", "text_linear", {"characters": 0, "regularization": 1.0}, relearns=True)
     texts = linear, cnn
     pictures = (Candidate("cnn", "cnn", {"channels": [8, 16]}, lr=0.02),)
     monkeypatch.setitem(PLANS, "text", (texts, Loop(32, 60, 4, 8)))

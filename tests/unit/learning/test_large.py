@@ -87,8 +87,8 @@ def test_each_training_row_is_read_once_an_epoch_in_an_order_of_its_own(large: M
     job = large(family="mlp", target="n0", task="regression")
     prepared = _prepared(job)
     data = prepared.learning(TrainSpec.model_validate(job.spec), 1, "cpu")
-    assert data.whole is not None
-    batches = Batches(StreamedRows(data.whole, DenseEncoder.fit(data)), 999, seed=3)
+    assert data.streamed is not None
+    batches = Batches(StreamedRows(data.streamed, DenseEncoder.fit(data)), 999, seed=3)
     epochs = []
     for epoch in (0, 0, 1):
         batches.epoch = lambda epoch=epoch: epoch
@@ -132,7 +132,7 @@ def test_trees_are_resumed(large: MakeJob):
     job = large(**GBDT | spec)  # of three classes
     checked = TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"}).check_family()
     data = prepare(job, checked).learning(checked, 1, "cpu")
-    assert data.whole is not None
+    assert data.streamed is not None
     family = Gbdt(checked.params)
     straight = family.fit(data, FitContext(job, 1, 2, "straight"))
     job.stop.set()
@@ -227,9 +227,9 @@ def test_classes_weigh_as_they_are_in_the_whole_table(large: MakeJob):
     job = large(family="gbdt", training={"class_weight": "balanced"})
     prepared = _prepared(job)
     data = prepared.learning(TrainSpec.model_validate(job.spec), 1, "cpu")
-    assert data.whole is not None
+    assert data.streamed is not None
     assert data.class_weights is not None
-    counts = np.bincount(data.whole.y)
+    counts = np.bincount(data.streamed.y)
     assert counts[0] * data.class_weights[0] == pytest.approx(counts[1] * data.class_weights[1])
     assert data.metric == "roc_auc"
 
