@@ -64,6 +64,7 @@ class Provider:
         options.enable_cpu_mem_arena = self.arena
         options.log_severity_level = 3  # errors only
         # A run on all cores has no lane beside it, and ends sooner if its threads are awake; they stand behind the
-        # event loop as lanes do.
+        # event loop as lanes do. Once it has ended they would spin on for some 20 ms, on a core that others need.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
