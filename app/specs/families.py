@@ -60,6 +60,12 @@ class GbdtParams(FamilyParams):
     subsample: Annotated[float, Field(gt=0, le=1, description="rows sampled for a tree")] = 0.9
     colsample: Annotated[float, Field(gt=0, le=1, description="columns sampled for a tree")] = 0.8
     reg_lambda: Annotated[float, Field(ge=0, le=1e6, description="L2 on leaf values")] = 1.0
+    one_hot: Annotated[
+        int,
+        Field(
+            ge=0, le=1000, description="columns of at most so many categories also have a feature of 0 and 1 for each"
+        ),
+    ] = 0
 
 
 class XgboostParams(FamilyParams):

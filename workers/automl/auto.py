@@ -26,6 +26,7 @@ from workers.training.files import write_atomically
 
 _STATE = "state.json"
 _SHARE = 0.5  # of the time that is left may go to one candidate, so that a slow one does not take it all
+_LONGER, _SURE = 1.5, 2  # times a fold's seconds, and how many, that are kept back for models of all rows
 _FIRST_SHARE = 0.25  # of the time for the first candidate; if all its folds need more, one fold has to do for all
 
 
@@ -103,6 +104,7 @@ class _Search:
         self.pool, self.job, self.state = pool, job, state
         self.candidates = portfolio(pool.kind, pool.data, params["families"])
         self.limit_s, self.most_folds = float(params["time_limit_s"]), pool.count
+        self.most_members = int(params["members"])
         self.begun = time.monotonic() - state.spent_s
         self.members: list[Member] = []
         self.refused: AimassError | None = None  # why the last one could not be trained
@@ -129,17 +131,20 @@ class _Search:
             self._remember()
 
     def finish(self, weights: Sequence[float]) -> None:
-        """Those that were chosen and need no rows to stop by learn from all of them, if there is time."""
-        for member, weight in zip(self.members, weights, strict=True):
-            if not weight or not member.candidate.relearns:
-                continue
+        """Those that were chosen and need no rows to stop by learn from all of them, by turns, while there is time."""
+        chosen = [member for member, weight in zip(self.members, weights, strict=True) if weight]
+        turns = [(turn, member) for member in chosen for turn in range(member.candidate.relearns)]
+        for turn, member in sorted(turns, key=lambda one: one[0]):
             try:
-                member.relearn(self.pool, self.job, self.begun + self.limit_s)
+                member.relearn(self.pool, turn, self.job, self.begun + self.limit_s)
             except Stopped:
                 if self.job.should_stop():
                     self._remember()
                     raise
-                self.job.log(f"{member.candidate.name}: there was no time to learn from all rows at once", "warning")
+                if not member.again:
+                    name = member.candidate.name
+                    self.job.log(f"{name}: there was no time to learn from all rows at once", "warning")
+                break
             self._remember()
 
     def _suits(self, candidate: Candidate) -> None:
@@ -183,8 +188,9 @@ class _Search:
 
     @property
     def _kept_s(self) -> float:
-        """For models of all rows; each takes somewhat longer than one of a fold."""
-        return sum(1.5 * one.seconds / len(one.graphs) for one in self.members if one.candidate.relearns)
+        """For models of all rows, each somewhat longer than one of a fold, of as many members as may be chosen."""
+        needed = [_LONGER * min(one.candidate.relearns, _SURE) * one.seconds / len(one.graphs) for one in self.members]
+        return sum(sorted(needed)[-self.most_members :])
 
     @property
     def spent_s(self) -> float:
@@ -218,7 +224,7 @@ class FittedAuto:
             {
                 "name": member.candidate.name, "family": member.candidate.family,
                 "params": dict(member.candidate.params), data.metric: value, "weight": round(weight, 4),
-                "models": len(member.graphs), "seconds": round(member.seconds, 2),
+                "models": len(member.served), "seconds": round(member.seconds, 2),
             }
             for member, value, weight in zip(search.members, choice.members, weights, strict=True)
         ]  # fmt: skip
@@ -242,7 +248,7 @@ class FittedAuto:
         return self.combination.apply([next(answers) if weight else nothing for weight in self.combination.weights])
 
     def _member(self, member: Member, inputs: Inputs) -> Array:
-        answers = [predict(open_session(graph, self.data.threads), inputs) for graph in member.graphs]
+        answers = [predict(open_session(graph, self.data.threads), inputs) for graph in member.served]
         return np.asarray(np.mean(np.stack(answers), axis=0, dtype=np.float64))
 
     def held_out(self) -> tuple[Array, Array]:
@@ -252,7 +258,7 @@ class FittedAuto:
     def to_onnx(self) -> onnx.ModelProto:
         """All models in one graph over the same inputs."""
         graph, signature = Graph(), self.data.signature
-        means = [_mean(graph, member.graphs, f"m{m}") for m, member in enumerate(self.used)]
+        means = [_mean(graph, member.served, f"m{m}") for m, member in enumerate(self.used)]
         self.combination.to_nodes(graph, means, signature.outputs[0].name)
         return graph.model(signature.inputs, signature.outputs)
 

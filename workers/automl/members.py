@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from workers.families.base import load_family
 from workers.learning import Array, Inputs, LearningData, Part, take
 from workers.training.files import write_atomically
 
+_MORE_ROUNDS = 1.1  # a model of all rows takes more of them than one that lacks a fold
+_MOST_ROUNDS = 10_000  # that the families take
 _PROVEN_ROWS = 200  # of each model by itself; the whole ensemble goes through the gate of every family
 
 
@@ -74,10 +77,11 @@ class Pool:
         training = training_of(self.kind, candidate, len(rest), self.data.training)
         return dataclasses.replace(self.data, train=rest, validation=held, training=training, streamed=None, folds=None)
 
-    def all_rows(self, candidate: Candidate) -> LearningData:
-        """All rows, of which some are watched too, for a candidate that does not look at them."""
+    def all_rows(self, candidate: Candidate, turn: int) -> LearningData:
+        """All rows, of which some are watched too, as families want it. `turn` varies the seed."""
         everything, held = self._part(np.arange(len(self.y))), self._part(np.flatnonzero(self.folds == 0))
         training = training_of(self.kind, candidate, len(everything), self.data.training)
+        training = training.model_copy(update={"seed": training.seed + turn, "early_stopping": None})
         return dataclasses.replace(
             self.data, train=everything, validation=held, training=training, streamed=None, folds=None
         )
@@ -88,11 +92,16 @@ class Pool:
 
 @dataclass(slots=True)
 class Member:
-    """A candidate's models, one a fold, as serialised graphs, and their answers to the rows that each left out."""
+    """A candidate's models, one a fold, as serialised graphs, and their answers to the rows that each left out.
+
+    `again` are models of all rows, of one that was chosen.
+    """
 
     candidate: Candidate
     graphs: list[bytes] = field(default_factory=list)
     answers: list[Array] = field(default_factory=list)
+    rounds: list[int] = field(default_factory=list)  # that early stopping kept; 0 where there are none
+    again: list[bytes] = field(default_factory=list)
     seconds: float = 0.0
 
     def learn(self, pool: Pool, fold: int, job: JobContext, deadline: float) -> None:
@@ -102,34 +111,61 @@ class Member:
             Stopped: the job is to stop, or the time is up.
             ParityFailed: the export does not answer as the trained model.
         """
-        graph, answers, seconds = self._made(pool.without(fold, self.candidate), str(fold), job, deadline)
+        graph, answers, rounds = self._made(
+            self.candidate, pool.without(fold, self.candidate), str(fold), job, deadline
+        )
         self.graphs.append(graph)
         self.answers.append(answers)
-        self.seconds += seconds
+        self.rounds.append(rounds)
 
-    def relearn(self, pool: Pool, job: JobContext, deadline: float) -> None:
-        """One model of all rows in place of those of the folds, whose answers are kept. Raises as `learn`."""
-        graph, _, seconds = self._made(pool.all_rows(self.candidate), "all-rows", job, deadline)
-        self.graphs, self.seconds = [graph], self.seconds + seconds
+    def relearn(self, pool: Pool, turn: int, job: JobContext, deadline: float) -> None:
+        """Train a model of all rows, with a seed of its own. Raises as `learn`."""
+        settled = self._settled()
+        data = pool.all_rows(settled, turn)
+        self.again.append(self._made(settled, data, f"all-rows-{turn}", job, deadline)[0])
 
-    def _made(self, data: LearningData, name: str, job: JobContext, deadline: float) -> tuple[bytes, Array, float]:
-        """The graph, its answers to the rows that are watched, and seconds of training."""
+    @property
+    def served(self) -> list[bytes]:
+        """The models of all rows, or where there are none those of the folds."""
+        return self.again or self.graphs
+
+    def _settled(self) -> Candidate:
+        """With the rounds that the folds have found, where there are rounds."""
+        rounds = round(_MORE_ROUNDS * float(np.mean(self.rounds)))
+        if not rounds:
+            return self.candidate
+        return dataclasses.replace(
+            self.candidate, params={**self.candidate.params, "n_estimators": min(rounds, _MOST_ROUNDS)}
+        )
+
+    def _made(
+        self, candidate: Candidate, data: LearningData, name: str, job: JobContext, deadline: float
+    ) -> tuple[bytes, Array, int]:
+        """The graph, its answers to the rows that are watched, and its rounds; counts the seconds of training."""
         trial = Trial.of(job, f"{self.candidate.name}-{name}", deadline)
         saved = job.checkpoint / ROOM / f"{trial.name}.npz"
         if not saved.exists():
             started = time.monotonic()
-            chosen = family(self.candidate.family)
-            learner = load_family(chosen, chosen.validate(dict(self.candidate.params)).model_dump(mode="json"))
+            chosen = family(candidate.family)
+            learner = load_family(chosen, chosen.validate(dict(candidate.params)).model_dump(mode="json"))
             fitted = learner.fit(data, trial)
             graph = fitted.to_onnx().SerializeToString()
             sample = take(data.validation.inputs, slice(0, _PROVEN_ROWS))
             check_parity(graph, fitted.predict, sample, data.task, data.threads, data.standard.scale)
             answers = predict(open_session(graph, data.threads), data.validation.inputs)
-            _save(saved, graph, answers, time.monotonic() - started)
+            rounds = int(fitted.facts().get("rounds", 0))
+            _save(
+                saved,
+                graph=np.frombuffer(graph, np.uint8),
+                answers=answers,
+                rounds=rounds,
+                seconds=time.monotonic() - started,
+            )
             shutil.rmtree(trial.checkpoint, ignore_errors=True)
             job.checkpointed()
         with np.load(saved, allow_pickle=False) as file:
-            return file["graph"].tobytes(), file["answers"], float(file["seconds"])
+            self.seconds += float(file["seconds"])
+            return file["graph"].tobytes(), file["answers"], int(file["rounds"])
 
     def out_of_fold(self, pool: Pool) -> Array:
         """Answers to the rows of the folds that were left out, in the order of the pool."""
@@ -137,8 +173,8 @@ class Member:
         return np.concatenate(self.answers)[np.argsort(np.concatenate(rows))]
 
 
-def _save(path: Path, graph: bytes, answers: Array, seconds: float) -> None:
+def _save(path: Path, **arrays: Any) -> None:  # noqa: ANN401 - arrays and numbers
     buffer = io.BytesIO()
-    np.savez(buffer, graph=np.frombuffer(graph, np.uint8), answers=answers, seconds=seconds)
+    np.savez(buffer, allow_pickle=False, **arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())

@@ -17,7 +17,8 @@ class Candidate:
     """A family with parameters, under a name of its own; `lr` is of its network, if it is one.
 
     It is not tried where the candidate `like` was worse than the one `than`: what they differ in did not suit the data.
-    One that `relearns` needs no rows to stop by: if it is chosen, it learns once more, from all rows.
+    If it is chosen, `relearns` models learn once more, from all rows, each with a seed of its own: of candidates that
+    need no rows to stop by, or whose rounds the folds have told.
     """
 
     name: str
@@ -26,7 +27,7 @@ class Candidate:
     lr: float = 0.001
     like: str = ""
     than: str = "gbdt"
-    relearns: bool = False
+    relearns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,53 +43,67 @@ class Loop:
     weight_decay: float = 0.01
 
 
+_TREES = 4  # models of all rows, if there is time: their mean is better than one, and than that of five folds
 _TABLES = (
-    Candidate("gbdt", "gbdt"),
-    Candidate("gbdt-narrow", "gbdt", {"num_leaves": 16, "colsample": 0.3}),
+    Candidate("gbdt", "gbdt", relearns=_TREES),
+    Candidate(
+        "gbdt-narrow", "gbdt",
+        {
+            "learning_rate": 0.03, "num_leaves": 16, "colsample": 0.3, "min_child_samples": 5, "one_hot": 50,
+            "n_estimators": 3000,
+        },
+        relearns=_TREES,
+    ),
     Candidate(
         "gbdt-gentle", "gbdt",
         {
             "learning_rate": 0.03, "num_leaves": 8, "colsample": 0.3, "min_child_samples": 50, "reg_lambda": 10.0,
             "n_estimators": 3000,
         },
-        like="gbdt-narrow",
+        like="gbdt-narrow", relearns=_TREES,
     ),
-    Candidate("linear", "linear"),
-    Candidate("xgboost", "xgboost", {"max_depth": 5, "colsample": 0.4}),
+    Candidate("linear", "linear", relearns=1),
+    Candidate("xgboost", "xgboost", {"max_depth": 5, "colsample": 0.4}, relearns=_TREES),
     Candidate("mlp", "mlp", {"hidden": [256, 128], "dropout": 0.15, "bins": 24}, lr=0.002),
     Candidate(
-        "gbdt-slow", "gbdt", {"learning_rate": 0.025, "num_leaves": 63, "colsample": 0.5, "min_child_samples": 40}
+        "gbdt-slow", "gbdt",
+        {
+            "learning_rate": 0.025, "num_leaves": 63, "colsample": 0.5, "min_child_samples": 40, "n_estimators": 3000,
+        },
+        relearns=_TREES,
     ),
     Candidate(
         "gbdt-additive", "gbdt", {"learning_rate": 0.1, "num_leaves": 3, "colsample": 0.3, "n_estimators": 3000},
-        like="gbdt-gentle",
+        like="gbdt-gentle", relearns=_TREES,
     ),
-    Candidate("extra_trees", "extra_trees", {"n_estimators": 300, "max_depth": 24}),
+    Candidate("extra_trees", "extra_trees", {"n_estimators": 300, "max_depth": 24}, relearns=1),
     Candidate("mlp-wide", "mlp", {"hidden": [512, 256, 128], "dropout": 0.3, "activation": "silu", "bins": 8}),
     Candidate(
         "gbdt-narrow-slow", "gbdt",
         {"learning_rate": 0.02, "num_leaves": 20, "colsample": 0.25, "min_child_samples": 10, "n_estimators": 4000},
-        like="gbdt-narrow",
+        like="gbdt-narrow", relearns=_TREES,
     ),
     Candidate(
         "xgboost-narrow", "xgboost",
         {"max_depth": 6, "learning_rate": 0.03, "colsample": 0.25, "min_child_weight": 5, "n_estimators": 3000},
-        like="gbdt-narrow",
+        like="gbdt-narrow", relearns=_TREES,
     ),
     Candidate("ft_transformer", "ft_transformer"),
-    Candidate("random_forest", "random_forest", {"n_estimators": 300, "max_depth": 20}),
+    Candidate("random_forest", "random_forest", {"n_estimators": 300, "max_depth": 20}, relearns=1),
     Candidate(
-        "xgboost-deep", "xgboost", {"max_depth": 9, "learning_rate": 0.03, "min_child_weight": 8, "colsample": 0.5}
+        "xgboost-deep", "xgboost",
+        {"max_depth": 9, "learning_rate": 0.03, "min_child_weight": 8, "colsample": 0.5, "n_estimators": 2000},
+        relearns=_TREES,
     ),
-    Candidate("naive_bayes", "naive_bayes"),
+    Candidate("naive_bayes", "naive_bayes", relearns=1),
 )  # fmt: skip
 _TEXTS = (
-    Candidate("text_linear", "text_linear", relearns=True),
+    Candidate("text_linear", "text_linear", relearns=1),
     Candidate("text_cnn", "text_cnn", lr=0.002),
     Candidate("rnn", "rnn", {"cell": "gru"}, lr=0.002),
-    Candidate("text_linear-words", "text_linear", {"words": 3, "characters": 0, "min_rows": 1}, relearns=True),
+    Candidate("text_linear-words", "text_linear", {"words": 3, "characters": 0, "min_rows": 1}, relearns=1),
     Candidate("text_cnn-wide", "text_cnn", {"width": 256, "windows": [1, 2, 3], "filters": 256}),
-    Candidate("text_linear-characters", "text_linear", {"words": 0, "characters": 6}, relearns=True),
+    Candidate("text_linear-characters", "text_linear", {"words": 0, "characters": 6}, relearns=1),
     Candidate("transformer", "transformer"),
 )
 _PICTURES = (
@@ -109,7 +124,7 @@ PLANS: dict[DataKind, tuple[tuple[Candidate, ...], Loop]] = {
     ),
 }  # fmt: skip
 _FORESTS = frozenset({"extra_trees", "random_forest"})
-# Of a fold's forest, about: 35 MB in the graph. Those of all folds are in one graph, and have to be in memory at once.
+# Of a forest, about: 35 MB as a graph. Those of all folds are in memory at once.
 _FOREST_NODES = 1_000_000
 _FEWEST_TREES = 60
 _LARGE = 200  # batches an epoch; of more, batches are four times as large

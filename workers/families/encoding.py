@@ -75,36 +75,51 @@ class CategoryEncoder:
         return result
 
     def to_nodes(self, graph: Graph, name: str, tables: list[Array]) -> str:
-        """Nodes that replace each text by `tables[column][code]`: [N, m] of the tables' dtype.
+        """Nodes that replace each text by `tables[column][code]`: [N, m] of the tables' dtype."""
+        return self.look_up(graph, name, tables)[0]
+
+    def look_up(self, graph: Graph, name: str, *lookups: list[Array]) -> list[str]:
+        """The same for each `tables` of `lookups`.
 
         All columns share one dictionary, so that three nodes serve any number of columns.
         """
         words = sorted({value for known in self.categories for value in known})
         index = {word: i for i, word in enumerate(words)}
         width = len(words) + 1
-        flat = np.empty((len(tables), width), tables[0].dtype)
-        for row, known, table in zip(flat, self.categories, tables, strict=True):
-            row[:] = table[-1]
-            row[[index[value] for value in known]] = table[:-1]
         word = graph.add(
             "LabelEncoder", name, domain=ML, keys_strings=words, values_int64s=list(range(len(words))),
             default_int64=len(words),
         )  # fmt: skip
-        cell = graph.add("Add", word, graph.constant(np.arange(len(tables)) * width, np.int64))
-        return graph.add("Gather", graph.constant(flat.ravel(), flat.dtype), cell, axis=0)
+        cell = graph.add("Add", word, graph.constant(np.arange(len(self.categories)) * width, np.int64))
+        found = []
+        for tables in lookups:
+            flat = np.empty((len(tables), width), tables[0].dtype)
+            for row, known, table in zip(flat, self.categories, tables, strict=True):
+                row[:] = table[-1]
+                row[[index[value] for value in known]] = table[:-1]
+            found.append(graph.add("Gather", graph.constant(flat.ravel(), flat.dtype), cell, axis=0))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class TreeEncoder:
-    """One column a feature: numbers as they are, categories by how the target goes with them."""
+    """One column a feature: numbers as they are, categories by how the target goes with them, and some one by one.
+
+    `shown` are the (column, code) of the categories that have a feature of their own, 1 in their rows and 0 in others.
+    """
 
     numeric: NumericEncoder | None
     categories: CategoryEncoder | None
     tables: tuple[npt.NDArray[np.float32], ...] = ()
+    shown: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def learn(cls, data: LearningData, *, keep_missing: bool) -> tuple["TreeEncoder", npt.NDArray[np.float32]]:
-        """The encoder and the features of the training rows, FP32 [N, n + m].
+    def learn(
+        cls, data: LearningData, *, keep_missing: bool, one_hot: int = 0
+    ) -> tuple["TreeEncoder", npt.NDArray[np.float32]]:
+        """The encoder and the features of the training rows, FP32 [N, features].
+
+        Columns of three to `one_hot` categories have them shown one by one.
 
         A column of many rare categories gives a row's own target away, and trees would learn to trust what is noise in
         every other row. Such a column's training rows are valued by the targets of other rows (cross-fitting, as
@@ -124,17 +139,32 @@ class TreeEncoder:
         folds = np.random.default_rng(data.training.seed).permutation(len(codes)) % _FOLDS
         learnt = [_category_values(codes[:, j], size, targets, folds) for j, size in enumerate(categories.sizes)]
         parts.append(np.stack([values for _, values in learnt], axis=1))
-        return cls(numeric, categories, tuple(table for table, _ in learnt)), np.concatenate(parts, axis=1)
+        shown = [
+            (column, code)
+            for column, known in enumerate(categories.categories)
+            for code in range(len(known))
+            if 2 < len(known) <= one_hot  # noqa: PLR2004 - two are told apart by one feature
+        ]
+        encoder = cls(numeric, categories, tuple(table for table, _ in learnt), tuple(shown))
+        parts += encoder._one_by_one(codes)
+        return encoder, np.concatenate(parts, axis=1)
 
     def transform(self, inputs: Inputs) -> npt.NDArray[np.float32]:
-        """FP32 [N, n + m], of rows that were not learnt from."""
+        """FP32 [N, features], of rows that were not learnt from."""
         parts = []
         if self.numeric is not None:
             parts.append(self.numeric.transform(inputs["numeric"]))
         if self.categories is not None:
             codes = self.categories.codes(inputs["categorical"])
             parts.append(np.stack([table[codes[:, j]] for j, table in enumerate(self.tables)], axis=1))
+            parts += self._one_by_one(codes)
         return np.concatenate(parts, axis=1)
+
+    def _one_by_one(self, codes: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
+        if not self.shown:
+            return []
+        columns, wanted = np.asarray(self.shown).T
+        return [(codes[:, columns] == wanted).astype(np.float32)]
 
     def to_nodes(self, graph: Graph) -> str:
         """The same as nodes over the inputs `numeric` and `categorical`."""
@@ -142,7 +172,14 @@ class TreeEncoder:
         if self.numeric is not None:
             parts.append(self.numeric.to_nodes(graph, "numeric"))
         if self.categories is not None:
-            parts.append(self.categories.to_nodes(graph, "categorical", list(self.tables)))
+            codes = [np.arange(size) for size in self.categories.sizes] if self.shown else []
+            lookups = [list(self.tables), codes] if codes else [list(self.tables)]
+            values, *coded = self.categories.look_up(graph, "categorical", *lookups)
+            parts.append(values)
+            for code in coded:
+                columns, wanted = np.asarray(self.shown).T
+                picked = graph.add("Gather", code, graph.constant(columns, np.int64), axis=1)
+                parts.append(graph.add("Cast", graph.add("Equal", picked, graph.constant(wanted, np.int64)), to=1))
         return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
 
 

@@ -34,7 +34,7 @@ class Gbdt:
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
         if data.task == "multilabel":
             return fit_labels(self.fit, data, job)
-        encoder, x = TreeEncoder.learn(data, keep_missing=True)
+        encoder, x = TreeEncoder.learn(data, keep_missing=True, one_hot=self.params["one_hot"])
         if data.streamed is None:
             train = lgb.Dataset(x, label=data.train.y, weight=data.row_weights(data.train.y), free_raw_data=False)
         else:

@@ -96,6 +96,19 @@ def test_tree_features_are_the_same_in_the_graph(data: LearningData):
         assert np.array_equal(answer, encoder.transform(inputs), equal_nan=True)
 
 
+def test_categories_may_have_a_feature_each(data: LearningData):
+    encoder, x = TreeEncoder.learn(data, keep_missing=True, one_hot=3)
+    assert encoder.shown == ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2))
+    assert x[:, 4:].tolist() == [[1, 0, 0, 1, 0, 0], [0, 1, 0, 0, 1, 0], [1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 1]]
+    assert not TreeEncoder.learn(data, keep_missing=True, one_hot=2)[0].shown
+    graph = Graph()
+    graph.add("Identity", encoder.to_nodes(graph), output="features")
+    session = _session(graph, (Tensor("features", "FP32", (-1, 10)),))
+    for inputs in (data.train.inputs, UNSEEN):
+        (answer,) = session.run(None, dict(inputs))
+        assert np.array_equal(answer, encoder.transform(inputs), equal_nan=True)
+
+
 def test_dense_features_are_the_same_in_the_graph(data: LearningData):
     encoder = DenseEncoder.fit(data)
     graph = Graph()
