@@ -74,7 +74,7 @@ _TABLES = (
     ),
     Candidate(
         "gbdt-additive", "gbdt", {"learning_rate": 0.1, "num_leaves": 3, "colsample": 0.3, "n_estimators": 3000},
-        like="gbdt-gentle", relearns=_TREES,
+        like="gbdt-narrow", relearns=_TREES,
     ),
     Candidate("extra_trees", "extra_trees", {"n_estimators": 300, "max_depth": 24}, relearns=1),
     Candidate("mlp-wide", "mlp", {"hidden": [512, 256, 128], "dropout": 0.3, "activation": "silu", "bins": 8}),
