@@ -133,7 +133,7 @@ class _Search:
     def finish(self, weights: Sequence[float]) -> None:
         """Those that were chosen and need no rows to stop by learn from all of them, by turns, while there is time."""
         chosen = [member for member, weight in zip(self.members, weights, strict=True) if weight]
-        turns = [(turn, member) for member in chosen for turn in range(member.candidate.relearns)]
+        turns = [(turn, member) for member in chosen for turn in range(member.relearns)]
         for turn, member in sorted(turns, key=lambda one: one[0]):
             try:
                 member.relearn(self.pool, turn, self.job, self.begun + self.limit_s)
@@ -189,7 +189,7 @@ class _Search:
     @property
     def _kept_s(self) -> float:
         """For models of all rows, each somewhat longer than one of a fold, of as many members as may be chosen."""
-        needed = [_LONGER * min(one.candidate.relearns, _SURE) * one.seconds / len(one.graphs) for one in self.members]
+        needed = [_LONGER * min(one.relearns, _SURE) * one.seconds / len(one.graphs) for one in self.members]
         return sum(sorted(needed)[-self.most_members :])
 
     @property

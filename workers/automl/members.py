@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from app.core.errors import InvalidSpec
 from app.specs.families import DataKind, family
-from workers.automl.portfolio import Candidate, training_of
+from workers.automl.portfolio import BOOSTED, Candidate, training_of
 from workers.automl.trial import ROOM, Trial
 from workers.context import JobContext
 from workers.export.parity import check_parity
@@ -123,6 +123,12 @@ class Member:
         settled = self._settled()
         data = pool.all_rows(settled, turn)
         self.again.append(self._made(settled, data, f"all-rows-{turn}", job, deadline)[0])
+
+    @property
+    def relearns(self) -> int:
+        """How many models of all rows it may have: none of trees whose rounds are not known, as those of each label."""
+        stops = self.candidate.family in BOOSTED
+        return 0 if stops and not all(self.rounds) else self.candidate.relearns
 
     @property
     def served(self) -> list[bytes]:

@@ -123,6 +123,7 @@ PLANS: dict[DataKind, tuple[tuple[Candidate, ...], Loop]] = {
         Loop(128, 5000, 10, 60, AugmentSpec(crop=2), label_smoothing=0.1, weight_decay=0.05),
     ),
 }  # fmt: skip
+BOOSTED = frozenset({"gbdt", "xgboost"})
 _FORESTS = frozenset({"extra_trees", "random_forest"})
 # Of a forest, about: 35 MB as a graph. Those of all folds are in memory at once.
 _FOREST_NODES = 1_000_000
