@@ -122,6 +122,9 @@ class FormReader:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         name = options.get(b"name", b"").decode("utf-8", "replace")
+        if not name:
+            msg = "has a part whose Content-Disposition names no field; give it a name"
+            raise InvalidInput.at("body", msg=msg, type="malformed")
         self._part = self._known.get(name)
         if self._part is None:
             msg = "there is no such part; remove it or correct its name"

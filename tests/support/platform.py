@@ -115,6 +115,7 @@ class Platform:
             self.start()
         except BaseException:
             self.kill_all()
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise
         return self
 

@@ -172,15 +172,17 @@ class TreeEncoder:
         if self.numeric is not None:
             parts.append(self.numeric.to_nodes(graph, "numeric"))
         if self.categories is not None:
-            codes = [np.arange(size) for size in self.categories.sizes] if self.shown else []
-            lookups = [list(self.tables), codes] if codes else [list(self.tables)]
-            values, *coded = self.categories.look_up(graph, "categorical", *lookups)
-            parts.append(values)
-            for code in coded:
-                columns, wanted = np.asarray(self.shown).T
-                picked = graph.add("Gather", code, graph.constant(columns, np.int64), axis=1)
-                parts.append(graph.add("Cast", graph.add("Equal", picked, graph.constant(wanted, np.int64)), to=1))
+            parts += self._categories_to_nodes(graph, self.categories)
         return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
+
+    def _categories_to_nodes(self, graph: Graph, categories: CategoryEncoder) -> list[str]:
+        if not self.shown:
+            return [categories.to_nodes(graph, "categorical", list(self.tables))]
+        codes = [np.arange(size) for size in categories.sizes]
+        values, code = categories.look_up(graph, "categorical", list(self.tables), codes)
+        columns, wanted = np.asarray(self.shown).T
+        picked = graph.add("Gather", code, graph.constant(columns, np.int64), axis=1)
+        return [values, graph.add("Cast", graph.add("Equal", picked, graph.constant(wanted, np.int64)), to=1)]
 
 
 def _category_values(

@@ -78,7 +78,8 @@ def labelled_judge(
     """A judge over all of `rows`, who understands the model's output, and the base model's answers.
 
     Raises:
-        InvalidData: no output fits the task, or the model's answers are not numbers.
+        InvalidSpec: no output fits the task.
+        InvalidData: the model's answers are not numbers.
     """
     if mapping is None:
         answering, rule = Answering(), version.trained_judge[1]

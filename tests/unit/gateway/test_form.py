@@ -76,7 +76,7 @@ def test_file_names_are_shown_without_folders(name: str, shown: str):
     [
         (b"no form", "body"),
         (body(('name="other"', b"a")), "other"),
-        (body(("x=1", b"a")), ""),
+        (body(("x=1", b"a")), "body"),
         (body(('name="name"', b"a"), ('name="name"', b"b")), "name"),
         (body(*[('name="file"', b"a")] * 3), "file"),
         (body(('name="name"', b"x" * 4097)), "name"),

@@ -26,6 +26,7 @@ def test_session_options_are_passed_on():
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert not options.enable_cpu_mem_arena
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"  # within a run, and no longer
     lane = Provider.of(ServingSettings()).session_options(1)
     assert lane.enable_cpu_mem_arena
     assert lane.get_session_config_entry("session.intra_op.allow_spinning") == "0"
