@@ -66,6 +66,15 @@ class GbdtParams(FamilyParams):
             ge=0, le=1000, description="columns of at most so many categories also have a feature of 0 and 1 for each"
         ),
     ] = 0
+    pairs: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=16,
+            description="so many pairs of numbers, those that trees split one after the other, also have features for "
+            "their sum and their difference, of standardised values: slanted borders, as on a map",
+        ),
+    ] = 0
 
 
 class XgboostParams(FamilyParams):

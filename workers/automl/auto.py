@@ -27,6 +27,7 @@ from workers.training.files import write_atomically
 _STATE = "state.json"
 _SHARE = 0.5  # of the time that is left may go to one candidate, so that a slow one does not take it all
 _LONGER, _SURE = 1.5, 2  # times a fold's seconds, and how many, that are kept back for models of all rows
+_MOST_TREES = 10_000  # boosted, of all rows: 1.5 ms for a row. Each that was chosen has one model, however large
 _FIRST_SHARE = 0.25  # of the time for the first candidate; if all its folds need more, one fold has to do for all
 
 
@@ -134,7 +135,11 @@ class _Search:
         """Those that were chosen and need no rows to stop by learn from all of them, by turns, while there is time."""
         chosen = [member for member, weight in zip(self.members, weights, strict=True) if weight]
         turns = [(turn, member) for member in chosen for turn in range(member.relearns)]
+        trees = 0
         for turn, member in sorted(turns, key=lambda one: one[0]):
+            trees += member.trees
+            if turn and trees > _MOST_TREES:
+                break
             try:
                 member.relearn(self.pool, turn, self.job, self.begun + self.limit_s)
             except Stopped:

@@ -131,18 +131,26 @@ class Member:
         return 0 if stops and not all(self.rounds) else self.candidate.relearns
 
     @property
+    def trees(self) -> int:
+        """Of one boosted model of all rows; 0 of others."""
+        classes = self.answers[0].shape[1] if self.answers[0].ndim > 1 else 1
+        return self._rounds * (classes if classes > 2 else 1)  # noqa: PLR2004 - two classes need one tree
+
+    @property
     def served(self) -> list[bytes]:
         """The models of all rows, or where there are none those of the folds."""
         return self.again or self.graphs
 
+    @property
+    def _rounds(self) -> int:
+        """Of a model of all rows, as the folds have found; 0 where there are none."""
+        return min(round(_MORE_ROUNDS * float(np.mean(self.rounds))), _MOST_ROUNDS)
+
     def _settled(self) -> Candidate:
         """With the rounds that the folds have found, where there are rounds."""
-        rounds = round(_MORE_ROUNDS * float(np.mean(self.rounds)))
-        if not rounds:
+        if not self._rounds:
             return self.candidate
-        return dataclasses.replace(
-            self.candidate, params={**self.candidate.params, "n_estimators": min(rounds, _MOST_ROUNDS)}
-        )
+        return dataclasses.replace(self.candidate, params={**self.candidate.params, "n_estimators": self._rounds})
 
     def _made(
         self, candidate: Candidate, data: LearningData, name: str, job: JobContext, deadline: float

@@ -62,6 +62,11 @@ _TABLES = (
         },
         like="gbdt-narrow", relearns=_TREES,
     ),
+    Candidate(
+        "gbdt-pairs", "gbdt",
+        {"learning_rate": 0.03, "num_leaves": 31, "colsample": 0.5, "pairs": 2, "n_estimators": 3000},
+        relearns=_TREES,
+    ),
     Candidate("linear", "linear", relearns=1),
     Candidate("xgboost", "xgboost", {"max_depth": 5, "colsample": 0.4}, relearns=_TREES),
     Candidate("mlp", "mlp", {"hidden": [256, 128], "dropout": 0.15, "bins": 24}, lr=0.002),
@@ -73,8 +78,24 @@ _TABLES = (
         relearns=_TREES,
     ),
     Candidate(
+        "gbdt-pairs-slow", "gbdt",
+        {
+            "learning_rate": 0.025, "num_leaves": 63, "colsample": 0.5, "min_child_samples": 40, "pairs": 1,
+            "n_estimators": 3000,
+        },
+        like="gbdt-pairs", relearns=_TREES,
+    ),
+    Candidate(
         "gbdt-additive", "gbdt", {"learning_rate": 0.1, "num_leaves": 3, "colsample": 0.3, "n_estimators": 3000},
         like="gbdt-narrow", relearns=_TREES,
+    ),
+    Candidate(
+        "gbdt-pairs-narrow", "gbdt",
+        {
+            "learning_rate": 0.03, "num_leaves": 16, "colsample": 0.3, "min_child_samples": 5, "one_hot": 50,
+            "pairs": 1, "n_estimators": 4000,
+        },
+        like="gbdt-pairs", relearns=_TREES,
     ),
     Candidate("extra_trees", "extra_trees", {"n_estimators": 300, "max_depth": 24}, relearns=1),
     Candidate("mlp-wide", "mlp", {"hidden": [512, 256, 128], "dropout": 0.3, "activation": "silu", "bins": 8}),

@@ -1,12 +1,13 @@
 """Raw table tensors to numbers, twice: in numpy for training and as ONNX nodes for serving."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from workers.export.graph import ML, Graph
+from workers.families.pairs import Pairs
 from workers.learning import Array, Inputs, LearningData, rows_of
 
 MAX_CATEGORIES = 1000  # a column's rarer values count as unseen
@@ -105,13 +106,15 @@ class CategoryEncoder:
 class TreeEncoder:
     """One column a feature: numbers as they are, categories by how the target goes with them, and some one by one.
 
-    `shown` are the (column, code) of the categories that have a feature of their own, 1 in their rows and 0 in others.
+    `shown` are the (column, code) of the categories that have a feature of their own, 1 in their rows and 0 in others;
+    `pairs` come last.
     """
 
     numeric: NumericEncoder | None
     categories: CategoryEncoder | None
     tables: tuple[npt.NDArray[np.float32], ...] = ()
     shown: tuple[tuple[int, int], ...] = ()
+    pairs: Pairs | None = None
 
     @classmethod
     def learn(
@@ -149,6 +152,14 @@ class TreeEncoder:
         parts += encoder._one_by_one(codes)
         return encoder, np.concatenate(parts, axis=1)
 
+    def with_pairs(
+        self, columns: npt.NDArray[np.int64], x: npt.NDArray[np.float32]
+    ) -> tuple["TreeEncoder", npt.NDArray[np.float32]]:
+        """With features for these pairs of numeric columns, [pairs, 2]; and `x`, the training rows, with them."""
+        numbers = x[:, : len(self.numeric.fill)] if self.numeric is not None else x[:, :0]
+        pairs = Pairs.of(columns, numbers)
+        return replace(self, pairs=pairs), np.concatenate([x, pairs.transform(numbers)], axis=1)
+
     def transform(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         """FP32 [N, features], of rows that were not learnt from."""
         parts = []
@@ -158,6 +169,8 @@ class TreeEncoder:
             codes = self.categories.codes(inputs["categorical"])
             parts.append(np.stack([table[codes[:, j]] for j, table in enumerate(self.tables)], axis=1))
             parts += self._one_by_one(codes)
+        if self.pairs is not None:
+            parts.append(self.pairs.transform(parts[0]))
         return np.concatenate(parts, axis=1)
 
     def _one_by_one(self, codes: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
@@ -173,6 +186,8 @@ class TreeEncoder:
             parts.append(self.numeric.to_nodes(graph, "numeric"))
         if self.categories is not None:
             parts += self._categories_to_nodes(graph, self.categories)
+        if self.pairs is not None:
+            parts.append(self.pairs.to_nodes(graph, parts[0]))
         return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
 
     def _categories_to_nodes(self, graph: Graph, categories: CategoryEncoder) -> list[str]:

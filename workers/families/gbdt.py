@@ -7,6 +7,7 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from workers.context import JobContext, Stopped
@@ -15,6 +16,7 @@ from workers.export.trees import Ensemble
 from workers.families.answers import answering_model
 from workers.families.boosting import EVERY, PATIENCE_FACTOR, Best
 from workers.families.encoding import TreeEncoder
+from workers.families.pairs import interacting
 from workers.families.per_label import FittedLabels, fit_labels
 from workers.learning import Array, Inputs, LearningData, RowGroups
 from workers.training.files import write_atomically
@@ -34,7 +36,7 @@ class Gbdt:
         """Boost until the validation loss stops falling; resumes from the job's checkpoint."""
         if data.task == "multilabel":
             return fit_labels(self.fit, data, job)
-        encoder, x = TreeEncoder.learn(data, keep_missing=True, one_hot=self.params["one_hot"])
+        encoder, x = self._features(data)
         if data.streamed is None:
             train = lgb.Dataset(x, label=data.train.y, weight=data.row_weights(data.train.y), free_raw_data=False)
         else:
@@ -59,6 +61,14 @@ class Gbdt:
                 init_model=before, callbacks=callbacks,
             )  # fmt: skip
         return FittedGbdt(data, encoder, booster, best.round or booster.current_iteration())
+
+    def _features(self, data: LearningData) -> tuple[TreeEncoder, npt.NDArray[np.float32]]:
+        encoder, x = TreeEncoder.learn(data, keep_missing=True, one_hot=self.params["one_hot"])
+        numbers = 0 if encoder.numeric is None else len(encoder.numeric.fill)
+        if not self.params["pairs"] or numbers < 2:  # noqa: PLR2004 - a pair
+            return encoder, x
+        columns = interacting(x, data.train.y, numbers, self.params["pairs"], self._settings(data))
+        return encoder.with_pairs(columns, x) if len(columns) else (encoder, x)
 
     def _settings(self, data: LearningData) -> dict[str, Any]:
         p = self.params

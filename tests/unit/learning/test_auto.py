@@ -80,6 +80,17 @@ def test_chosen_trees_learn_from_all_rows_with_the_rounds_of_the_folds(make_job:
     assert len({node.SerializeToString() for node in nodes}) == 4  # each has a seed of its own
 
 
+def test_a_row_is_answered_by_so_many_trees_at_most(
+    make_job: MakeJob, mixed: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+):
+    params = {"folds": 2, "families": ["gbdt"], "members": 1}
+    job = make_job(mixed, **SPEC | {"params": params})
+    monkeypatch.setattr(auto, "_MOST_TREES", 1)
+    train.run(job)
+    (used,) = [line for line in _fit(job)["tried"] if line["weight"]]
+    assert used["models"] == 1
+
+
 def test_it_goes_on_after_the_last_model_that_was_finished(
     make_job: MakeJob, mixed: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ):

@@ -9,6 +9,7 @@ from workers.export.graph import Graph
 from workers.export.runtime import open_session
 from workers.export.trees import Ensemble, floor_float32
 from workers.families.encoding import CategoryEncoder, DenseEncoder, NumericEncoder, TreeEncoder
+from workers.families.pairs import interacting
 from workers.learning import LearningData, Part
 
 NUMERIC = np.asarray([[1, np.nan], [3, 10], [5, 30], [7, 20]], np.float32)
@@ -145,3 +146,30 @@ def test_a_tree_sends_rows_and_gaps_as_it_says():
     model = graph.model(TENSORS[:1], (Tensor("scores", "FP32", (-1, 2)),)).SerializeToString()
     rows = np.asarray([[9, 0.5], [9, 0.6], [9, np.nan]], np.float32)
     assert open_session(model, 1).run(None, {"numeric": rows})[0].tolist() == [[1, 2], [3, 4], [1, 2]]
+
+
+def test_pairs_of_numbers_have_their_sum_and_difference_in_the_graph_too(data: LearningData):
+    learnt, x = TreeEncoder.learn(data, keep_missing=True, one_hot=3)
+    encoder, wider = learnt.with_pairs(np.asarray([[0, 1]]), x)
+    assert np.array_equal(wider[:, :-2], x, equal_nan=True)
+    spreads = np.std([1, 3, 5, 7]), np.std([10, 30, 20])
+    first, second = NUMERIC[1] / spreads
+    np.testing.assert_allclose(wider[1, -2:], [first + second, first - second], rtol=1e-6)
+    assert np.isnan(wider[0, -2:]).all()  # where one of them is missing
+    graph = Graph()
+    graph.add("Identity", encoder.to_nodes(graph), output="features")
+    session = _session(graph, (Tensor("features", "FP32", (-1, wider.shape[1])),))
+    for inputs in (data.train.inputs, UNSEEN):
+        (answer,) = session.run(None, dict(inputs))
+        assert np.array_equal(answer, encoder.transform(inputs), equal_nan=True)
+
+
+def test_numbers_that_trees_split_together_are_found():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2000, 5)).astype(np.float32)
+    y = np.sign(x[:, 1] + x[:, 3]) + 0.3 * x[:, 0] + 2 * np.sign(x[:, 4] - x[:, 2])
+    settings = {"objective": "regression", "seed": 0, "num_threads": 1, "verbosity": -1}
+    assert sorted(interacting(x, y, 5, 2, settings).tolist()) == [[1, 3], [2, 4]]
+    assert interacting(x, y, 4, 1, settings).tolist() == [[1, 3]]  # the last feature is none of the numbers
+    assert interacting(x[:, :1], y, 1, 3, settings).shape == (0, 2)
+    assert interacting(x[:10], y[:10], 5, 3, settings).shape == (0, 2)  # too few rows to split twice

@@ -269,6 +269,18 @@ def test_a_column_of_rare_categories_does_no_harm(make_job: MakeJob, mixed: pl.D
     assert scores[1] > scores[0] - 0.03
 
 
+def test_trees_see_slanted_borders_by_pairs(make_job: MakeJob):
+    rng = np.random.default_rng(5)
+    x = rng.uniform(-1, 1, (1500, 3))
+    target = np.where(np.floor(3 * (x[:, 0] + 40 * x[:, 2] / 40)) % 2 == 0, "in", "out")
+    frame = pl.DataFrame({"east": x[:, 0], "other": x[:, 1], "north": 40 * x[:, 2], "target": target})
+    scores = [
+        train.run(make_job(frame, name=str(pairs), family="gbdt", params={"pairs": pairs}))["metrics"]["roc_auc"]
+        for pairs in (0, 1)
+    ]
+    assert scores[1] > 0.99 > scores[0] + 0.02
+
+
 def test_a_column_that_knows_the_answer_is_named(make_job: MakeJob, mixed: pl.DataFrame):
     leaky = mixed.with_columns((pl.col("target") == "yes").cast(pl.Float64).alias("paid"))
     job = make_job(leaky, family="linear", features={"drop": ["amount"]})
