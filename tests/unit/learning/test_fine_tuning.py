@@ -20,6 +20,7 @@ from bench.texts import divisions
 from tests.unit.learning.test_text import ODD, WIDE, reviews
 from workers.data.prepare import prepare
 from workers.families.base import load_family
+from workers.families.weight_folders import find_weights
 from workers.families.wordpiece import WordPiece
 from workers.jobs import train
 
@@ -184,6 +185,11 @@ def test_folders_that_are_refused(
     with pytest.raises(InvalidSpec, match=word) as caught:
         train.run(job_of(make_job, broken(weights, tmp_path, change)))
     assert caught.value.errors[0].loc == ("params", "weights")
+
+
+def test_a_name_may_have_an_owner_as_on_a_hub(make_job: MakeJob, weights: Path):
+    job = job_of(make_job, weights.parent, f"{weights.name}/tiny")
+    assert find_weights(job, f"{weights.name}/tiny", "bert") == weights / "tiny"
 
 
 def test_names_that_are_refused(make_job: MakeJob, weights: Path):
