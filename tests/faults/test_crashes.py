@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.acceptance.conftest import digits_zip
 from tests.faults.conftest import SHORT
 from tests.support.file_server import FileServer
 from tests.support.jobs import long, quick
@@ -54,6 +55,29 @@ class TestChild:
         assert states(platform, job["id"]) == ["queued", "running", "queued", "running", "succeeded"]
         assert "resumed from epoch" in platform.logs(job["id"])
         assert platform.call("GET", "/api/v1/models/child-killed")["latest_version"] == 1
+
+    def test_a_search_for_smaller_models_goes_on_after_the_last_one_that_was_measured(self, platform: Platform) -> None:
+        platform.upload("digits", digits_zip(), "digits.zip")
+        training = {"epochs": 6, "batch_size": 64, "optimizer": {"lr": 0.01}}
+        job = platform.submit(kind="train", model="digits", dataset="digits@1", task="classification", target="label",
+                              family="cnn", params={"channels": [32, 64]}, training=training)  # fmt: skip
+        platform.wait(job["id"], "succeeded")
+        budget = {"max_metric_drop": 0.2, "min_speedup": 1.05, "time_limit_s": 20}
+        job = platform.submit(kind="compress", model="digits", version=1, budget=budget)
+
+        def measured() -> list[str]:
+            return [line for line in platform.logs(job["id"]).splitlines() if line.startswith("tried ")]
+
+        wait_until(lambda: any("prune" in line for line in measured()), 60, "a pruned network is measured")
+        until_kept(platform, job["id"])
+        before = measured()
+        [child] = platform.children()
+        child.kill()
+        ended = platform.wait(job["id"], "succeeded", 180)
+        assert ended["attempt"] == 2
+        assert measured()[: len(before)] == before
+        candidates = ended["result"]["compression"]["candidates"]
+        assert len(candidates) == len(measured()) > len(before)  # none was measured twice, none was forgotten
 
     def test_a_child_above_its_memory_limit_fails_and_names_the_setting(self, platform: Platform) -> None:
         job = platform.submit(**long("too-large", resources={"memory_mb": 256}))
