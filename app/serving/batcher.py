@@ -44,6 +44,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()  # to ask for it is a system call, which a request can do without
         self._waiting: deque[Pending] = deque()
         self._rows = 0  # that wait
+        self._room = limits.max_queue  # rows that may wait, with those of the server's own that do
         self._busy = 0  # lanes in use
         self._running: dict[asyncio.Future[_Results], list[Pending]] = {}  # in lanes
         self._armed = False  # a pump is scheduled
@@ -65,6 +66,15 @@ class Batcher:
             return self._submit(inputs, rows, deadline, priority)
         return self._in_parts(inputs, rows, deadline, priority)
 
+    async def prove(self, inputs: Tensors, rows: int) -> Answer:
+        """Answer rows of the server's own: they are never refused, and take no place in the queue from a caller."""
+        self._room += rows
+        try:
+            parts = self._parts(inputs, rows)
+            return await (parts[0] if len(parts) == 1 else self._joined(parts))
+        finally:
+            self._room -= rows
+
     def check_room(self, deadline: float = math.inf, priority: int = DEFAULT_PRIORITY) -> None:
         """Raise, and count, what `infer` of one row would now: who asks learns it before his rows are read."""
         self._admit(1, deadline, priority)
@@ -81,14 +91,25 @@ class Batcher:
             if not pending.future.done():
                 pending.future.set_exception(error)
 
-    async def _in_parts(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
+    def _parts(
+        self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = DEFAULT_PRIORITY
+    ) -> "list[asyncio.Future[Answer]]":
+        """The answers of a request by itself, of at most `max_batch` rows each; a model that does not batch has one."""
         limit = self._limits.max_batch
-        parts = [
+        if rows <= limit:
+            return [self._submit(inputs, rows, deadline, priority)]
+        return [
             self._submit(
                 tuple([tensor[at : at + limit] for tensor in inputs]), min(limit, rows - at), deadline, priority
             )
             for at in range(0, rows, limit)
         ]
+
+    async def _in_parts(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
+        return await self._joined(self._parts(inputs, rows, deadline, priority))
+
+    @staticmethod
+    async def _joined(parts: "list[asyncio.Future[Answer]]") -> Answer:
         try:
             answers = await asyncio.gather(*parts)
         finally:
@@ -116,7 +137,7 @@ class Batcher:
     def _admit(self, rows: int, deadline: float, priority: int) -> None:
         """Refuse what cannot be answered, or not in time."""
         limits, waiting = self._limits, self._rows
-        if waiting + rows > limits.max_queue:
+        if waiting + rows > self._room:
             self._refuse_size(rows)
         if deadline == math.inf and limits.p95_s is None:
             return
@@ -152,7 +173,8 @@ class Batcher:
             )
         self._metrics.rejected["queue_full"] += 1
         wait_s = self.pace.expect(waiting, 0, self._busy_s(self._clock())) or _UNKNOWN_WAIT_S
-        raise Overloaded(f"{waiting} rows wait already, of {limits.max_queue} allowed", retry_after_s=wait_s)
+        callers = waiting + limits.max_queue - self._room
+        raise Overloaded(f"{callers} rows wait already, of {limits.max_queue} allowed", retry_after_s=wait_s)
 
     def _busy_s(self, now: float) -> float:
         """Seconds until a lane should be free."""

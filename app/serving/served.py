@@ -195,10 +195,13 @@ class ServedModel:
             self._queue().check_room(deadline, priority or DEFAULT_PRIORITY)
 
     async def prove(self) -> None:
-        """Answer the golden rows as if a caller had sent them, past the cache; the errors of `check` and of `infer`."""
+        """Answer the golden rows through the queue of callers, past its bounds and the cache.
+
+        The errors of `check` and of a run.
+        """
         with self._held():
             rows = len(self._golden.inputs[0]) if self.signature.batched else 1
-            answer = await self._queue().infer(self._golden.inputs, rows)
+            answer = await self._queue().prove(self._golden.inputs, rows)
             check(self._golden, answer.outputs, exact=self.source.exact)
 
     def leave_loop(self) -> None:

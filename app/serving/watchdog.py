@@ -6,12 +6,11 @@ it out: who waits is answered, and the endpoint is loaded anew, with growing pau
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
 
-from app.core.errors import AimassError, Overloaded, Unavailable
+from app.core.errors import AimassError, Unavailable
 from app.serving.served import ServedModel
 from app.serving.sleep import Sleeper
 from app.settings import ServingSettings
@@ -72,10 +71,8 @@ class Watchdog:
         begun = time.perf_counter()
         try:
             async with asyncio.timeout(self._patience_s):
-                with contextlib.suppress(Overloaded):  # no verdict: whoever fills the queue is answered, or nobody
-                    await served.prove()
-                    return
-                await asyncio.sleep(self._patience_s)
+                await served.prove()
+                return
         except Unavailable:
             return  # unloaded meanwhile
         except TimeoutError:

@@ -203,3 +203,30 @@ async def test_a_promise_has_room_for_those_who_go_first(priority: int):
     while executor.jobs:
         await executor.run_one()
     await asyncio.gather(*jobs)
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+async def test_the_servers_own_rows_are_never_refused_and_take_nobodys_place(lanes: int):
+    model = Model()
+    batcher, executor, _ = build(model, Batching(2, 3), lanes=lanes)
+    blocker = [asyncio.ensure_future(batcher.infer((rows(2),), 2))]
+    if lanes:
+        await turns()
+    own = rows(5)
+    proof = asyncio.ensure_future(batcher.prove((own,), 5))
+    await turns(1)
+    sent = [rows(1) for _ in range(3 if lanes else 1)]
+    waiting = [asyncio.ensure_future(batcher.infer((x,), 1)) for x in sent]
+    if lanes:
+        with pytest.raises(Overloaded, match="3 rows wait already, of 3 allowed"):
+            batcher.infer((rows(1),), 1)
+        with pytest.raises(PayloadTooLarge):
+            batcher.infer((rows(4),), 4)
+        assert batcher._metrics.rejected == {"queue_full": 1, "too_large": 1}
+    while executor.jobs or not proof.done():
+        await (executor.run_one() if executor.jobs else turns())
+    check(await proof, own)
+    for x, answer in zip(sent, await asyncio.gather(*waiting), strict=True):
+        check(answer, x)
+    await asyncio.gather(*blocker)
+    assert (batcher._rows, batcher._room) == (0, 3)

@@ -11,7 +11,7 @@ import pytest
 
 from app.core.errors import DeadlineExceeded, Unavailable
 from app.serving.host import Host, ServedModel
-from app.serving.types import Tensors
+from app.serving.types import Answer, Tensors
 from app.settings import ServingSettings
 from tests.support.graphs import FOR_EVER, heavy, looping, source
 
@@ -142,3 +142,27 @@ async def test_an_idle_model_is_proven_and_stays(tmp_path: Path):
         await until(lambda: served.watch.good_at > before)
         assert host.get("m") is served
         assert not served.touched  # a proof is no use of the model
+
+
+@pytest.mark.parametrize("max_queue", [1, 2])
+async def test_golden_rows_need_no_place_in_the_queue(loop_folder: Path, max_queue: int):
+    """Two are recorded: an endpoint that queues fewer rows, or whose queue is full, stays in service."""
+    async with serving(prove_s=0.1, run_limit_s=0.2) as host:
+        served = await host.load(source(loop_folder, "m", max_queue=max_queue))
+        await host.swap(served)
+        served.leave_loop()
+        batcher = served._batcher
+        assert batcher is not None
+        proven = []
+        prove = batcher.prove
+
+        async def seen(inputs: Tensors, rows: int) -> Answer:
+            proven.append(rows)
+            return await prove(inputs, rows)
+
+        batcher.prove = seen  # type: ignore[method-assign]
+        await until(lambda: len(proven) >= 2)
+        full = [asyncio.create_task(ask(host, 1)) for _ in range(max_queue)]
+        await asyncio.gather(full[0], served.prove())
+        await asyncio.gather(*full)
+        assert (host.get("m"), host.metrics.residency.taken_out, served.metrics.rejected) == (served, {}, {})
