@@ -23,6 +23,7 @@ from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, rows_before, tak
 from app.telemetry.metrics import ModelMetrics
 
 _UNKNOWN_WAIT_S = 1.0  # what a caller is told to wait while nothing has run yet
+_LONGEST_WAIT_S = 60.0  # … and at most: an estimate beyond it knows too little
 
 
 class Batcher:
@@ -154,13 +155,14 @@ class Batcher:
         if now + expected_s > deadline:
             self._metrics.rejected["deadline"] += 1
             raise Overloaded(
-                f"the answer would take {expected_s:.3f} s, longer than the request's time", retry_after_s=expected_s
+                f"the answer would take {expected_s:.3f} s, longer than the request's time",
+                retry_after_s=min(expected_s, _LONGEST_WAIT_S),
             )
         if not self.pace.keeps(expected_s):
             self._metrics.rejected["slo"] += 1
             raise Overloaded(
                 f"{waiting} rows wait already: the answer would come later than the endpoint's slo.p95_ms allows",
-                retry_after_s=expected_s,
+                retry_after_s=min(expected_s, _LONGEST_WAIT_S),
             )
 
     def _refuse_size(self, rows: int) -> None:
@@ -174,7 +176,9 @@ class Batcher:
         self._metrics.rejected["queue_full"] += 1
         wait_s = self.pace.expect(waiting, 0, self._busy_s(self._clock())) or _UNKNOWN_WAIT_S
         callers = waiting + limits.max_queue - self._room
-        raise Overloaded(f"{callers} rows wait already, of {limits.max_queue} allowed", retry_after_s=wait_s)
+        raise Overloaded(
+            f"{callers} rows wait already, of {limits.max_queue} allowed", retry_after_s=min(wait_s, _LONGEST_WAIT_S)
+        )
 
     def _busy_s(self, now: float) -> float:
         """Seconds until a lane should be free."""

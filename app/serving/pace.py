@@ -20,6 +20,7 @@ from collections.abc import Mapping
 
 _LATE = 0.005  # share of the admitted; one in twenty would do, and one in a hundred is what people measure
 _SMOOTHING = 0.1  # weight of the newest run
+_STEP = 2.0  # times what was expected, at most, that one run makes of it: one that was held up says little of the next
 _GAIN = 0.3  # of the margin, by which it moves when all are late
 _WORTH = 1.05  # times the rows a second, for which a run is made twice as large
 _MARGINS = (1.0, 8.0)
@@ -63,15 +64,16 @@ class Pace:
         """Learn from a run."""
         at = min(bisect_left(self._sizes, rows), len(self._sizes) - 1)
         known = self._costs[at]
-        if known is not None and self._seen[at] and self._sizes[at] == rows:  # most runs
-            self._costs[at] = known + (seconds - known) * _SMOOTHING
+        if known and self._seen[at] and self._sizes[at] == rows:  # most runs
+            self._costs[at] = min(known + (seconds - known) * _SMOOTHING, known * _STEP)
             self._choose()
             return
         expected = self.cost(rows)
         if expected:
-            ratio = seconds / expected
-            self._drift *= 1 + (ratio - 1) * _SMOOTHING
-            seconds = self.cost(self._sizes[at]) * (1 + (ratio - 1) * _SMOOTHING)
+            step = min(1 + (seconds / expected - 1) * _SMOOTHING, _STEP)
+            seconds = self.cost(self._sizes[at]) * step  # before the drift, which would count twice, has changed
+            if not (self._seen[at] and at and self._seen[at - 1]):  # else it had no part in what was expected
+                self._drift *= step
         self._costs[at], self._seen[at] = seconds, True
         self._choose()
 

@@ -104,6 +104,27 @@ async def test_a_deadline_that_has_passed_or_cannot_be_kept_is_refused_at_once()
     assert batcher._metrics.rejected == {"deadline": 2}
 
 
+async def test_nobody_is_told_to_come_back_later_than_in_a_minute():
+    batcher, lanes, clock = build(Model(), Batching(1, 2), lanes=1)
+    running = asyncio.ensure_future(batcher.infer((rows(1),), 1))
+    await turns()
+    clock.now += 1000
+    await lanes.run_one()
+    await running
+    waiting = [asyncio.ensure_future(batcher.infer((rows(1),), 1)) for _ in range(2)]
+    await turns()
+    with pytest.raises(Overloaded, match=r"the answer would take 3000\.000 s") as late:
+        batcher.infer((rows(1),), 1, clock.now + 10)
+    waiting.append(asyncio.ensure_future(batcher.infer((rows(1),), 1)))
+    await turns()
+    with pytest.raises(Overloaded, match="rows wait already") as full:
+        batcher.infer((rows(1),), 1)
+    assert (late.value.retry_after_s, full.value.retry_after_s) == (60.0, 60.0)
+    while lanes.jobs:
+        await lanes.run_one()
+    await asyncio.gather(*waiting)
+
+
 async def test_who_finds_nothing_to_wait_for_is_let_in_whatever_is_expected():
     model = Model()
     batcher, lanes, clock = build(model, Batching(8, 100, p95_s=0.001), lanes=1)

@@ -35,6 +35,48 @@ def test_without_a_warm_up_the_first_run_is_the_estimate():
     assert pace.cost(32) == pytest.approx(0.064)
 
 
+SMALL = {1 << bit: 3e-5 + 1e-6 * (1 << bit) for bit in range(7)}
+
+
+@pytest.mark.parametrize("runs_before", [0, 5])
+def test_one_run_that_was_held_up_says_little_of_the_next(runs_before: int):
+    pace, quick = Pace(SMALL, 64, p95_s=0.05), SMALL[1]
+    for _ in range(runs_before):
+        pace.ran(1, quick)
+    pace.ran(1, 0.1)
+    assert pace.cost(1) == pytest.approx(2 * quick)
+    assert pace.cost(64) <= 2 * SMALL[64] * 1.001
+    for _ in range(25):
+        pace.ran(1, quick)
+    assert pace.cost(1) == pytest.approx(quick, rel=0.1)
+
+
+def test_one_run_does_not_make_the_estimate_exceed_what_was_seen():
+    for factor in (1.5, 3.0, 10.0, 1000.0):
+        for size, usual in SMALL.items():
+            pace = Pace(SMALL, 64)
+            pace.ran(size, factor * usual)
+            assert usual < pace.cost(size) <= factor * usual
+
+
+def test_a_lasting_slow_down_is_learned():
+    pace = Pace(SMALL, 64)
+    for _ in range(60):
+        pace.ran(1, 0.1)
+        pace.ran(3, 0.3)
+    assert pace.cost(1) == pytest.approx(0.1, rel=0.05)
+    assert pace.cost(3) == pytest.approx(0.3, rel=0.05)
+
+
+def test_sizes_that_were_seen_do_not_move_those_that_were_not():
+    """Three rows take longer than four, as where a graph is made for some sizes: no straight line is true of them."""
+    pace = Pace(SMALL, 64)
+    for _ in range(1000):
+        for size, seconds in ((2, 32e-6), (3, 50e-6), (4, 34e-6)):
+            pace.ran(size, seconds)
+    assert pace.cost(64) == pytest.approx(SMALL[64], rel=0.3)
+
+
 def test_a_promise_bounds_the_rows_of_a_run_to_half_of_it():
     assert Pace(LINEAR, 64).batch == 64
     assert Pace(LINEAR, 64, p95_s=0.2).batch == 64
