@@ -11,7 +11,7 @@ import math
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 
 import numpy as np
@@ -37,30 +37,44 @@ class AnswerCache:
         self._kept: OrderedDict[bytes, tuple[Answer, int]] = OrderedDict()
         self._running: dict[bytes, _Shared] = {}
         self._bytes = 0
+        self._loop = asyncio.get_running_loop()
 
-    async def infer(self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = 0) -> Answer:
-        """As the batcher's; `cached` of the answer says that it took no run of its own."""
+    def infer(
+        self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = 0
+    ) -> "Coroutine[None, None, Answer] | asyncio.Future[Answer]":
+        """As the batcher's; `cached` of the answer says that it took no run of its own. A kept one is there at once."""
         begun = time.perf_counter()
         key = self._key(inputs)
         kept = self._kept.get(key)
         self._metrics.looked_up(hit=kept is not None, seconds=time.perf_counter() - begun)
         if kept is not None:
             self._kept.move_to_end(key)
-            return kept[0]
+            answer: asyncio.Future[Answer] = self._loop.create_future()
+            answer.set_result(kept[0])
+            return answer
+        return self._ask(key, inputs, rows, deadline, priority)
+
+    async def _ask(self, key: bytes, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
         while (shared := self._running.get(key)) is not None:
             try:
-                return replace(await self._wait(key, shared), cached=True)
+                return replace(await self._wait(key, shared, deadline), cached=True)
             except DeadlineExceeded:  # of the one who asked first: ours may be later
-                continue
+                if deadline <= time.perf_counter():
+                    raise
         shared = self._running[key] = _Shared(asyncio.ensure_future(self._infer(inputs, rows, deadline, priority)))
         shared.run.add_done_callback(lambda _: self._done(key, shared))
-        return await self._wait(key, shared)
+        return await self._wait(key, shared, deadline)
 
-    async def _wait(self, key: bytes, shared: "_Shared") -> Answer:
+    async def _wait(self, key: bytes, shared: "_Shared", deadline: float) -> Answer:
         """The answer of a run that several callers may wait for: it is cancelled when the last of them has left."""
         shared.callers += 1
         try:
-            return await asyncio.shield(shared.run)
+            if deadline == math.inf:
+                return await asyncio.shield(shared.run)
+            async with asyncio.timeout(max(0.0, deadline - time.perf_counter())):
+                return await asyncio.shield(shared.run)
+        except TimeoutError:
+            raise DeadlineExceeded("the request's time ran out while it waited") from None
         finally:
             shared.callers -= 1
             if not shared.callers and not shared.run.done():

@@ -157,6 +157,7 @@ class ServedModel:
         self._cache: AnswerCache | None = None
         if self.limits.cache_bytes:
             self._cache = AnswerCache(self.identity, self._batcher.infer, self.limits.cache_bytes, metrics)
+        self.prompt = self._answers_at_once()
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -207,6 +208,7 @@ class ServedModel:
     def leave_loop(self) -> None:
         """Run in a lane from now on: a run on the event loop took so long that it had to be ended."""
         self.plan = replace(self.plan, inline=False)
+        self.prompt = self._answers_at_once()
         if self._batcher is not None:
             self._batcher.replan(self.plan)
 
@@ -227,6 +229,13 @@ class ServedModel:
         self._batcher = self._cache = None
         self.plan = Plan(_closed)
         await asyncio.to_thread(_free, held, self.watch)
+
+    def _answers_at_once(self) -> bool:
+        """True if an answer comes before its caller could leave: no lane, no delay, and nobody else's run to wait for.
+
+        Kept as `prompt`, since each request asks.
+        """
+        return self.plan.inline and not self.limits.max_delay_ms and self._cache is None
 
     def _queue(self) -> Batcher:
         if self._batcher is None:

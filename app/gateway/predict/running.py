@@ -31,11 +31,11 @@ def run(
 ) -> Awaitable[Answer]:
     """The model's answer; DeadlineExceeded at the caller's deadline, ClientGone if the caller has left before.
 
-    A model that runs on the event loop answers before a disconnect could be seen, so nobody is watched.
+    Where an answer comes before a disconnect could be seen, nobody is watched.
     """
     deadline = exchange.deadline(timeout_s)
     answer = served.infer(inputs, rows, deadline, priority)
-    return answer if served.plan.inline else _watched(exchange, answer, deadline)
+    return answer if served.prompt else _watched(exchange, answer, deadline)
 
 
 async def within(limit_s: float | None, answer: Awaitable[Answer]) -> Answer:
@@ -49,6 +49,8 @@ async def within(limit_s: float | None, answer: Awaitable[Answer]) -> Answer:
 
 async def _watched(exchange: Exchange, answer: Awaitable[Answer], deadline: float) -> Answer:
     future = asyncio.ensure_future(answer)
+    if future.done():  # an answer that was kept
+        return future.result()
     gone = asyncio.create_task(exchange.until_gone())
     gone.add_done_callback(lambda _: future.cancel())
     left_s = None if deadline == math.inf else max(0.0, deadline - time.perf_counter())

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import time
 from collections.abc import Awaitable
 
 import numpy as np
@@ -139,6 +140,20 @@ async def test_the_deadline_of_the_first_is_not_that_of_the_others():
         await hasty
     np.testing.assert_array_equal((await patient).outputs[0], question[0].sum(axis=1))
     assert len(model.runs) == 2
+
+
+async def test_who_joins_a_run_waits_no_longer_than_he_has_time():
+    model = Model()
+    cache = AnswerCache(b"m", model.infer, MB, metrics())
+    question = rows()
+    patient = asyncio.create_task(cache.infer(question, 1))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        with pytest.raises(DeadlineExceeded, match="while it waited"):
+            await cache.infer(question, 1, deadline=time.perf_counter() + 0.01)
+    model.go.set()
+    np.testing.assert_array_equal((await patient).outputs[0], question[0].sum(axis=1))
+    assert (len(model.runs), model.cancelled) == (1, 0)
 
 
 async def test_a_refusal_leaves_nothing_behind():

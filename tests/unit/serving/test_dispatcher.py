@@ -7,6 +7,7 @@ import io
 import logging
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from app.core.errors import AimassError
 from app.gateway.errors import STATUS
 from app.gateway.predict.dispatcher import Dispatcher, route_of
-from app.serving.host import Host
+from app.serving.host import Batching, Host, ModelSource
 from app.settings import ServingSettings
 from tests.support.repository import HostRepository
 from tests.support.serving import COLOUR, GOOD, INFER, NUMERIC, PREDICT, Keys, body, infer, inner
@@ -240,9 +241,42 @@ async def test_half_a_character_is_refused(call: Any):
     assert (await call("POST", INFER, infer().replace(b'"red"', rb'"\ud800"'))).status == 400
 
 
+@pytest.mark.parametrize("limits", [Batching(8, 64, max_delay_ms=60_000), Batching(8, 64, 60_000, cache_bytes=1 << 20)])
+async def test_who_waits_for_company_is_answered_in_time_and_dropped_when_gone(
+    call: Any, host: Host, source: Callable[..., ModelSource], table_folder: Path, limits: Batching
+):
+    served = await host.load(source(table_folder, batching=limits))
+    await host.swap(served)
+    if not served.plan.inline:
+        pytest.skip("the machine was too busy to plan this model on the event loop")
+    leave = asyncio.Event()
+    async with asyncio.timeout(30):
+        gone = asyncio.create_task(call("POST", PREDICT, body(GOOD), leave=leave))
+        await asyncio.sleep(0.01)
+        for path, content in ((PREDICT, body(GOOD)), (INFER, infer())):
+            assert (await call("POST", path, content, {"x-request-timeout-ms": "20"})).status == 504
+        leave.set()
+        assert (await gone).status == 0
+    assert served.metrics.statuses == {499: 1, 504: 2}
+    batcher = served._batcher
+    assert batcher is not None
+    batcher._pump()  # as the timer would
+    assert served.metrics.runs == {}
+
+
+async def test_an_answer_that_is_kept_is_given_without_watching_its_caller(
+    call: Any, host: Host, source: Callable[..., ModelSource], table_folder: Path
+):
+    await host.swap(await host.load(source(table_folder, batching=Batching(8, 64, cache_bytes=1 << 20))))
+    assert (await call("POST", PREDICT, body(GOOD))).status == 200
+    kept = asyncio.create_task(call("POST", PREDICT, body(GOOD), {"x-request-timeout-ms": "1000"}))
+    await asyncio.sleep(0)
+    assert kept.done()
+
+
 async def test_a_caller_who_leaves_a_slow_model_is_dropped(call: Any, host: Host, caplog: pytest.LogCaptureFixture):
     served = host.lookup("churn")
-    object.__setattr__(served.plan, "inline", False)
+    served.leave_loop()
     runs: list[asyncio.Future[None]] = []
 
     async def slow(*_: Any) -> Any:
