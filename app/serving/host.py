@@ -188,6 +188,8 @@ class Host:
         sleeper = self._sleep(served)
         sleeper.fail(why)
         served.abandon(sleeper.unavailable())
+        if sleeper.due:
+            sleeper.wake()
 
     async def drained(self) -> None:
         """Return once the memory of every model that was let go is free."""
@@ -220,12 +222,12 @@ class Host:
             return
         self.metrics.residency.wakes[endpoint, "loaded"] += 1
         log.info("endpoint=%s %s is awake again after %.2f s", endpoint, served.source, served.load_s)
-        served.woken = sleeper
+        served.woken, served.failures = sleeper, sleeper.failures
         await self.swap(served)
 
     def _sleep(self, served: ServedModel) -> Sleeper:
         endpoint = served.source.endpoint
-        sleeper = self._asleep[endpoint] = Sleeper(served.source, self._wake, served.load_s)
+        sleeper = self._asleep[endpoint] = Sleeper(served.source, self._wake, served.load_s, served.failures)
         del self._served[endpoint]
         self._drain(served)
         return sleeper

@@ -151,6 +151,7 @@ class ServedModel:
         self.predictions: PredictionEncoder = prediction_encoder(signature)
         self.oip = OipCodec(source.endpoint, signature)
         self.woken: Waiting | None = None  # who waited for it may not have got it yet
+        self.failures = 0  # as of its Sleeper: for how long it would be out of service
         self.touched = True  # by a caller, since `app.serving.residency` last looked
         self._golden = opened.golden
         self._batcher: Batcher | None = Batcher(self.plan, self.limits, metrics, executor)

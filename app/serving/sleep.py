@@ -16,17 +16,20 @@ _LONGEST_BACKOFF_S = 60.0
 class Sleeper:
     """One endpoint without its model. `load` brings the model back; it is called once for all who wait.
 
-    `why` is None for one that only sleeps; else the endpoint is out of service, and why.
+    `why` is None for one that only sleeps; else the endpoint is out of service, and why. `failures` is how often it was
+    taken out or could not be loaded, since it last proved itself in service.
     """
 
-    def __init__(self, source: ModelSource, load: Callable[["Sleeper"], Awaitable[None]], load_s: float) -> None:
+    def __init__(
+        self, source: ModelSource, load: Callable[["Sleeper"], Awaitable[None]], load_s: float, failures: int = 0
+    ) -> None:
         self.source = source
         self.load_s = load_s  # what the last load took
         self.why: str | None = None
         self.waiting = 0  # requests
         self.task: asyncio.Task[None] | None = None  # that loads it
+        self.failures = failures
         self._load = load
-        self._failures = 0
         self._retry_at = 0.0
 
     @property
@@ -35,10 +38,10 @@ class Sleeper:
         return self.why is not None and self.task is None and time.perf_counter() >= self._retry_at
 
     def fail(self, why: str) -> None:
-        """Out of service from now on, to be tried again after a time that doubles."""
+        """Out of service from now on, to be tried again: at once at first, then after a time that doubles."""
         self.why = why
-        wait_s = min(_LONGEST_BACKOFF_S, RETRY_S * 2**self._failures)
-        self._failures += 1
+        wait_s = min(_LONGEST_BACKOFF_S, RETRY_S * 2 ** (self.failures - 1)) if self.failures else 0.0
+        self.failures += 1
         self._retry_at = time.perf_counter() + wait_s
 
     def wake(self) -> "asyncio.Task[None]":
@@ -77,8 +80,11 @@ class Sleeper:
 
     def unavailable(self) -> Unavailable:
         """What callers are told while it is out of service."""
-        left_s = max(0.0, self._retry_at - time.perf_counter())
-        return Unavailable(f"endpoint '{self.source.endpoint}' is out of service: {self.why}", retry_after_s=left_s)
+        left_s = self._retry_at - time.perf_counter()
+        return Unavailable(
+            f"endpoint '{self.source.endpoint}' is out of service: {self.why}",
+            retry_after_s=left_s if left_s > 0 else RETRY_S,  # it is being loaded
+        )
 
     async def _wake(self) -> None:
         try:
@@ -89,10 +95,15 @@ class Sleeper:
                     f"endpoint '{self.source.endpoint}' cannot be loaded now: {error.detail}",
                     retry_after_s=error.retry_after_s or RETRY_S,
                 ) from error
-            self.fail(error.detail)
+            self._failed(error.detail)
             raise self.unavailable() from error
         except Exception as error:
-            self.fail(f"{type(error).__name__}: {error}")
+            self._failed(f"{type(error).__name__}: {error}")
             raise self.unavailable() from error
         finally:
             self.task = None
+
+    def _failed(self, why: str) -> None:
+        """A load has failed, which was a try itself: the next is not at once."""
+        self.failures = max(1, self.failures)
+        self.fail(why)

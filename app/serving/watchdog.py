@@ -2,7 +2,7 @@
 
 A model is proven on its golden rows, through the queue and the lanes that callers use, when it has not answered for a
 while, when runs fail one after another, and after a run that had to be ended. Wrong or failing answers, or none, take
-it out: who waits is answered, and the endpoint is loaded anew, with growing pauses.
+it out: who waits is answered, and the endpoint is loaded anew, with pauses that grow until it proves itself in service.
 """
 
 import asyncio
@@ -72,6 +72,7 @@ class Watchdog:
         try:
             async with asyncio.timeout(self._patience_s):
                 await served.prove()
+                served.failures = 0
                 return
         except Unavailable:
             return  # unloaded meanwhile

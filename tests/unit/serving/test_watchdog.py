@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.core.errors import DeadlineExceeded, Unavailable
+from app.core.errors import Corrupt, DeadlineExceeded, Unavailable
 from app.serving.host import Host, ServedModel
+from app.serving.sleep import Sleeper
 from app.serving.types import Answer, Tensors
+from app.serving.watchdog import Watchdog
 from app.settings import ServingSettings
 from tests.support.graphs import FOR_EVER, heavy, looping, source
 
@@ -166,3 +168,43 @@ async def test_golden_rows_need_no_place_in_the_queue(loop_folder: Path, max_que
         await asyncio.gather(full[0], served.prove())
         await asyncio.gather(*full)
         assert (host.get("m"), host.metrics.residency.taken_out, served.metrics.rejected) == (served, {}, {})
+
+
+async def test_a_model_that_is_taken_out_again_and_again_waits_longer_each_time(
+    loop_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("app.serving.sleep.RETRY_S", 0.2)
+    waits = []
+    async with serving(prove_s=30) as host:
+        await serve(host, loop_folder)
+        for at in range(4):
+            served = host.get("m")
+            assert served is not None
+            if at == 3:
+                await Watchdog(ServingSettings(), list, list, host.take_out)._prove(served)  # it is good
+                assert host.get("m") is served
+            host.take_out(served, "it was told to")
+            sleeper = host._asleep["m"]
+            waits.append(round(sleeper._retry_at - time.perf_counter(), 1))
+            assert (sleeper.task is not None) == (waits[-1] <= 0)  # it is being loaded, at once
+            with pytest.raises(Unavailable) as told:
+                await ask(host, 1)
+            assert (told.value.retry_after_s or 0) > 0
+            await until(lambda: host.get("m"))
+    assert waits == [0, 0.2, 0.4, 0]
+
+
+async def test_a_load_that_fails_is_tried_again_after_pauses_that_double(loop_folder: Path):
+    async def broken(_: Sleeper) -> None:
+        raise Corrupt("a file is missing")
+
+    for why in (None, "it was taken out"):
+        sleeper, waits = Sleeper(source(loop_folder, "m"), broken, 1.0), []
+        if why:
+            sleeper.fail(why)
+            assert sleeper.due
+        for _ in range(7):
+            with pytest.raises(Unavailable, match="a file is missing"):
+                await sleeper.wake()
+            waits.append(round(sleeper._retry_at - time.perf_counter()))
+        assert waits == [2, 4, 8, 16, 32, 60, 60]
