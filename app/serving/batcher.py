@@ -45,6 +45,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()  # to ask for it is a system call, which a request can do without
         self._waiting: deque[Pending] = deque()
         self._rows = 0  # that wait
+        self._own: set[asyncio.Future[Answer]] = set()  # answers to the server's own rows, under way
         self._room = limits.max_queue  # rows that may wait, with those of the server's own that do
         self._busy = 0  # lanes in use
         self._running: dict[asyncio.Future[_Results], list[Pending]] = {}  # in lanes
@@ -70,11 +71,13 @@ class Batcher:
     async def prove(self, inputs: Tensors, rows: int) -> Answer:
         """Answer rows of the server's own: they are never refused, and take no place in the queue from a caller."""
         self._room += rows
+        parts = self._parts(inputs, rows)
+        self._own.update(parts)
         try:
-            parts = self._parts(inputs, rows)
             return await (parts[0] if len(parts) == 1 else self._joined(parts))
         finally:
             self._room -= rows
+            self._own.difference_update(parts)
 
     def check_room(self, deadline: float = math.inf, priority: int = DEFAULT_PRIORITY) -> None:
         """Raise, and count, what `infer` of one row would now: who asks learns it before his rows are read."""
@@ -257,23 +260,33 @@ class Batcher:
         self._pump()
 
     def _finish(self, batch: list[Pending], started: float, results: "_Results") -> None:
-        rows, now = 0, self._clock()
+        rows, now, failed = 0, self._clock(), False
         for pending, result in zip(batch, results, strict=True):
             rows += pending.rows
             self.pace.took(now, now - pending.arrived)
-            if pending.future.done():
-                continue
             if isinstance(result, Exception):
-                pending.future.set_exception(result)
-            else:
+                failed = True
+                if not pending.future.done():
+                    pending.future.set_exception(result)
+            elif not pending.future.done():
                 result.queue_s = started - pending.arrived
                 pending.future.set_result(result)
         done = results[0]
-        if isinstance(done, Exception):
-            self._metrics.batch_rows.observe(rows)
+        if failed or self._own or isinstance(done, Exception):
+            self._count(batch, results)
         else:
             self._metrics.ran(rows, done.batch_s, done.compute_s)
         self.pace.ran(rows, max(now - started, 1e-6))
+
+    def _count(self, batch: list[Pending], results: "_Results") -> None:
+        """Count the runs that gave answers, with the rows of callers alone."""
+        at = 0
+        for size in results.sizes if isinstance(results, _Parted) else [len(batch)]:
+            done = results[at]
+            rows = sum(pending.rows for pending in batch[at : at + size] if pending.future not in self._own)
+            if rows and not isinstance(done, Exception):
+                self._metrics.ran(rows, done.batch_s, done.compute_s)
+            at += size
 
     def _execute(self, run: Run, batch: list[Pending]) -> "_Results":
         """Run one batch, in a lane or inline: one result per request, an error only for those that cause it."""
@@ -299,7 +312,7 @@ class Batcher:
             # Halves find one bad request of n in 2 log2(n) runs; but each run that hangs takes its whole limit.
             size = 1 if isinstance(error, DeadlineExceeded) else (len(batch) + 1) // 2
             parts = [batch[at : at + size] for at in range(0, len(batch), size)]
-            return [result for part in parts for result in self._again(run, part, error)]
+            return _Parted([self._again(run, part, error) for part in parts])
         else:
             return answers
 
@@ -311,3 +324,15 @@ class Batcher:
 
 
 _Results = list[Answer | Exception]
+
+
+class _Parted(_Results):
+    """Results of a batch that was run again in parts: `sizes` are the requests of each run that told of them."""
+
+    __slots__ = ("sizes",)
+
+    def __init__(self, parts: list[_Results]) -> None:
+        super().__init__([result for part in parts for result in part])
+        self.sizes: list[int] = []
+        for part in parts:
+            self.sizes += part.sizes if isinstance(part, _Parted) else [len(part)]

@@ -254,3 +254,47 @@ async def test_priority_one_goes_first_and_the_rest_in_order_of_arrival():
     assert order == [3, 5, 2, 4, 1]
     for answer, rows_ in zip([await blocker, *[await job for job in waiting]], sent, strict=True):
         check(answer, rows_)
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+async def test_runs_that_fail_are_not_counted(lanes: int):
+    model = Model(poison=666.0)
+    batcher, executor, _ = build(model, Batching(64, 1000), lanes=lanes)
+    sent = [rows(2) for _ in range(8)]
+    sent[4][0, 0] = 666.0
+    tasks = [asyncio.ensure_future(batcher.infer((x,), 2)) for x in sent]
+    await turns()
+    while executor.jobs:
+        await executor.run_one()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert model.sizes == [16, 8, 8, 4, 2, 2, 4]
+    counted = batcher._metrics
+    assert {size: run[0] for size, run in counted.runs.items()} == {8: 1, 2: 1, 4: 1}
+    assert (sum(counted.batch_rows.counts), counted.batch_rows.total) == (3, 14)
+    bad = asyncio.ensure_future(batcher.infer((sent[4],), 2))
+    await turns()
+    while executor.jobs:
+        await executor.run_one()
+    await asyncio.gather(bad, return_exceptions=True)
+    assert (sum(counted.batch_rows.counts), counted.batch_rows.total) == (3, 14)
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+async def test_the_servers_own_rows_are_not_counted(lanes: int):
+    batcher, executor, _ = build(Model(), Batching(4, 1000), lanes=lanes)
+    counted = batcher._metrics
+
+    async def settle(*asked: asyncio.Future[Answer]) -> None:
+        await turns()
+        while executor.jobs:
+            await executor.run_one()
+        await asyncio.gather(*asked)
+
+    await settle(asyncio.ensure_future(batcher.prove((rows(6),), 6)))
+    assert (sum(counted.batch_rows.counts), counted.runs) == (0, {})
+    proof = asyncio.ensure_future(batcher.prove((rows(2),), 2))
+    await settle(proof, asyncio.ensure_future(batcher.infer((rows(1),), 1)))  # together in one run
+    assert {size: run[0] for size, run in counted.runs.items()} == {1: 1}
+    await settle(asyncio.ensure_future(batcher.infer((rows(3),), 3)))
+    assert (sum(counted.batch_rows.counts), counted.batch_rows.total) == (2, 4)
+    assert not batcher._own
