@@ -44,7 +44,7 @@ def _port(tensor: Tensor, *, batched: bool) -> Json:
 
 
 def statistics(served: ServedModel) -> Json:
-    """One entry of the statistics extension: cumulative counts and times (ns) since the model was loaded."""
+    """One entry of the statistics extension: cumulative counts and times (ns) of this process."""
     counted = served.metrics
     receive, parse, queue, batch, compute, encode = ((sum(h.counts), h.total) for h in counted.phases)
     answered = counted.statuses[200]

@@ -116,8 +116,9 @@ class Host:
             self._drain(old)
 
     def expect(self, endpoints: Iterable[str]) -> None:
-        """Which endpoints exist: those not loaded yet are unavailable rather than unknown."""
+        """Which endpoints exist: those not loaded yet are unavailable rather than unknown; others' counters go."""
         self._expected = frozenset(endpoints)
+        self.metrics.keep_only(self._expected)
 
     def get(self, endpoint: str, version: str | None = None) -> ServedModel | None:
         """The model that answers for an endpoint, if it is in memory and of this version; `reach` knows why not."""

@@ -29,6 +29,7 @@ GATEWAY_UP = "aimass_gateway_up"
 
 PHASES = ("receive", "parse", "queue", "batch", "compute", "encode")
 PHASE_BOUNDS_S = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 1e-2, 25e-3, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+RELEASED_KEPT = 8  # versions and variants of an endpoint that are not in memory, whose counters stay
 ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 
 
@@ -124,28 +125,55 @@ class ModelMetrics:
             compute.observe(compute_s)
 
 
+_Labels = tuple[str, str, str]  # endpoint, version, variant
+
+
 class ServingMetrics(Collector):
-    """Collects the metrics of all loaded models; `registry` is where they are exposed."""
+    """Collects the metrics of models; `registry` is where they are exposed.
+
+    The counters of a model stay when it leaves the memory, for the newest few of each endpoint, and go with the
+    endpoint: a counter that begins anew with each swap or sleep hides what happened before.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._models: dict[tuple[str, str, str], ModelMetrics] = {}
-        self._holders: Counter[tuple[str, str, str]] = Counter()
+        self._models: dict[_Labels, ModelMetrics] = {}  # those not in memory in the order in which they left it
+        self._holders: Counter[_Labels] = Counter()
+        self._endpoints: frozenset[str] | None = None  # all, while nobody has said which there are
         self.refused: Counter[str] = Counter()
         self.residency = ResidencyCounts()
         registry.register(self)
 
     def bind(self, endpoint: str, model: str, version: int, variant: str) -> ModelMetrics:
-        """The counters of a newly loaded model version, exposed until `release`; loaded twice, it counts on."""
+        """The counters of a newly loaded model version, in memory until `release`; loaded again, it counts on."""
         fresh = ModelMetrics(endpoint, model, version, variant)
         self._holders[fresh.labels] += 1
-        return self._models.setdefault(fresh.labels, fresh)
+        found = self._models.setdefault(fresh.labels, fresh)
+        found.model = model  # the endpoint may have been given to another
+        return found
 
     def release(self, metrics: ModelMetrics) -> None:
-        """Stop exposing the counters of a model once its last holder has unloaded it."""
-        self._holders[metrics.labels] -= 1
-        if self._holders[metrics.labels] <= 0:
-            del self._holders[metrics.labels]
-            self._models.pop(metrics.labels, None)
+        """A holder has unloaded the model; with the last of them it is no longer in memory."""
+        labels = metrics.labels
+        self._holders[labels] -= 1
+        if self._holders[labels] > 0:
+            return
+        del self._holders[labels]
+        if (kept := self._models.pop(labels, None)) is None or not self._exists(labels[0]):
+            return
+        self._models[labels] = kept
+        released = [other for other in self._models if other[0] == labels[0] and other not in self._holders]
+        for other in released[:-RELEASED_KEPT]:
+            del self._models[other]
+
+    def keep_only(self, endpoints: frozenset[str]) -> None:
+        """These endpoints exist: forget the counters of others, unless their models are still in memory."""
+        self._endpoints = endpoints
+        for labels in [labels for labels in self._models if labels not in self._holders]:
+            if not self._exists(labels[0]):
+                del self._models[labels]
+
+    def _exists(self, endpoint: str) -> bool:
+        return self._endpoints is None or endpoint in self._endpoints
 
     def collect(self) -> Iterator[Metric]:
         """The samples at this moment."""
@@ -165,12 +193,13 @@ class ServingMetrics(Collector):
             for phase, histogram in zip(PHASES, model.phases, strict=True):
                 phases.add_metric((*model.labels, phase), histogram.buckets(), histogram.total)
             batches.add_metric(model.labels, model.batch_rows.buckets(), model.batch_rows.total)
-            queued.add_metric(model.labels, model.queue_rows)
             for result, lookup in model.lookups.items():
                 cache.add_metric((*model.labels, result), lookup[0])
             for reason, count in sorted(model.rejected.items()):
                 rejected.add_metric((*model.labels, reason), count)
-            loaded.add_metric((*model.labels, model.model), 1)
+            if model.labels in self._holders:
+                queued.add_metric(model.labels, model.queue_rows)
+                loaded.add_metric((*model.labels, model.model), 1)
         refused = CounterMetricFamily(PREDICT_REFUSED, "Predictions refused before a model was found", labels=("code",))
         for code, count in sorted(self.refused.items()):
             refused.add_metric((code,), count)

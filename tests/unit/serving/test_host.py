@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Callable
@@ -196,7 +197,48 @@ async def test_metrics_follow_the_models(host: Host, source: Source, table_folde
         assert text.count(line + "\n") == 1, (line, text)
     await host.remove("churn")
     await asyncio.gather(*host._draining)
+    text = generate_latest(registry).decode()
+    assert 'aimass_predict_requests_total{endpoint="churn",status="422",variant="fp32",version="3"} 2.0' in text
+    assert "aimass_predict_queue_rows{" not in text
+    assert "aimass_serving_model_loaded{" not in text
+    third = await host.load(source(table_folder))
+    await host.swap(third)
+    assert third.metrics is served.metrics  # it counts on
+    await host.remove("churn")
+    host.expect([])  # deleted, and not yet freed
+    await asyncio.gather(*host._draining)
     assert "churn" not in generate_latest(registry).decode()
+
+
+def test_counters_of_the_newest_released_versions_stay_until_their_endpoint_goes(registry: CollectorRegistry):
+    metrics = ServingMetrics(registry)
+
+    def errors(endpoint: str) -> dict[str, str]:
+        """Version → its count."""
+        found = re.findall(
+            rf'aimass_predict_requests_total{{endpoint="{endpoint}",.*version="(\d+)"}} (.*)',
+            generate_latest(registry).decode(),
+        )
+        return dict(found)
+
+    held = metrics.bind("a", "m", 1, "fp32")
+    held.statuses[500] += 1
+    for version in range(2, 16):
+        counted = metrics.bind("a", "m", version, "fp32")
+        counted.statuses[500] += 1
+        metrics.release(counted)
+    other = metrics.bind("b", "m", 1, "fp32")
+    other.statuses[500] += 1
+    metrics.release(other)
+    assert errors("a") == {str(version): "1.0" for version in (1, *range(8, 16))}
+    again = metrics.bind("a", "n", 8, "fp32")
+    again.statuses[500] += 1
+    metrics.release(again)  # the newest now
+    assert (errors("a")["8"], again.model) == ("2.0", "n")
+    metrics.release(held)
+    assert sorted(map(int, errors("a"))) == [1, 8, *range(10, 16)]
+    metrics.keep_only(frozenset({"b"}))
+    assert (errors("a"), errors("b")) == ({}, {"1": "1.0"})
 
 
 def test_buckets_double_up_to_the_largest_batch():
