@@ -19,7 +19,7 @@ async def openapi(request: Request, state: GatewayDep, bearer: Bearer, header: H
     found: dict[str, Any] = request.app.openapi()
     if bearer is not None or header:
         (await principal_of(state, bearer, header)).require("read")
-        found = await asyncio.to_thread(with_models, found, state.host.models())
+        found = await asyncio.to_thread(with_models, found, state.host.described())
     return JSONResponse(found)
 
 

@@ -4,7 +4,7 @@ from importlib.metadata import version
 from typing import Any
 
 from app.core.signature import Tensor
-from app.serving.host import ServedModel
+from app.serving.host import About
 from app.serving.oip import EXTENSIONS, PLATFORM
 
 Json = dict[str, Any]
@@ -15,14 +15,14 @@ SERVER: Json = {
 }
 
 
-def configuration(served: ServedModel) -> Json:
+def configuration(about: About) -> Json:
     """The model configuration extension, as far as it means something here; shapes are without the batch."""
-    signature, limits = served.signature, served.limits
+    signature, limits = about.signature, about.limits
     config: Json = {
-        "name": served.source.endpoint,
+        "name": about.source.endpoint,
         "platform": PLATFORM,
         "backend": "onnxruntime",
-        "version_policy": {"specific": {"versions": [served.source.version]}},
+        "version_policy": {"specific": {"versions": [about.source.version]}},
         "max_batch_size": limits.max_batch if signature.batched else 0,
         "input": [_port(tensor, batched=signature.batched) for tensor in signature.inputs],
         "output": [_port(tensor, batched=signature.batched) for tensor in signature.outputs],
@@ -43,17 +43,17 @@ def _port(tensor: Tensor, *, batched: bool) -> Json:
     }
 
 
-def statistics(served: ServedModel) -> Json:
+def statistics(about: About) -> Json:
     """One entry of the statistics extension: cumulative counts and times (ns) of this process."""
-    counted = served.metrics
+    counted = about.metrics
     receive, parse, queue, batch, compute, encode = ((sum(h.counts), h.total) for h in counted.phases)
     answered = counted.statuses[200]
     whole = sum(seconds for _, seconds in (receive, parse, queue, batch, compute, encode))
     none = _duration(0, 0.0)
     (hits, hit_s), (misses, miss_s) = counted.lookups["hit"], counted.lookups["miss"]
     return {
-        "name": served.source.endpoint,
-        "version": served.version,
+        "name": about.source.endpoint,
+        "version": about.version,
         "last_inference": int(counted.last_at * 1000),
         "inference_count": int(counted.batch_rows.total),
         "execution_count": sum(counted.batch_rows.counts),
@@ -76,7 +76,7 @@ def statistics(served: ServedModel) -> Json:
             }
             for rows, (runs, stacking, computing) in sorted(counted.runs.items())
         ],
-        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": served.bytes}],
+        "memory_usage": [{"type": "CPU", "id": 0, "byte_size": about.bytes}],
     }
 
 

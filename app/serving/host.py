@@ -26,14 +26,14 @@ from app.serving.process_memory import share_heap
 from app.serving.provider import Provider
 from app.serving.residency import Residency
 from app.serving.runs import RunLimiter
-from app.serving.served import BASE_VARIANT, RETRY_S, ModelSource, ServedModel, open_model
+from app.serving.served import BASE_VARIANT, RETRY_S, About, ModelSource, ServedModel, open_model
 from app.serving.sleep import Sleeper
 from app.serving.types import Batching
 from app.serving.watchdog import Watchdog
 from app.settings import ServingSettings
 from app.telemetry.metrics import ServingMetrics
 
-__all__ = ["BASE_VARIANT", "Batching", "Host", "ModelSource", "ServedModel"]
+__all__ = ["BASE_VARIANT", "About", "Batching", "Host", "ModelSource", "ServedModel"]
 
 # Objects that may be made before the youngest are collected. Requests leave no cycles, but 64 of them at once are more
 # than Python's 700 objects: a collection in each turn of the event loop, 4 to 7 % of the time of a small model.
@@ -158,6 +158,15 @@ class Host:
         else:
             _check_version(sleeper.source, version)
 
+    def about(self, endpoint: str, version: str | None = None) -> About:
+        """What can be told of a model, without loading it; the errors of `check`."""
+        self.check(endpoint, version)
+        return (self._served.get(endpoint) or self._asleep[endpoint]).about
+
+    def described(self) -> list[About]:
+        """What can be told of every model that can answer, by endpoint name."""
+        return [self.about(endpoint) for endpoint in self.endpoints()]
+
     def models(self) -> list[ServedModel]:
         """Every model in memory that answers now, by endpoint name."""
         return [self._served[name] for name in sorted(self._served)]
@@ -228,7 +237,7 @@ class Host:
 
     def _sleep(self, served: ServedModel) -> Sleeper:
         endpoint = served.source.endpoint
-        sleeper = self._asleep[endpoint] = Sleeper(served.source, self._wake, served.load_s, served.failures)
+        sleeper = self._asleep[endpoint] = Sleeper(served.about, self._wake, served.load_s, served.failures)
         del self._served[endpoint]
         self._drain(served)
         return sleeper

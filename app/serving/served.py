@@ -124,6 +124,23 @@ def _grown(before: int, source: ModelSource) -> int:
     return max(resident_bytes() - before, source.file_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What can be told of a model, whether it is in memory or sleeps; `bytes` is what it takes there now."""
+
+    source: ModelSource
+    signature: Signature
+    limits: Batching
+    metrics: ModelMetrics
+    oip: OipCodec
+    bytes: int
+
+    @property
+    def version(self) -> str:
+        """As the protocols name it."""
+        return str(self.source.version)
+
+
 class Waiting(Protocol):
     """Where requests waited for the model to be loaded."""
 
@@ -150,6 +167,7 @@ class ServedModel:
         self.instances: InstanceDecoder = instance_decoder(signature)
         self.predictions: PredictionEncoder = prediction_encoder(signature)
         self.oip = OipCodec(source.endpoint, signature)
+        self.about = About(source, signature, self.limits, metrics, self.oip, self.bytes)
         self.woken: Waiting | None = None  # who waited for it may not have got it yet
         self.failures = 0  # as of its Sleeper: for how long it would be out of service
         self.touched = True  # by a caller, since `app.serving.residency` last looked

@@ -4,9 +4,10 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from app.core.errors import AimassError, DeadlineExceeded, Overloaded, Unavailable
-from app.serving.served import RETRY_S, ModelSource
+from app.serving.served import RETRY_S, About
 
 # Longest that a request waits for its model to be loaded.
 WAKE_S = 60.0
@@ -21,9 +22,10 @@ class Sleeper:
     """
 
     def __init__(
-        self, source: ModelSource, load: Callable[["Sleeper"], Awaitable[None]], load_s: float, failures: int = 0
+        self, about: About, load: Callable[["Sleeper"], Awaitable[None]], load_s: float, failures: int = 0
     ) -> None:
-        self.source = source
+        self.about = replace(about, bytes=0)
+        self.source = about.source
         self.load_s = load_s  # what the last load took
         self.why: str | None = None
         self.waiting = 0  # requests

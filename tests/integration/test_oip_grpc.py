@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 from app.serving.types import Answer, Tensors
 from app.serving.waiting import DEFAULT_PRIORITY
 from tests.support.oip import Addresses, sample, serve, sum_source
+from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.enable_socket
 KEY = {"x-api-key": "good"}
@@ -236,6 +237,25 @@ def test_refusals_are_counted_as_over_http(client: Any, addresses: Addresses):
             client.infer(name, tensors, headers=headers)
     after = refused["not_found"], refused["unauthenticated"], statuses[400]
     assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 1]
+
+
+def test_what_is_told_of_a_sleeping_model_wakes_it_not(client: Any, addresses: Addresses):
+    numbers, words, _ = sample(1)
+    host, served = addresses.host, addresses.host.lookup("sum")
+
+    def told() -> list[Any]:
+        config = client.get_model_config("sum", headers=KEY)
+        counted = client.get_inference_statistics("sum", headers=KEY).model_stats[0].inference_count
+        listed = [model.name for model in client.get_inference_statistics(headers=KEY).model_stats]
+        return [client.get_model_metadata("sum", headers=KEY), config, counted, listed]
+
+    awake = told()
+    served._queue()._loop.call_soon_threadsafe(host._sleep, served)
+    wait_until(lambda: host.get("sum") is None, 60, "the model sleeps")
+    assert told() == awake
+    assert host.get("sum") is None
+    client.infer("sum", inputs(numbers, words), headers=KEY)
+    assert host.get("sum") is not None
 
 
 def test_statistics_and_repository(client: Any):

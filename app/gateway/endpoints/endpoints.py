@@ -130,19 +130,19 @@ async def delete(name: str, state: GatewayDep, _: Trainer) -> Response:
 @router.get("/{name}/stats", operation_id="endpoints_stats", responses=responses(404))
 async def stats(name: str, state: GatewayDep, _: Reader) -> StatsOut:
     """Counts and mean phase times of the served version in the gateway that answers."""
-    with state.host.lookup(name) as served:
-        counted = served.metrics
-        phases = {
-            phase: PhaseOut(count=sum(h.counts), mean_ms=1e3 * h.total / max(1, sum(h.counts)))
-            for phase, h in zip(PHASES, counted.phases, strict=True)
-        }
-        return StatsOut(
-            endpoint=name,
-            version=served.source.version,
-            variant=served.source.variant,
-            requests={str(status): count for status, count in sorted(counted.statuses.items())},
-            phases=phases,
-            batches=sum(counted.batch_rows.counts),
-            rows=int(counted.batch_rows.total),
-            queued_rows=counted.queue_rows,
-        )
+    about = state.host.about(name)
+    counted = about.metrics
+    phases = {
+        phase: PhaseOut(count=sum(h.counts), mean_ms=1e3 * h.total / max(1, sum(h.counts)))
+        for phase, h in zip(PHASES, counted.phases, strict=True)
+    }
+    return StatsOut(
+        endpoint=name,
+        version=about.source.version,
+        variant=about.source.variant,
+        requests={str(status): count for status, count in sorted(counted.statuses.items())},
+        phases=phases,
+        batches=sum(counted.batch_rows.counts),
+        rows=int(counted.batch_rows.total),
+        queued_rows=counted.queue_rows,
+    )

@@ -77,20 +77,21 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     @call("read")
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, _call: Call) -> pb.ModelMetadataResponse:
         """Tensors and versions of a model."""
-        served = await self._host.reach(request.name, request.version or None)
-        return fill(served.oip.metadata([served.version]), pb.ModelMetadataResponse())
+        about = self._host.about(request.name, request.version or None)
+        return fill(about.oip.metadata([about.version]), pb.ModelMetadataResponse())
 
     @call("read")
     async def ModelConfig(self, request: pb.ModelConfigRequest, _call: Call) -> pb.ModelConfigResponse:
         """The configuration, as far as load tools need it."""
-        config = configuration(await self._host.reach(request.name, request.version or None))
+        config = configuration(self._host.about(request.name, request.version or None))
         return pb.ModelConfigResponse(config=fill(config, model_config_pb2.ModelConfig()))
 
     @call("read")
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, _call: Call) -> pb.ModelStatisticsResponse:
         """Cumulative statistics of one model, or of all."""
-        models = [self._served(request.name, request.version)] if request.name else self._host.models()
-        return fill({"model_stats": [statistics(served) for served in models]}, pb.ModelStatisticsResponse())
+        host, name = self._host, request.name
+        models = [host.about(name, request.version or None)] if name else host.described()
+        return fill({"model_stats": [statistics(about) for about in models]}, pb.ModelStatisticsResponse())
 
     @call("read")
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, _call: Call) -> pb.RepositoryIndexResponse:
@@ -201,9 +202,6 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             self._host.metrics.refused[error.code] += 1
         if self._exporter is not None:
             export(self._exporter, made, status)
-
-    def _served(self, name: str, version: str) -> ServedModel:
-        return self._host.lookup(name, version or None)
 
     SystemSharedMemoryStatus = _later("SystemSharedMemoryStatus")
     SystemSharedMemoryRegister = _later("SystemSharedMemoryRegister")

@@ -54,7 +54,7 @@ class OipApi:
                     raise Unavailable("no model is loaded", retry_after_s=1.0)
                 await self._get(exchange, {"ready": True})
             case ["models", "stats"]:
-                await self._get(exchange, {"model_stats": [statistics(served) for served in self._host.models()]})
+                await self._get(exchange, {"model_stats": [statistics(about) for about in self._host.described()]})
             case ["models", name, "versions", wanted, *rest] if name:
                 await self._model(exchange, name, wanted, rest)
             case ["models", name, *rest] if name:
@@ -73,15 +73,15 @@ class OipApi:
                     raise MethodNotAllowed("POST")
                 await self._infer(exchange, await self._reach(exchange, name, wanted))
             case []:
-                served = await self._reach(exchange, name, wanted)
-                await self._get(exchange, served.oip.metadata([str(served.source.version)]))
+                about = self._host.about(name, wanted)
+                await self._get(exchange, about.oip.metadata([about.version]))
             case ["ready"]:
                 self._host.check(name, wanted)
                 await self._get(exchange, {"name": name, "ready": True})
             case ["config"]:
-                await self._get(exchange, configuration(await self._reach(exchange, name, wanted)))
+                await self._get(exchange, configuration(self._host.about(name, wanted)))
             case ["stats"]:
-                await self._get(exchange, {"model_stats": [statistics(self._host.lookup(name, wanted))]})
+                await self._get(exchange, {"model_stats": [statistics(self._host.about(name, wanted))]})
             case [part, *_] if part in _NOT_BUILT_MODEL:
                 raise NotBuilt(f"'{part}' of a model is not in this release")
             case _:

@@ -15,30 +15,30 @@ from app.gateway.predict.openapi import predict_operation
 from app.gateway.predict.openapi_schemas import Json, object_of
 from app.serving.careful import TEXTS
 from app.serving.golden import read_golden
-from app.serving.host import ServedModel
+from app.serving.host import About
 from app.serving.images import encode_image
 
 _log = logging.getLogger(__name__)
 _MAX_EXAMPLE = 4096  # elements of an example; larger ones would make the document unreadable
 
 
-def with_models(document: Json, models: Iterable[ServedModel]) -> Json:
+def with_models(document: Json, models: Iterable[About]) -> Json:
     """A copy of the document with the operations added; reads each model's golden row from its folder.
 
     A model whose row cannot be read has an operation without an example, and the log says why.
     """
     paths = dict(document["paths"])
-    for served in models:
-        name = served.source.endpoint
-        paths[f"/api/v1/endpoints/{name}/predict"] = {"post": _operation(served, name)}
+    for about in models:
+        name = about.source.endpoint
+        paths[f"/api/v1/endpoints/{name}/predict"] = {"post": _operation(about, name)}
     return document | {"paths": paths}
 
 
-def _operation(served: ServedModel, name: str) -> Json:
-    source, signature = served.source, served.signature
+def _operation(about: About, name: str) -> Json:
+    source, signature = about.source, about.signature
     instance = instance_schema(signature)
     body: Json = {"schema": object_of({"instances": _list(instance)}, ["instances"], additionalProperties=False)}
-    if (example := _readable(served)) is not None:
+    if (example := _readable(about)) is not None:
         body["example"] = {"instances": [example]}
     operation = predict_operation(f"endpoints_predict_{name}", named=False)
     answered = operation["responses"]["200"]["content"]["application/json"]
@@ -63,22 +63,22 @@ def _list(items: Json) -> Json:
     return {"type": "array", "minItems": 1, "items": items}
 
 
-def _readable(served: ServedModel) -> Any:  # noqa: ANN401 - any JSON
+def _readable(about: About) -> Any:  # noqa: ANN401 - any JSON
     """The model's example; None, and a line in the log, if its recorded rows are not what they should be."""
     try:
-        return _example(served)
+        return _example(about)
     except Exception as error:  # noqa: BLE001 - what is wrong with one model's file must not cost the others theirs
         why = error.detail if isinstance(error, AimassError) else repr(error)
         _log.warning(
-            "endpoint=%s %s has no example in the API's document: %s", served.source.endpoint, served.source, why
+            "endpoint=%s %s has no example in the API's document: %s", about.source.endpoint, about.source, why
         )
         return None
 
 
-def _example(served: ServedModel) -> Any:  # noqa: ANN401 - any JSON
+def _example(about: About) -> Any:  # noqa: ANN401 - any JSON
     """The first row that the model's export recorded; None if it is too large to be read."""
-    signature = served.signature
-    golden = read_golden(served.source.folder / GOLDEN, signature)
+    signature = about.signature
+    golden = read_golden(about.source.folder / GOLDEN, signature)
     first = [tensor[0] if signature.batched else tensor for tensor in golden.inputs]
     rows = dict(zip((tensor.name for tensor in signature.inputs), first, strict=True))
     if signature.task == "inference":

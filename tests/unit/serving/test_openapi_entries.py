@@ -66,7 +66,7 @@ async def test_a_model_whose_golden_rows_cannot_be_read_has_an_operation_without
     if golden is not None:
         (spoiled / "golden.json").write_text(golden, errors="surrogateescape")
     with caplog.at_level(logging.WARNING):
-        paths = with_models({"paths": {"/elsewhere": {}}}, host.models())["paths"]
+        paths = with_models({"paths": {"/elsewhere": {}}}, host.described())["paths"]
     await host.close()
     assert set(paths) == {"/elsewhere", "/api/v1/endpoints/good/predict", "/api/v1/endpoints/spoiled/predict"}
     bodies = {

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from app.core.errors import DeadlineExceeded, InsufficientMemory, NotFound, Overloaded, Unavailable
 from app.gateway.predict.dispatcher import Dispatcher
+from app.gateway.predict.openapi_models import with_models
 from app.serving.host import Host, ModelSource, ServedModel
 from app.serving.residency import Residency
 from app.settings import ServingSettings
@@ -227,6 +228,34 @@ async def test_over_http_a_sleeping_model_is_ready_and_answers(folders: list[Pat
             assert [served.source.endpoint for served in host.models()] == [name]
         reply = await call("POST", "/v1/models/a:predict", b'{"instances": [[%b]]}' % b",".join([b"1"] * 512))
         assert reply.json()["predictions"][0]["y"][0] == 1.0
+
+
+async def test_what_is_told_of_a_sleeping_model_wakes_nobody(folders: list[Path], asgi: Callable[[Any], Any]):
+    async with serving(await measured(folders) + 2) as host:
+        call = asgi(Dispatcher(inner, host, Keys(), HostRepository(host), ServingSettings()))
+        await serve(host, folders[0], "a", version=7)
+        assert await ask(host, "a") == 0.0
+        paths = ("/v2/models/a", "/v2/models/a/versions/7", "/v2/models/a/config", "/v2/models/a/stats")
+        awake = [(await call("GET", path)).json() for path in paths]
+        served = await serve(host, folders[1], "b")
+        assert host.models() == [served]
+        *told, statistics = [(await call("GET", path)).json() for path in paths]
+        assert told == awake[:-1]
+        [counted] = statistics["model_stats"]
+        assert awake[-1]["model_stats"][0] | {"memory_usage": []} == counted | {"memory_usage": []}
+        assert (counted["inference_count"], counted["memory_usage"][0]["byte_size"]) == (1, 0)
+        listed = (await call("GET", "/v2/models/stats")).json()["model_stats"]
+        assert [model["name"] for model in listed] == ["a", "b"]
+        assert set(with_models({"paths": {}}, host.described())["paths"]) == {
+            f"/api/v1/endpoints/{name}/predict" for name in ("a", "b")
+        }
+        for path in ("/v2/models/a/versions/6", "/v2/models/a/versions/6/stats", "/v2/models/c/config"):
+            assert (await call("GET", path)).status == 404
+        assert host.models() == [served]
+        assert await ask(host, "a") == 0.0
+        [woken] = (await call("GET", "/v2/models/a/stats")).json()["model_stats"]
+        assert woken["inference_count"] == 2
+        assert woken["memory_usage"][0]["byte_size"] > 0
 
 
 def test_memory_returns_after_unloading():

@@ -195,11 +195,14 @@ async def test_a_model_that_is_taken_out_again_and_again_waits_longer_each_time(
 
 
 async def test_a_load_that_fails_is_tried_again_after_pauses_that_double(loop_folder: Path):
+    async with serving() as host:
+        about = (await serve(host, loop_folder)).about
+
     async def broken(_: Sleeper) -> None:
         raise Corrupt("a file is missing")
 
     for why in (None, "it was taken out"):
-        sleeper, waits = Sleeper(source(loop_folder, "m"), broken, 1.0), []
+        sleeper, waits = Sleeper(about, broken, 1.0), []
         if why:
             sleeper.fail(why)
             assert sleeper.due
