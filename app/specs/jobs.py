@@ -240,6 +240,13 @@ class ImportMetadata(Spec):
     """What the sender says of an imported model."""
 
     description: Annotated[str, Field(pattern=NO_NUL, description="for the model card")] = ""
+    batched: Annotated[
+        bool | None,
+        Field(
+            description="may rows of several requests share a run? null: found out on made-up rows; false: never; "
+            "true: the import fails if an answer was seen to depend on the rows beside it"
+        ),
+    ] = None
 
 
 class ImportSpec(JobSpec):

@@ -90,6 +90,17 @@ def linear(weights: np.ndarray[Any, Any], *, external: str | None = None, rows: 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
+def across() -> onnx.ModelProto:
+    """A softmax over the rows."""
+    graph = helper.make_graph(
+        [helper.make_node("Softmax", ["x"], ["y"], axis=0)],
+        "across",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(4, 3)
 ROWS = np.random.default_rng(0).standard_normal((5, 4)).astype(np.float32)
 
@@ -169,15 +180,23 @@ class TestGood:
             answers = list(pool.map(lambda row: infer(platform, "fixed", x=row[None]).as_numpy("y"), ROWS))
         np.testing.assert_allclose(np.concatenate(answers), ROWS @ WEIGHTS, rtol=1e-5)
 
+    def test_a_sender_says_that_rows_are_not_batched(self, platform: Platform) -> None:
+        content = linear(WEIGHTS).SerializeToString()
+        version = imported(platform, "by-itself", content, metadata='{"batched": false}')
+        assert version["signature"]["batched"] is False
+        deploy(platform, "by-itself")
+        config = platform.call("GET", "/v2/models/by-itself/config")
+        assert config["max_batch_size"] == 0
+        np.testing.assert_allclose(infer(platform, "by-itself", x=ROWS).as_numpy("y"), ROWS @ WEIGHTS, rtol=1e-5)
+
+    def test_a_sender_says_that_rows_are_batched_and_errs(self, platform: Platform) -> None:
+        answer = send(platform, "erring", across().SerializeToString(), metadata='{"batched": true}')
+        job = platform.wait(answer.json()["id"], "failed")
+        assert job["error"]["code"] == "invalid_data"
+        assert job["error"]["errors"][0]["loc"] == ["metadata", "batched"]
+
     def test_rows_that_depend_on_each_other_are_not_batched(self, platform: Platform) -> None:
-        graph = helper.make_graph(
-            [helper.make_node("Softmax", ["x"], ["y"], axis=0)],
-            "across",
-            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
-            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-        version = imported(platform, "across", model.SerializeToString())
+        version = imported(platform, "across", across().SerializeToString())
         assert version["signature"]["batched"] is False
         deploy(platform, "across")
         x = np.ones((4, 2), np.float32)
@@ -275,7 +294,7 @@ class TestForms:
         answer = send(platform, "m", b"x", data=[("data", ("w.bin", b"x")), ("data", ("w.bin", b"y"))])
         check_problem(answer, 422, "invalid_input", ["data"], "same name")
 
-    @pytest.mark.parametrize("metadata", ["{", "[]", '{"more": 1}', '{"description": 1}'])
+    @pytest.mark.parametrize("metadata", ["{", "[]", '{"more": 1}', '{"description": 1}', '{"batched": "perhaps"}'])
     def test_metadata(self, platform: Platform, metadata: str) -> None:
         answer = send(platform, "m", b"x", metadata=metadata)
         check_problem(answer, 422, "invalid_input")

@@ -12,15 +12,15 @@ from onnx import ModelProto
 
 from app.core.errors import InvalidData
 from app.core.signature import Datatype, Signature
-from app.serving.bfloat16 import from_bits, runner, to_bits
-from app.serving.tensors import DTYPES
 from workers.export.runtime import open_session
+from workers.intake.independence import dependence
+from workers.intake.one_run import Arrays, run, same, words
+from workers.intake.rows import values
 from workers.intake.signature import Axes, may_batch, read_inputs, read_outputs, tensor
 
-Arrays = dict[str, npt.NDArray[Any]]
 ROWS = 4  # of the golden input
 _SIZES = (8, 32, 1, 64, 224)  # tried for axes that are neither the batch nor fixed
-_RTOL, _ATOL = 1e-3, 1e-4  # a batch is summed in another order than a row
+_NO_BATCH_AXIS = "the first axes of its inputs are not one axis of any size"
 _MOST_ELEMENTS = 1 << 26  # of one made-up input
 
 
@@ -31,10 +31,17 @@ class FirstRun:
     signature: Signature
     inputs: Arrays
     outputs: Arrays
+    why_not_batched: str = ""
 
 
-def first_run(path: Path, model: ModelProto, threads: int) -> FirstRun:
+def first_run(path: Path, model: ModelProto, threads: int, *, batched: bool | None = None) -> FirstRun:
     """Open and run a checked model.
+
+    Args:
+        path: its file.
+        model: what that holds.
+        threads: for a run.
+        batched: what the sender says: False never batches its rows, True refuses a model whose rows cannot be batched.
 
     Raises:
         InvalidData: it cannot be opened or run, gives something other than tensors, or another answer each time.
@@ -43,12 +50,16 @@ def first_run(path: Path, model: ModelProto, threads: int) -> FirstRun:
     session = open_file(path, threads)
     rows = ROWS if may_batch(inputs.values()) else 1
     made, answers = _run_somehow(session, inputs, rows)
-    batched = rows > 1 and _row_by_row(session, made, answers)
-    again = _run(session, made)
-    if not all(_same(answers[name], again[name]) for name in answers):
+    again = run(session, made)
+    if not all(same(answers[name], again[name]) for name in answers):
         raise InvalidData.at("model", msg="the model answers the same input differently each time; it cannot be proven")
+    why_not = _why_not_batched(session, inputs, made, answers, batched=batched) if rows > 1 else _NO_BATCH_AXIS
+    if batched and why_not:
+        raise InvalidData.at(
+            "metadata", "batched", msg=f"true cannot be held to: {why_not}; leave it out, or say false"
+        )
     outputs = [
-        tensor(name, datatype, _output_axes(axes, answers[name], inputs, batched=batched))
+        tensor(name, datatype, _output_axes(axes, answers[name], inputs, batched=not why_not))
         for name, (datatype, axes) in declared.items()
     ]
     signature = Signature(
@@ -56,9 +67,9 @@ def first_run(path: Path, model: ModelProto, threads: int) -> FirstRun:
         inputs=tuple(tensor(name, datatype, axes) for name, (datatype, axes) in inputs.items()),
         outputs=tuple(outputs),
         columns=(),
-        batched=batched,
+        batched=not why_not,
     )
-    return FirstRun(signature, made, answers)
+    return FirstRun(signature, made, answers, why_not)
 
 
 def open_file(path: Path, threads: int) -> ort.InferenceSession:
@@ -68,8 +79,21 @@ def open_file(path: Path, threads: int) -> ort.InferenceSession:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever it raises, the model is what caused it
-        words = _words(error).replace(str(path), path.name)
-        raise InvalidData.at("model", msg=f"ONNX Runtime cannot load it: {words}") from None
+        why = words(error).replace(str(path), path.name)
+        raise InvalidData.at("model", msg=f"ONNX Runtime cannot load it: {why}") from None
+
+
+def _why_not_batched(
+    session: ort.InferenceSession,
+    inputs: Mapping[str, tuple[Datatype, Axes]],
+    made: Arrays,
+    answers: Arrays,
+    *,
+    batched: bool | None,
+) -> str:
+    if batched is False:
+        return "the import's metadata says so"
+    return dependence(session, {name: datatype for name, (datatype, _) in inputs.items()}, made, answers)
 
 
 def _run_somehow(
@@ -81,7 +105,7 @@ def _run_somehow(
     for size in _SIZES if free else (1,):
         made = {name: _make(datatype, axes, rows, size) for name, (datatype, axes) in inputs.items()}
         try:
-            return made, _run(session, made)
+            return made, run(session, made)
         except InvalidData as error:
             first = first or error
     raise first or InvalidData.at("model", msg="the model was not run")
@@ -92,45 +116,7 @@ def _make(datatype: Datatype, axes: Axes, rows: int, size: int) -> npt.NDArray[A
     shape = [s if isinstance(s, int) else (rows if at == 0 and rows > 1 else size) for at, s in enumerate(axes)]
     if np.prod(shape, dtype=float) > _MOST_ELEMENTS:
         raise InvalidData.at("model", msg=f"an input of shape {shape} is larger than any request may be")
-    rng = np.random.default_rng(0)
-    if datatype == "BYTES":
-        return np.array(rng.choice(["a", "b"], shape), np.object_).reshape(shape)
-    if datatype == "BF16":
-        return from_bits(to_bits(rng.standard_normal(shape).astype(np.float32)))
-    dtype = DTYPES[datatype]
-    return (rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
-
-
-def _run(session: ort.InferenceSession, made: Arrays) -> Arrays:
-    try:
-        answers = runner(session)([output.name for output in session.get_outputs()], made)
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the same
-        raise InvalidData.at("model", msg=f"the model does not run: {_words(error)}") from None
-    return dict(zip([output.name for output in session.get_outputs()], answers, strict=True))
-
-
-def _row_by_row(session: ort.InferenceSession, made: Arrays, answers: Arrays) -> bool:
-    """True if a batch is answered as its rows are: only then may requests of strangers share a run."""
-    if any(answer.ndim == 0 or len(answer) != ROWS for answer in answers.values()):
-        return False
-    for row in range(ROWS):
-        try:
-            single = _run(session, {name: array[row : row + 1] for name, array in made.items()})
-        except InvalidData:
-            return False
-        if not all(_same(answers[name][row : row + 1], single[name]) for name in answers):
-            return False
-    return True
-
-
-def _same(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
-    if one.shape != other.shape:
-        return False
-    if one.dtype.kind != "f":
-        return bool(np.array_equal(one, other))
-    return bool(np.allclose(one, other, rtol=_RTOL, atol=_ATOL, equal_nan=True))
+    return values(datatype, shape, np.random.default_rng(0))
 
 
 def _output_axes(
@@ -141,7 +127,3 @@ def _output_axes(
     if any(isinstance(size, str) for _, given in inputs.values() for size in (given[1:] if batched else given)):
         axes = declared if declared is not None and len(declared) == answer.ndim else ("",) * answer.ndim
     return ("", *axes[1:]) if batched else axes
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]

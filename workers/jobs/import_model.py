@@ -38,8 +38,8 @@ def run(job: JobContext) -> dict[str, Any]:
     beside = {path.name: path.stat().st_size for path in job.input.iterdir() if path.name != MODEL}
     model = read_untrusted(job.input / MODEL, beside)
     job.progress(0.4, "running it for the first time")
-    found = first_run(job.input / MODEL, model, threads)
-    how = "rows are batched" if found.signature.batched else "each request is run by itself"
+    found = first_run(job.input / MODEL, model, threads, batched=spec.metadata.batched)
+    how = "rows are batched" if found.signature.batched else f"each request is run by itself: {found.why_not_batched}"
     job.log(f"{len(model.graph.node)} nodes, {len(found.signature.inputs)} inputs; {how}")
     job.progress(0.7, "measuring")
     base = _measure(job.input, found, threads)

@@ -63,7 +63,9 @@ _FORM: dict[str, Any] = {
                         "metadata": {
                             "type": "string",
                             "contentMediaType": "application/json",
-                            "example": '{"description": "exported from the churn notebook"}',
+                            "contentSchema": ImportMetadata.model_json_schema(),
+                            "description": "what the sender says of the model, as a JSON object",
+                            "example": '{"description": "exported from the churn notebook", "batched": null}',
                         },
                     },
                 }
