@@ -25,6 +25,8 @@ from workers.supervisor import Child, Supervisor
 log = logging.getLogger("aimass.job")
 FLUSH_S = 0.25
 WATCH_MEMORY_S = 0.25
+# Limits of jobs that the platform itself queues are settings, which their senders cannot raise.
+_TIME_SETTINGS = {"import": "AIMASS_LIMIT_IMPORT_TIMEOUT_S"}
 MEMORY_DETAIL = "the job needs more than resources.memory_mb = {}; raise it or use less data"
 CANCEL_GRACE_S = 0.3  # a cancelled job's checkpoint is of no use to anyone
 
@@ -247,7 +249,8 @@ class JobRun:
             error = told.data
             return JobFailure(error["code"], error["detail"], bool(error["retryable"]), tuple(error["errors"]))
         if why == "timeout":
-            return JobFailure.of(TimedOut(f"the job ran longer than timeout_s = {lease.timeout_s:g}"))
+            setting = _TIME_SETTINGS.get(lease.kind, "timeout_s")
+            return JobFailure.of(TimedOut(f"the job ran longer than {setting} = {lease.timeout_s:g}"))
         if why == "memory":
             return JobFailure.of(MemoryExceeded(MEMORY_DETAIL.format(lease.memory_mb)))
         lines = [{"level": "error", "message": line} for line in child.last_errors()]

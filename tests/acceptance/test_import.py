@@ -353,6 +353,35 @@ class TestHostile:
         assert imported(platform, "after", linear(WEIGHTS).SerializeToString())["version"] == 1
 
 
+def endless() -> onnx.ModelProto:
+    """A loop of 2^62 steps."""
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Relu", ["v"], ["w"])],
+        "body",
+        [info("i", TensorProto.INT64, []), info("on", TensorProto.BOOL, []), info("v", TensorProto.FLOAT, ["n", 4])],
+        [info("still", TensorProto.BOOL, []), info("w", TensorProto.FLOAT, ["n", 4])],
+    )
+    graph = helper.make_graph(
+        [helper.make_node("Loop", ["steps", "yes", "x"], ["y"], body=body)],
+        "endless",
+        [info("x", TensorProto.FLOAT, ["n", 4])],
+        [info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(np.array(2**62), "steps"), numpy_helper.from_array(np.ones((), bool), "yes")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_a_model_that_runs_for_ever_ends_at_the_limit_and_the_next_one_is_imported() -> None:
+    with Platform(AIMASS_LIMIT_IMPORT_TIMEOUT_S="6") as platform:
+        job = send(platform, "endless", endless().SerializeToString()).json()["id"]
+        error = platform.wait(job, "failed")["error"]
+        assert error["code"] == "job_timed_out"
+        assert "AIMASS_LIMIT_IMPORT_TIMEOUT_S = 6" in error["detail"]
+        assert not platform.children()
+        assert imported(platform, "next", linear(WEIGHTS).SerializeToString())["version"] == 1
+
+
 def test_every_imported_model_has_an_operation_whose_example_can_be_sent(platform: Platform) -> None:
     imported(platform, "documented", linear(WEIGHTS).SerializeToString())
     deploy(platform, "documented")

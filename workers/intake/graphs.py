@@ -5,7 +5,7 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from app.core.errors import InvalidData
@@ -21,16 +21,62 @@ def check_graphs(model: ModelProto) -> None:
     if not model.graph.node:
         raise InvalidData.at("model", msg="the file holds no graph: it is not an ONNX model")
     opsets = _opsets(model)
-    local = {(function.domain, function.name) for function in model.functions}
-    count = 0
+    calls = _Calls(model)
     for graph_nodes in (model.graph.node, *(function.node for function in model.functions)):
         for node in _every_node(graph_nodes):
-            count += 1
-            if count > MAX_NODES:
-                raise InvalidData.at("model", msg=f"the model has more than {MAX_NODES:,} nodes")
-            if (node.domain, node.op_type) not in local:
+            if not calls.known(node):
                 _check_operator(node, opsets)
+    calls.check_size(model.graph)
     _check_flow(model.graph, frozenset())
+
+
+class _Calls:
+    """The model's own functions: how many nodes each stands for once the functions that it calls are written out."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._functions: dict[tuple[str, str, str], FunctionProto] = {}
+        for function in model.functions:
+            key = _plain(function.domain), function.name, function.overload
+            if key in self._functions:
+                raise InvalidData.at("model", msg=f"{_title(function)} is there twice; name each differently")
+            self._functions[key] = function
+
+    def known(self, node: NodeProto) -> bool:
+        """True if the node calls one of them."""
+        return _callee(node) in self._functions
+
+    def check_size(self, graph: GraphProto) -> None:
+        """InvalidData if they call each other in a circle, or if anything stands for more than MAX_NODES nodes."""
+        nodes = {key: [_callee(n) for n in _every_node(function.node)] for key, function in self._functions.items()}
+        needs = {key: {callee for callee in callees if callee in nodes} for key, callees in nodes.items()}
+        try:
+            order = list(TopologicalSorter(needs).static_order())
+        except CycleError as error:
+            around = ", ".join(_title(self._functions[key]) for key in error.args[1][:5])
+            raise InvalidData.at("model", msg=f"functions call each other in a circle: {around}") from None
+        sizes: dict[tuple[str, str, str], int] = {}
+        for key in order:
+            sizes[key] = sum(sizes.get(callee, 1) for callee in nodes[key])
+            _check_count(sizes[key], _title(self._functions[key]))
+        _check_count(sum(sizes.get(_callee(node), 1) for node in _every_node(graph.node)), "the model")
+
+
+def _check_count(count: int, what: str) -> None:
+    if count > MAX_NODES:
+        raise InvalidData.at("model", msg=f"{what} has more than {MAX_NODES:,} nodes, with those of functions called")
+
+
+def _callee(node: NodeProto) -> tuple[str, str, str]:
+    return _plain(node.domain), node.op_type, node.overload
+
+
+def _plain(domain: str) -> str:
+    """The standard operators have a domain of two names."""
+    return "" if domain == _STANDARD[""] else domain
+
+
+def _title(function: FunctionProto) -> str:
+    return f"function '{function.name}' of '{function.domain}'"[:200]
 
 
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
@@ -76,7 +122,7 @@ def _every_node(nodes: Iterable[NodeProto], depth: int = 0) -> Iterator[NodeProt
 
 
 def _opsets(model: ModelProto) -> dict[str, int]:
-    opsets = {entry.domain if entry.domain != "ai.onnx" else "": entry.version for entry in model.opset_import}
+    opsets = {_plain(entry.domain): entry.version for entry in model.opset_import}
     known = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": _newest_ml()}
     for domain, newest in known.items():
         if domain in opsets and not 1 <= opsets[domain] <= newest:
@@ -100,7 +146,7 @@ def _contrib_operators() -> frozenset[str]:
 
 
 def _check_operator(node: NodeProto, opsets: Mapping[str, int]) -> None:
-    domain = "" if node.domain == "ai.onnx" else node.domain
+    domain = _plain(node.domain)
     if domain == _CONTRIB:
         if node.op_type not in _contrib_operators():
             raise InvalidData.at(

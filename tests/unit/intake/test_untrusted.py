@@ -150,3 +150,48 @@ def test_tensors_that_hold_what_they_claim(read: Callable[..., onnx.ModelProto],
     )
     unused = helper.make_node("Identity", ["w"], ["z"])
     assert read(model(helper.make_node("Relu", ["x"], ["y"]), unused, initializers=[tensor]))
+
+
+OWN = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+
+
+def function(name: str, *calls: str, domain: str = "own") -> onnx.FunctionProto:
+    """Calls these one after another."""
+    values = ["a", *(f"v{at}" for at in range(len(calls) - 1)), "b"]
+    nodes = [
+        helper.make_node(call, [values[at]], [values[at + 1]], domain="" if call == "Relu" else domain)
+        for at, call in enumerate(calls)
+    ]
+    return helper.make_function(domain, name, ["a"], ["b"], nodes, OWN)
+
+
+def calling(name: str, *functions: onnx.FunctionProto) -> onnx.ModelProto:
+    made = model(helper.make_node(name, ["x"], ["y"], domain="own"))
+    made.opset_import.add(domain="own", version=1)
+    made.functions.extend(functions)
+    return made
+
+
+def test_functions_that_are_called(read: Callable[..., onnx.ModelProto]):
+    assert read(calling("F1", function("F1", "F0", "F0"), function("F0", "Relu")))
+
+
+def test_functions_that_grow_beyond_measure(read: Callable[..., onnx.ModelProto]):
+    """Each calls the one before twice: 60 nodes in the file, 2^29 when it is run."""
+    doubling = [function(f"F{at}", *[f"F{at - 1}"] * 2) for at in range(1, 30)]
+    with pytest.raises(InvalidData, match=r"function 'F19' of 'own' has more than 500,000 nodes"):
+        read(calling("F29", function("F0", "Relu"), *doubling))
+    large = calling("F18", function("F0", "Relu"), *doubling[:18])
+    large.graph.node.extend(helper.make_node("F18", ["x"], [f"y{at}"], domain="own") for at in range(2))
+    with pytest.raises(InvalidData, match=r"the model has more than 500,000 nodes"):
+        read(large)
+
+
+def test_functions_that_call_each_other_in_a_circle(read: Callable[..., onnx.ModelProto]):
+    with pytest.raises(InvalidData, match=r"in a circle: function 'F.' of 'own'"):
+        read(calling("F1", function("F1", "F2"), function("F2", "F1")))
+
+
+def test_a_function_that_is_there_twice(read: Callable[..., onnx.ModelProto]):
+    with pytest.raises(InvalidData, match=r"'F0' of 'own' is there twice"):
+        read(calling("F0", function("F0", "Relu"), function("F0", "Relu", "Relu")))
