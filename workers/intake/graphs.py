@@ -13,6 +13,7 @@ from app.core.errors import InvalidData
 MAX_NODES = 500_000
 MAX_DEPTH = 50  # of graphs in If, Loop and Scan
 _STANDARD = {"": "ai.onnx", "ai.onnx.ml": "ai.onnx.ml"}
+_NO_GRAPHS = "is given a graph as attribute, which it could repeat without end; export it with its functions inlined"
 _CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 
 
@@ -39,11 +40,16 @@ class _Calls:
             key = _plain(function.domain), function.name, function.overload
             if key in self._functions:
                 raise InvalidData.at("model", msg=f"{_title(function)} is there twice; name each differently")
+            if any(_graphs(default) for default in function.attribute_proto):
+                raise InvalidData.at("model", msg=f"{_title(function)} {_NO_GRAPHS}")
             self._functions[key] = function
 
     def known(self, node: NodeProto) -> bool:
-        """True if the node calls one of them."""
-        return _callee(node) in self._functions
+        """True if the node calls one of them. InvalidData if it hands over a graph."""
+        function = self._functions.get(_callee(node))
+        if function is not None and _inner(node):
+            raise InvalidData.at("model", msg=f"{label(node)}: {_title(function)} {_NO_GRAPHS}")
+        return function is not None
 
     def check_size(self, graph: GraphProto) -> None:
         """InvalidData if they call each other in a circle, or if anything stands for more than MAX_NODES nodes."""
@@ -80,23 +86,29 @@ def _title(function: FunctionProto) -> str:
 
 
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
-    """Every constant tensor: initializers of all graphs, sparse ones, and attributes of nodes."""
+    """Every constant tensor: initializers of all graphs, sparse ones, attributes of nodes and defaults of functions."""
     graphs = [model.graph]
-    nodes = [node for function in model.functions for node in function.node]
-    while graphs or nodes:
+    attributes = [default for function in model.functions for default in function.attribute_proto]
+    attributes += _attributes(node for function in model.functions for node in function.node)
+    while graphs or attributes:
         if graphs:
             graph = graphs.pop()
             yield from graph.initializer
             for sparse in graph.sparse_initializer:
                 yield from (sparse.values, sparse.indices)
-            nodes += graph.node
-        while nodes:
-            for attribute in nodes.pop().attribute:
-                yield from ([attribute.t] if attribute.HasField("t") else [])
-                yield from attribute.tensors
-                if attribute.HasField("sparse_tensor"):
-                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-                graphs += _graphs(attribute)
+            attributes += _attributes(graph.node)
+        while attributes:
+            attribute = attributes.pop()
+            yield from ([attribute.t] if attribute.HasField("t") else [])
+            yield from attribute.tensors
+            sparse_ones = [*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else [])]
+            for sparse in (*sparse_ones, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            graphs += _graphs(attribute)
+
+
+def _attributes(nodes: Iterable[NodeProto]) -> list[AttributeProto]:
+    return [attribute for node in nodes for attribute in node.attribute]
 
 
 def label(node: NodeProto) -> str:

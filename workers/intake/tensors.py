@@ -66,6 +66,10 @@ def _held(tensor: TensorProto, kind: str, count: int) -> tuple[int, int]:
 def _check_external(tensor: TensorProto, name: str, size: int, beside: Mapping[str, int]) -> None:
     """External data stays in the model's own folder and within a file that was sent."""
     entry = {pair.key: pair.value for pair in tensor.external_data}
+    if len(entry) != len(tensor.external_data):  # of two locations, other readers take the other one
+        keys = [pair.key for pair in tensor.external_data]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InvalidData.at("model", msg=f"tensor '{name}' has two entries '{twice:.40}' of external data; keep one")
     location = entry.get("location", "")
     if not EXTERNAL.fullmatch(location):
         raise InvalidData.at(

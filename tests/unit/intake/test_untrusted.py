@@ -103,6 +103,19 @@ def test_external_data_elsewhere(read: Callable[..., onnx.ModelProto], name: str
         read(model(ADD, initializers=[external(name)]), w_bin=bytes(32))
 
 
+@pytest.mark.parametrize("key", ["location", "offset"])
+def test_external_data_that_is_told_twice(read: Callable[..., onnx.ModelProto], key: str):
+    """Readers differ in which of two entries counts."""
+    tensor = external(offset="0")
+    first = {"location": "../../etc/hostname", "offset": "4"}[key]
+    entries = [(key, first), *((pair.key, pair.value) for pair in tensor.external_data)]
+    tensor.ClearField("external_data")
+    for name, text in entries:
+        tensor.external_data.add(key=name, value=text)
+    with pytest.raises(InvalidData, match=f"'w' has two entries '{key}'"):
+        read(model(ADD, initializers=[tensor]), w_bin=bytes(32))
+
+
 def test_a_constant_in_a_nested_graph_is_checked(read: Callable[..., onnx.ModelProto]):
     lying = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2**40])
     inner = helper.make_graph([helper.make_node("Constant", [], ["c"], value=lying)], "then", [], [value("c", 4)])
@@ -195,3 +208,33 @@ def test_functions_that_call_each_other_in_a_circle(read: Callable[..., onnx.Mod
 def test_a_function_that_is_there_twice(read: Callable[..., onnx.ModelProto]):
     with pytest.raises(InvalidData, match=r"'F0' of 'own' is there twice"):
         read(calling("F0", function("F0", "Relu"), function("F0", "Relu", "Relu")))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (external("../../etc/hostname"), "only a plain file name"),
+        (TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2**40]), "1,099,511,627,776 elements"),
+    ],
+)
+def test_a_default_of_a_function_is_checked(read: Callable[..., onnx.ModelProto], tensor: TensorProto, words: str):
+    constant = helper.make_node("Constant", [], ["c"])
+    constant.attribute.add(name="value", ref_attr_name="w", type=onnx.AttributeProto.TENSOR)
+    made = helper.make_function("own", "F", ["a"], ["b"], [constant, helper.make_node("Add", ["a", "c"], ["b"])], OWN)
+    made.attribute_proto.append(helper.make_attribute("w", tensor))
+    with pytest.raises(InvalidData, match=words):
+        read(calling("F", made))
+
+
+def test_functions_are_given_no_graphs(read: Callable[..., onnx.ModelProto]):
+    branch = helper.make_graph([helper.make_node("Relu", ["x"], ["z"])], "then", [], [value("z", "n", 4)])
+    made = function("F", "Relu")
+    made.attribute.append("branch")
+    given = calling("F", made)
+    given.graph.node[0].attribute.append(helper.make_attribute("branch", branch))
+    with pytest.raises(InvalidData, match=r"node 'y' \(F\): function 'F' of 'own' is given a graph"):
+        read(given)
+    made = function("F", "Relu")
+    made.attribute_proto.append(helper.make_attribute("branch", branch))
+    with pytest.raises(InvalidData, match=r"function 'F' of 'own' is given a graph"):
+        read(calling("F", made))
