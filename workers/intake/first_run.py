@@ -58,18 +58,28 @@ def first_run(path: Path, model: ModelProto, threads: int, *, batched: bool | No
         raise InvalidData.at(
             "metadata", "batched", msg=f"true cannot be held to: {why_not}; leave it out, or say false"
         )
+    signature = _signature(inputs, declared, answers, batched=not why_not)
+    return FirstRun(signature, made, answers, why_not)
+
+
+def _signature(
+    inputs: Mapping[str, tuple[Datatype, Axes]],
+    declared: Mapping[str, tuple[Datatype, Axes | None]],
+    answers: Arrays,
+    *,
+    batched: bool,
+) -> Signature:
     outputs = [
-        tensor(name, datatype, _output_axes(axes, answers[name], inputs, batched=not why_not))
+        tensor(name, datatype, _output_axes(axes, answers[name], inputs, batched=batched))
         for name, (datatype, axes) in declared.items()
     ]
-    signature = Signature(
+    return Signature(
         task="inference",
         inputs=tuple(tensor(name, datatype, axes) for name, (datatype, axes) in inputs.items()),
         outputs=tuple(outputs),
         columns=(),
-        batched=not why_not,
+        batched=batched,
     )
-    return FirstRun(signature, made, answers, why_not)
 
 
 def open_file(path: Path, threads: int) -> ort.InferenceSession:

@@ -1,5 +1,6 @@
 """What an imported model takes and gives, from its graph."""
 
+import re
 from collections.abc import Iterable
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
@@ -13,6 +14,7 @@ DATATYPES: dict[int, Datatype] = {
     TensorProto.INT64: "INT64", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.FLOAT: "FP32",
     TensorProto.DOUBLE: "FP64", TensorProto.STRING: "BYTES",
 }  # fmt: skip
+_NOT_IN_NAMES = re.compile(r'[\x00-\x1f"\\]')  # what requests would have to escape in JSON
 Axes = tuple[int | str, ...]  # sizes; a variable axis by its name in the graph, or ""
 
 
@@ -55,6 +57,9 @@ def _described(value: ValueInfoProto, kind: str) -> tuple[Datatype, Axes]:
 
 
 def _datatype(value: ValueInfoProto, kind: str) -> Datatype:
+    if _NOT_IN_NAMES.search(value.name):
+        words = "a quote, a backslash or a control character in its name; rename it and export the model again"
+        raise InvalidData.at("model", msg=f"{kind} {value.name!a:.120} has {words}")
     if not value.type.HasField("tensor_type"):
         form = value.type.WhichOneof("value") or "untyped"
         remedy = "; with skl2onnx, export with options={'zipmap': False}" if form == "sequence_type" else ""

@@ -203,3 +203,15 @@ def test_a_model_that_large_values_slow_down_is_ended(first: First, monkeypatch:
     ]
     constants = (constant("one", 1, np.int64), constant("yes", 1, np.bool_), constant("many", 2**40, np.int64))
     assert "far longer" in first(model(nodes, {"ids": TensorProto.INT64}, constants)).why_not_batched
+
+
+@pytest.mark.parametrize("name", ["x\n", "x\0<script>", 'x"', "x\\"])
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_names_that_no_request_can_carry(first: First, name: str, kind: str):
+    made = model([helper.make_node("Relu", ["x"], ["y"])], {"x": TensorProto.FLOAT})
+    if kind == "input":
+        made.graph.input[0].name = made.graph.node[0].input[0] = name
+    else:
+        made.graph.output[0].name = made.graph.node[0].output[0] = name
+    with pytest.raises(InvalidData, match=f"{kind} 'x.*in its name; rename it"):
+        first(made)
