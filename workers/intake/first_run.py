@@ -16,7 +16,7 @@ from workers.export.runtime import open_session
 from workers.intake.independence import dependence
 from workers.intake.one_run import Arrays, run, same, words
 from workers.intake.rows import values
-from workers.intake.signature import Axes, may_batch, read_inputs, read_outputs, tensor
+from workers.intake.signature import Axes, check_rank, may_batch, read_inputs, read_outputs, tensor
 
 ROWS = 4  # of the golden input
 _SIZES = (8, 32, 1, 64, 224)  # tried for axes that are neither the batch nor fixed
@@ -48,8 +48,12 @@ def first_run(path: Path, model: ModelProto, threads: int, *, batched: bool | No
     """
     inputs, declared = read_inputs(model), read_outputs(model)
     session = open_file(path, threads)
+    for output in session.get_outputs():
+        check_rank("output", output.name, len(output.shape or ()))  # as inferred: NumPy could not hold the answer
     rows = ROWS if may_batch(inputs.values()) else 1
     made, answers = _run_somehow(session, inputs, rows)
+    for name, answer in answers.items():
+        check_rank("output", name, answer.ndim)  # a graph need not declare it
     again = run(session, made)
     if not all(same(answers[name], again[name]) for name in answers):
         raise InvalidData.at("model", msg="the model answers the same input differently each time; it cannot be proven")

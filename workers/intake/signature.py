@@ -14,6 +14,7 @@ DATATYPES: dict[int, Datatype] = {
     TensorProto.INT64: "INT64", TensorProto.FLOAT16: "FP16", TensorProto.BFLOAT16: "BF16", TensorProto.FLOAT: "FP32",
     TensorProto.DOUBLE: "FP64", TensorProto.STRING: "BYTES",
 }  # fmt: skip
+MAX_RANK = 32  # NumPy has 64 axes, and rows are stacked
 _NOT_IN_NAMES = re.compile(r'[\x00-\x1f"\\]')  # what requests would have to escape in JSON
 Axes = tuple[int | str, ...]  # sizes; a variable axis by its name in the graph, or ""
 
@@ -34,7 +35,7 @@ def read_outputs(model: ModelProto) -> dict[str, tuple[Datatype, Axes | None]]:
     found: dict[str, tuple[Datatype, Axes | None]] = {}
     for value in model.graph.output:
         datatype = _datatype(value, "output")
-        found[value.name] = datatype, _axes(value) if value.type.tensor_type.HasField("shape") else None
+        found[value.name] = datatype, _axes(value, "output") if value.type.tensor_type.HasField("shape") else None
     return found
 
 
@@ -53,7 +54,7 @@ def _described(value: ValueInfoProto, kind: str) -> tuple[Datatype, Axes]:
     datatype = _datatype(value, kind)
     if not value.type.tensor_type.HasField("shape"):
         raise InvalidData.at("model", msg=f"{kind} '{value.name}' declares no shape; export the model with one")
-    return datatype, _axes(value)
+    return datatype, _axes(value, kind)
 
 
 def _datatype(value: ValueInfoProto, kind: str) -> Datatype:
@@ -71,6 +72,13 @@ def _datatype(value: ValueInfoProto, kind: str) -> Datatype:
     return DATATYPES[element]
 
 
-def _axes(value: ValueInfoProto) -> Axes:
+def _axes(value: ValueInfoProto, kind: str) -> Axes:
     dims = value.type.tensor_type.shape.dim
+    check_rank(kind, value.name, len(dims))
     return tuple(dim.dim_value if dim.dim_value > 0 else dim.dim_param for dim in dims)
+
+
+def check_rank(kind: str, name: str, rank: int) -> None:
+    """InvalidData if the tensor has more axes than a request or an answer can have."""
+    if rank > MAX_RANK:
+        raise InvalidData.at("model", msg=f"{kind} '{name}' has {rank} axes, at most {MAX_RANK} are served; reshape it")

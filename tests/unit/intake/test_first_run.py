@@ -215,3 +215,36 @@ def test_names_that_no_request_can_carry(first: First, name: str, kind: str):
         made.graph.output[0].name = made.graph.node[0].output[0] = name
     with pytest.raises(InvalidData, match=f"{kind} 'x.*in its name; rename it"):
         first(made)
+
+
+def of_rank(rank: int, more: int = 0, *, declared: bool = True) -> onnx.ModelProto:
+    """As many axes given, and some more in the answer."""
+    made = model(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        {"x": TensorProto.FLOAT},
+        (constant("shape", [-1, *[1] * (rank + more - 1)], np.int64),),
+        shape=("n", *[1] * (rank + more - 1)),
+    )
+    made.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *[1] * (rank - 1)]))
+    if not declared:
+        made.graph.output[0].type.tensor_type.ClearField("shape")
+    return made
+
+
+def test_the_largest_rank(first: First):
+    assert first(of_rank(32)).signature.batched
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (of_rank(33), "input 'x' has 33 axes, at most 32 are served"),
+        (of_rank(100), "input 'x' has 100 axes"),
+        (of_rank(32, 1), "output 'y' has 33 axes"),
+        (of_rank(32, 1, declared=False), "output 'y' has 33 axes"),
+        (of_rank(32, 68, declared=False), "output 'y' has 100 axes"),
+    ],
+)
+def test_more_axes_than_an_array_has(first: First, made: onnx.ModelProto, words: str):
+    with pytest.raises(InvalidData, match=words):
+        first(made)
