@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.core.errors import NotFound, Unavailable
+from app.core.errors import Corrupt, NotFound, Unavailable
 from app.core.resources import StoredFile
 from app.registry.files import expect_blob
 from app.services.platform import Platform
@@ -55,10 +55,13 @@ async def keep_folder(platform: Platform, folder: Path) -> list[StoredFile]:
 
 
 async def lay_out(platform: Platform, files: Sequence[StoredFile] | Mapping[str, str], folder: Path) -> None:
-    """Fetch files to `folder/path`, each verified against its digest."""
+    """Fetch files to `folder/path`, each verified against its digest. Corrupt, with the file's name, otherwise."""
     pairs = files.items() if isinstance(files, Mapping) else [(file.path, file.sha256) for file in files]
     for path, sha256 in pairs:
         target = folder / path
         if not target.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"'{path}' leaves its folder")
-        await platform.store.fetch(sha256, target)
+        try:
+            await platform.store.fetch(sha256, target)
+        except Corrupt as error:
+            raise Corrupt(f"{path}: {error.detail}") from None

@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from app.core.errors import Conflict, Corrupt
@@ -72,13 +74,22 @@ async def serve_version(platform: Platform, version: ModelVersion, variant: Vari
         # Fetched aside and renamed, so that a gateway beside this one never sees half a file.
         aside = platform.scratch / FOLDER / f".{version.digest}-{id(missing):x}"
         try:
-            with stored(what):
+            with stored(what), _named(version):
                 await lay_out(platform, missing, aside)
             await asyncio.to_thread(_move_in, aside, folder, missing)
         finally:
             await asyncio.to_thread(shutil.rmtree, aside, ignore_errors=True)
     await asyncio.to_thread(mark_used, folder)
     return folder, folder / graph
+
+
+@contextmanager
+def _named(version: ModelVersion) -> Iterator[None]:
+    """Corrupt that says whose file it is: an operator has many versions."""
+    try:
+        yield
+    except Corrupt as error:
+        raise Corrupt(f"'{version.model}@{version.version}': {error.detail}") from None
 
 
 def _is_external(file: StoredFile, folder: Path) -> bool:
@@ -88,14 +99,26 @@ def _is_external(file: StoredFile, folder: Path) -> bool:
 
 
 def _digest(path: Path) -> str | None:
+    """None for what is no file, or one that cannot be read: it is replaced."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
 def _move_in(aside: Path, folder: Path, files: list[StoredFile]) -> None:
     for file in files:
-        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
-        (aside / file.path).replace(folder / file.path)
+        target = folder / file.path
+        _make_room(target, folder)
+        (aside / file.path).replace(target)
+
+
+def _make_room(target: Path, folder: Path) -> None:
+    """A folder where a file belongs goes, and so does a file where a folder does."""
+    for parent in reversed(target.parents[: len(target.relative_to(folder).parts)]):
+        if not parent.is_dir():
+            parent.unlink(missing_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)

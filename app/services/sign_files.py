@@ -66,7 +66,10 @@ async def check_signed(platform: Platform, version: ModelVersion, wanted: Sequen
             )
         if prefix not in read:
             raw = b"".join([chunk async for chunk in platform.store.read(there[f"{prefix}{MANIFEST}"].sha256)])
-            read[prefix] = verify(raw, trusted)
+            try:
+                read[prefix] = verify(raw, trusted)
+            except Corrupt as error:
+                raise Corrupt(f"'{version.model}@{version.version}': {prefix}{error.detail}") from None
             _check_subject(read[prefix], version)
         if read[prefix].files.get(file.path.removeprefix(prefix)) != file.sha256:
             raise Corrupt(f"{file.path} of '{version.model}@{version.version}' is not what was signed")

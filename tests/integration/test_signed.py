@@ -1,5 +1,6 @@
 """What is served is what was signed, on a real registry and a real store."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,40 @@ async def test_a_key_that_is_not_trusted(platform: Platform, tmp_path: Path) -> 
         platform.store,
     )
     assert (await serve(trusting, 1)).exists()
+
+
+async def test_what_changed_is_named(platform: Platform, tmp_path: Path) -> None:
+    version = await make(platform, tmp_path / "out")
+    digests = {file.path: file.sha256 for file in version.files}
+    for path, words in (
+        ("model.onnx", r"'m@1': model\.onnx: the stored content .* has changed on disk"),
+        ("manifest.json", r"'m@1': manifest\.json was changed after it was signed"),
+    ):
+        file = next(tmp_path.rglob(digests[path]))
+        content = file.read_bytes()
+        file.chmod(0o644)
+        file.write_bytes(content.replace(b"graph", b"grape").replace(b'"m"', b'"n"'))
+        with pytest.raises(Corrupt, match=words):
+            await serve(platform, 1)
+
+
+@pytest.mark.parametrize("there", ["a folder", "a folder instead of all", "a file instead of all", "a loop"])
+async def test_a_copy_that_is_no_file_is_replaced(platform: Platform, tmp_path: Path, there: str) -> None:
+    await make(platform, tmp_path / "out")
+    copy = await serve(platform, 1)
+    if there == "a file instead of all":
+        shutil.rmtree(copy.parent)
+        copy.parent.write_bytes(b"")
+    elif there == "a loop":
+        copy.unlink()
+        copy.symlink_to(copy)
+    else:
+        copy.unlink()
+        (copy / "inner" / "more").mkdir(parents=True)
+        if there == "a folder instead of all":
+            (copy.parent / "golden.json").unlink()
+            (copy.parent / "golden.json").mkdir()
+    assert (await serve(platform, 1)).read_bytes() == FILES["model.onnx"]
 
 
 async def test_a_variant_that_was_added_and_renamed(platform: Platform, tmp_path: Path) -> None:
