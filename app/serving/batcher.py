@@ -15,11 +15,11 @@ from functools import partial
 
 import numpy as np
 
-from app.core.errors import AimassError, DeadlineExceeded, Overloaded, PayloadTooLarge
+from app.core.errors import AimassError, DeadlineExceeded, Overloaded
 from app.serving.gathering import Gathering
 from app.serving.pace import Pace
 from app.serving.types import Answer, Batching, Plan, Run, Tensors
-from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, rows_before, take
+from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, rows_before, take, too_many_rows
 from app.telemetry.metrics import ModelMetrics
 
 _UNKNOWN_WAIT_S = 1.0  # what a caller is told to wait while nothing has run yet
@@ -172,10 +172,7 @@ class Batcher:
         limits, waiting = self._limits, self._rows
         if rows > limits.max_queue:
             self._metrics.rejected["too_large"] += 1
-            raise PayloadTooLarge(
-                f"{rows} rows are more than the endpoint queues ({limits.max_queue}): send fewer rows per request, "
-                "raise the endpoint's batching.max_queue, or use a batch prediction job"
-            )
+            raise too_many_rows(rows, limits.max_queue)
         self._metrics.rejected["queue_full"] += 1
         wait_s = self.pace.expect(waiting, 0, self._busy_s(self._clock())) or _UNKNOWN_WAIT_S
         callers = waiting + limits.max_queue - self._room

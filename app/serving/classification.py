@@ -22,10 +22,10 @@ def classified(tensor: Tensor, array: Array, count: int, signature: Signature) -
     rows = array.reshape(len(array), -1) if signature.batched else array.reshape(1, -1)
     labels = signature.classes if len(signature.classes) == rows.shape[1] else ()
     order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
-    texts = np.array(
-        [[_text(row[at], at, labels) for at in best] for row, best in zip(rows, order, strict=True)], object
-    )
-    shaped = texts.reshape(order.shape) if signature.batched else texts.reshape(-1)
+    texts = np.empty(order.size, object)  # filled one by one: while numpy reads lists, no other thread can go on
+    for place, (row, at) in enumerate((row, at) for row, best in zip(rows, order, strict=True) for at in best):
+        texts[place] = _text(row[at], at, labels)
+    shaped = texts.reshape(order.shape) if signature.batched else texts
     return Tensor(tensor.name, "BYTES", shaped.shape), shaped
 
 

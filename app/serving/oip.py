@@ -5,9 +5,10 @@ the header's length, 0 means that the body is one raw tensor.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import orjson
@@ -15,14 +16,17 @@ import orjson
 from app.core.errors import InvalidTensor, Malformed, NotBuilt
 from app.core.signature import Signature, Tensor
 from app.serving.classification import classified
+from app.serving.effort import Wanted, inline_raw_bytes, inline_rows
 from app.serving.oip_request import InferInput, InferOutput, read_request
 from app.serving.tensors import NO_JSON, check_shape, from_json, from_raw, shaped, to_raw
 from app.serving.types import Array, Tensors
+from app.serving.waiting import too_many_rows
 
 EXTENSIONS = ("binary_tensor_data", "parameters", "classification")
 PLATFORM = "onnxruntime_onnx"
 _MAX_TIMEOUT = 10**15  # microseconds
 _MAX_PRIORITY = 2**64 - 1
+_AT_ONCE = 64 * 1024  # elements; orjson lets no other thread go on before it is done, which takes 5 ms for so many
 NO_CONTROLS: tuple[float | None, int] = (None, 0)
 
 
@@ -60,14 +64,6 @@ class Inference:
     priority: int = 0
 
 
-class Wanted(NamedTuple):
-    """An output to answer: its place in the signature, as binary data or not, as how many classes (0: as it is)."""
-
-    at: int
-    binary: bool
-    classes: int = 0
-
-
 @dataclass(slots=True)
 class Encoded:
     """An answer: `header_length` is set if binary tensors follow the JSON."""
@@ -77,10 +73,23 @@ class Encoded:
 
 
 class OipCodec:
-    """Reads and writes infer requests of one endpoint."""
+    """Reads and writes infer requests of one endpoint; more than `max_rows` are refused, and counted in `rejected`.
 
-    def __init__(self, endpoint: str, signature: Signature) -> None:
+    With binary tensors of up to `inline_raw_bytes`, and with `inline_rows` rows, it is quick enough for the event loop.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        signature: Signature,
+        max_rows: float = math.inf,
+        rejected: Counter[str] | None = None,
+    ) -> None:
         self.endpoint = endpoint
+        self.inline_raw_bytes = inline_raw_bytes(signature)
+        self.inline_rows = inline_rows(signature)
+        self._max_rows = max_rows
+        self._rejected = Counter[str]() if rejected is None else rejected
         self._inputs = {tensor.name: (at, tensor) for at, tensor in enumerate(signature.inputs)}
         self._outputs = {tensor.name: at for at, tensor in enumerate(signature.outputs)}
         self._signature = signature
@@ -114,7 +123,7 @@ class OipCodec:
                 raise InvalidTensor.at("outputs", tensor.name, msg=msg, type="datatype")
             else:
                 flat = array.reshape(-1)
-                entry["data"] = flat.tolist() if array.dtype == object else np.ascontiguousarray(flat)
+                entry["data"] = _json_data(flat)
             entries.append(entry)
         answer: dict[str, Any] = {"model_name": self.endpoint, "model_version": version}
         if request_id is not None:
@@ -153,6 +162,9 @@ class OipCodec:
             if arrays[at] is not None:
                 raise InvalidTensor.at("inputs", item.name, msg=f"input '{item.name}' is given twice")
             check_shape(tensor, item.datatype, item.shape, self.endpoint)
+            if self._signature.batched and item.shape[0] > self._max_rows:  # before their elements are read
+                self._rejected["too_large"] += 1
+                raise too_many_rows(item.shape[0], self._max_rows)
             arrays[at] = read(item, tensor)
         tensors = tuple(array for array in arrays if array is not None)
         if self._signature.batched and len({array.shape[0] for array in tensors}) != 1:
@@ -240,6 +252,19 @@ class OipCodec:
                 shape[shape.index(-1)] = len(body) // max(1, known * _item_size(tensor))
             inputs = (from_raw(memoryview(body), tensor, shape, self.endpoint),)
         return Inference(inputs, 1, [Wanted(at, binary=True) for at in range(len(self._outputs))])
+
+
+def _json_data(flat: Array) -> Any:  # noqa: ANN401 - what orjson takes
+    if flat.size > _AT_ONCE:
+        parts = (_json_part(flat[at : at + _AT_ONCE]) for at in range(0, flat.size, _AT_ONCE))
+        return orjson.Fragment(b"[%b]" % b",".join(parts))
+    return flat.tolist() if flat.dtype == object else np.ascontiguousarray(flat)
+
+
+def _json_part(flat: Array) -> bytes:
+    """The elements without the brackets around them."""
+    data = flat.tolist() if flat.dtype == object else np.ascontiguousarray(flat)
+    return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
 def _item_size(tensor: Tensor) -> int:

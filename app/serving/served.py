@@ -166,7 +166,7 @@ class ServedModel:
         ]
         self.instances: InstanceDecoder = instance_decoder(signature)
         self.predictions: PredictionEncoder = prediction_encoder(signature)
-        self.oip = OipCodec(source.endpoint, signature)
+        self.oip = OipCodec(source.endpoint, signature, self.limits.max_queue, metrics.rejected)
         self.about = About(source, signature, self.limits, metrics, self.oip, self.bytes)
         self.woken: Waiting | None = None  # who waited for it may not have got it yet
         self.failures = 0  # as of its Sleeper: for how long it would be out of service

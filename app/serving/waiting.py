@@ -5,6 +5,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
+from app.core.errors import PayloadTooLarge
 from app.serving.types import Answer, Tensors
 
 FIRST_PRIORITY = 1
@@ -26,6 +27,14 @@ class Pending:
     deadline: float = math.inf
     shape: tuple[tuple[int, ...], ...] = ()
     priority: int = DEFAULT_PRIORITY
+
+
+def too_many_rows(rows: int, most: float) -> PayloadTooLarge:
+    """The error of a request that can never fit its endpoint's queue."""
+    return PayloadTooLarge(
+        f"{rows} rows are more than the endpoint queues ({most}): send fewer rows per request, "
+        "raise the endpoint's batching.max_queue, or use a batch prediction job"
+    )
 
 
 def put(waiting: deque[Pending], pending: Pending) -> None:

@@ -1,5 +1,6 @@
 """The Open Inference Protocol over gRPC as NVIDIA's own client speaks it, against a live server on this machine."""
 
+import asyncio
 import math
 import queue
 import time
@@ -14,6 +15,7 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
+from app.gateway.grpc import service
 from app.serving.types import Answer, Tensors
 from app.serving.waiting import DEFAULT_PRIORITY
 from tests.support.oip import Addresses, sample, serve, sum_source
@@ -148,6 +150,25 @@ def test_errors_are_statuses(client: Any):
     with pytest.raises(InferenceServerException) as failed:
         client.get_trace_settings(headers=KEY)
     assert failed.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize(("letters", "inline"), [(10, True), (300_000, False)])
+def test_much_text_is_read_and_written_beside_the_event_loop(
+    client: Any, monkeypatch: pytest.MonkeyPatch, letters: int, *, inline: bool
+):
+    loops: list[bool] = []
+    for name in ("read_infer", "write_infer"):
+        method = getattr(service, name)
+
+        def watched(*given: Any, method: Any = method) -> Any:
+            loops.append(asyncio._get_running_loop() is not None)
+            return method(*given)
+
+        monkeypatch.setattr(service, name, watched)
+    word = "a" * letters
+    result = client.infer("sum", inputs(np.ones((1, 3), np.float32), np.array([[word]], object)), headers=KEY)
+    assert result.as_numpy("echo").tolist() == [[word.encode()]]
+    assert loops == [inline, inline]
 
 
 @pytest.fixture

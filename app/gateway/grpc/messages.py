@@ -9,7 +9,8 @@ from tritonclient.grpc import service_pb2 as pb
 
 from app.core.errors import InvalidTensor, Malformed
 from app.core.signature import Tensor
-from app.serving.oip import Inference, OipCodec, Wanted, read_controls, refuse_extensions
+from app.serving.effort import Wanted
+from app.serving.oip import Inference, OipCodec, read_controls, refuse_extensions
 from app.serving.oip_request import InferOutput
 from app.serving.tensors import DTYPES, from_raw, shaped, to_raw
 from app.serving.types import Array, Tensors

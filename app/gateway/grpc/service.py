@@ -18,6 +18,7 @@ from app.gateway.predict.exchange import OIP_STATUS
 from app.gateway.predict.ports import Authenticator, Repository
 from app.gateway.predict.running import within
 from app.serving.describe import SERVER, configuration, statistics
+from app.serving.effort import are_small
 from app.serving.host import Host, ServedModel
 from app.serving.tensors import INLINE_JSON_BYTES
 from app.serving.waiting import FIRST_PRIORITY
@@ -179,15 +180,22 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         served: ServedModel, request: pb.ModelInferRequest, made: Call, deadline: float
     ) -> pb.ModelInferResponse:
         served.check_room(deadline, FIRST_PRIORITY if "priority" in request.parameters else 0)
-        inline = bool(request.raw_input_contents) or request.ByteSize() <= INLINE_JSON_BYTES
-        asked = read_infer(request, served.oip) if inline else await asyncio.to_thread(read_infer, request, served.oip)
+        oip = served.oip
+        # Raw tensors become arrays in no time, but for some datatypes.
+        most = min(INLINE_JSON_BYTES, oip.inline_raw_bytes) if request.raw_input_contents else INLINE_JSON_BYTES
+        quick = (request.raw_input_contents and oip.inline_raw_bytes == math.inf) or request.ByteSize() <= most
+        asked = read_infer(request, oip) if quick else await asyncio.to_thread(read_infer, request, oip)
         parsed = time.perf_counter()
         if asked.timeout_s is not None:
             deadline = min(deadline, made.started + asked.timeout_s)
         left_s = None if deadline == math.inf else max(0.0, deadline - parsed)
         answer = await within(left_s, served.infer(asked.inputs, asked.rows, deadline, asked.priority))
         computed = time.perf_counter()
-        message = write_infer(served.oip, answer.outputs, asked.outputs, served.version, asked.id)
+        written = (oip, answer.outputs, asked.outputs, served.version, asked.id)
+        if asked.rows <= oip.inline_rows or are_small(answer.outputs, asked.outputs, raw=True):
+            message = write_infer(*written)
+        else:
+            message = await asyncio.to_thread(write_infer, *written)
         encoded_s = time.perf_counter() - computed
         # gRPC hands over a message that it has received: what that took is not known here.
         made.phases = (0.0, parsed - made.started, answer.queue_s, answer.batch_s, answer.compute_s, encoded_s)

@@ -13,6 +13,7 @@ from app.gateway.predict.ports import Repository
 from app.gateway.predict.repository import RepositoryApi
 from app.gateway.predict.running import record, run, whole_body
 from app.serving.describe import SERVER, configuration, statistics
+from app.serving.effort import are_small
 from app.serving.host import Host, ServedModel
 from app.serving.oip_request import may_name_priority
 from app.serving.tensors import INLINE_JSON_BYTES
@@ -99,16 +100,19 @@ class OipApi:
             json_bytes = len(body) if length is None else length
             if served.limits.p95_s is not None and not may_name_priority(body, json_bytes):
                 served.check_room(exchange.deadline())
-            decode = served.oip.decode
-            request = (
-                decode(body, length)
-                if json_bytes <= INLINE_JSON_BYTES
-                else await asyncio.to_thread(decode, body, length)
-            )
+            oip = served.oip
+            if json_bytes <= INLINE_JSON_BYTES and len(body) - json_bytes <= oip.inline_raw_bytes:
+                request = oip.decode(body, length)
+            else:
+                request = await asyncio.to_thread(oip.decode, body, length)
             parsed = time.perf_counter()
             answer = await run(exchange, served, request.inputs, request.rows, request.timeout_s, request.priority)
             computed = time.perf_counter()
-            encoded = served.oip.encode(answer.outputs, request.outputs, served.version, request.id)
+            wanted = request.outputs
+            if request.rows <= oip.inline_rows or are_small(answer.outputs, wanted):
+                encoded = oip.encode(answer.outputs, wanted, served.version, request.id)
+            else:
+                encoded = await asyncio.to_thread(oip.encode, answer.outputs, wanted, served.version, request.id)
             headers = [JSON]
             if encoded.header_length is not None:
                 headers = [_BINARY, (_LENGTH, b"%d" % encoded.header_length)]

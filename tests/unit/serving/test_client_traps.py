@@ -25,8 +25,9 @@ from pydantic import TypeAdapter, ValidationError
 from tritonclient.http import InferResult
 
 from app.core.signature import Signature, Tensor
+from app.serving.effort import Wanted
 from app.serving.host import Host
-from app.serving.oip import OipCodec, Wanted
+from app.serving.oip import OipCodec
 from app.specs.endpoints import EndpointName
 from tests.support.serving import COLOUR, INFER, NUMERIC, infer
 

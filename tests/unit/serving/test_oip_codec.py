@@ -2,14 +2,16 @@
 
 import json
 import struct
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.core.errors import AimassError, InvalidTensor, Malformed, NotBuilt
+from app.core.errors import AimassError, InvalidTensor, Malformed, NotBuilt, PayloadTooLarge
 from app.core.signature import Signature, Tensor
-from app.serving.oip import OipCodec, Wanted
+from app.serving.effort import Wanted
+from app.serving.oip import OipCodec
 
 ALL = Signature(
     "regression",
@@ -137,6 +139,19 @@ def test_huge_shapes_cost_nothing():
             {"name": "t", "datatype": "BYTES", "shape": [2**40], "parameters": {"binary_data_size": 4}},
             raw=b"\0" * 4,
         )
+
+
+def test_too_many_rows_are_refused_before_their_elements_are_read():
+    rejected: Counter[str] = Counter()
+    codec = OipCodec("m", TEXT, 100, rejected)
+    tensor = {"name": "t", "datatype": "BYTES", "parameters": {"binary_data_size": 1}}
+    header = json.dumps({"inputs": [tensor | {"shape": [101]}]}).encode()
+    with pytest.raises(PayloadTooLarge, match=r"101 rows are more than the endpoint queues \(100\)"):
+        codec.decode(header + b"?", len(header))
+    assert rejected == {"too_large": 1}
+    header = json.dumps({"inputs": [tensor | {"shape": [100]}]}).encode()
+    with pytest.raises(InvalidTensor, match="unexpected size"):
+        codec.decode(header + b"?", len(header))
 
 
 def test_the_number_of_inputs_must_be_right():
@@ -303,3 +318,13 @@ def test_encode_mixed():
     assert json.loads(plain.body)["outputs"][0]["data"] == ["a", "é"]
     with pytest.raises(InvalidTensor, match="FP16"):
         codec.encode(outputs, [Wanted(2, binary=False)], "3", None)
+
+
+@pytest.mark.parametrize("array", [np.arange(200_000, dtype=np.float32), np.array(["a", 'b"'] * 70_000, object)])
+def test_much_json_is_written_in_parts_that_are_the_whole(array: Any):
+    tensor = Tensor("y", "FP32" if array.dtype == np.float32 else "BYTES", (-1, -1))
+    codec = OipCodec("m", Signature("inference", ONE.inputs, (tensor,), ()))
+    answer = json.loads(codec.encode((array.reshape(1, -1),), [Wanted(0, binary=False)], "3", None).body)
+    assert answer["outputs"] == [
+        {"name": "y", "datatype": tensor.datatype, "shape": [1, array.size], "data": array.tolist()}
+    ]
