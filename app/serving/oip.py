@@ -207,8 +207,12 @@ class OipCodec:
         default = _flag(parameters, "binary_data_output", default=False)
         if not asked:
             return [Wanted(at, default) for at in range(len(self._outputs))]
-        chosen = []
+        chosen: list[Wanted] = []
+        named = set[str]()
         for output in asked:
+            if output.name in named:
+                raise InvalidTensor.at("outputs", output.name, msg=f"output '{output.name}' is asked for twice")
+            named.add(output.name)
             if output.name not in self._outputs:
                 raise InvalidTensor.at(
                     "outputs",

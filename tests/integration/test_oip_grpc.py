@@ -130,12 +130,14 @@ def test_classes_as_texts(client: Any):
 
 def test_errors_are_statuses(client: Any):
     numbers, words, _ = sample(2)
+    twice = [triton.InferRequestedOutput("value"), triton.InferRequestedOutput("value", class_count=1)]
     cases = [
         ("nope", inputs(numbers, words), {}, "NOT_FOUND", "Request for unknown model: 'nope' is not found"),
         ("sum", inputs(numbers, words), {"model_version": "8"}, "NOT_FOUND", "version 8 is not found"),
         ("sum", inputs(numbers, words)[:1], {}, "INVALID_ARGUMENT", "expected 2 inputs but got 1 inputs"),
         ("sum", inputs(numbers[:, :2].copy(), words), {}, "INVALID_ARGUMENT", "Expected [-1, 3], got [2, 2]"),
         ("sum", inputs(numbers, words), {"sequence_id": 3, "sequence_start": True}, "UNIMPLEMENTED", "sequences"),
+        ("sum", inputs(numbers, words), {"outputs": twice}, "INVALID_ARGUMENT", "output 'value' is asked for twice"),
         ("sum", inputs(numbers, words), {"timeout": 1}, "DEADLINE_EXCEEDED", "time"),
     ]
     for model, tensors, more, status, text in cases:

@@ -281,6 +281,14 @@ def test_reserved_parameters(more: dict[str, Any], error: type[AimassError]):
         decode(ONE, one([1, 2, 3]), **more)
 
 
+@pytest.mark.parametrize("more", [{}, {"parameters": {"classification": 2}}])
+def test_an_output_is_answered_once(more: dict[str, Any]):
+    outputs = [{"name": "value"}, {"name": "value", **more}]
+    with pytest.raises(InvalidTensor, match="output 'value' is asked for twice") as refused:
+        decode(ONE, one([1, 2, 3]), outputs=outputs)
+    assert refused.value.errors[0].loc == ("outputs", "value")
+
+
 def test_the_timeout_is_in_microseconds():
     """Client trap 9: reserved parameters are read, and others pass."""
     read = decode(
