@@ -39,6 +39,8 @@ NO_JSON = frozenset({"FP16", "BF16"})
 # JSON up to this size is decoded on the event loop: about half a millisecond.
 INLINE_JSON_BYTES = 256 * 1024
 _MAX_DIMENSION = 2**31 - 1
+# Elements that a shape may stand for: numpy counts their bytes in 63 bits, at up to 8 an element, and leaves out zeros.
+_MAX_ELEMENTS = 2**60 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 _LENGTH = struct.Struct("<I")
@@ -81,12 +83,15 @@ def check_shape(tensor: Tensor, datatype: str, shape: Sequence[int], model: str)
     fits = len(shape) == len(tensor.shape) and all(
         want in (-1, got) and 0 <= got <= _MAX_DIMENSION for want, got in zip(tensor.shape, shape, strict=True)
     )
-    if not fits or 0 in shape[:1]:
+    # Only a size of zero lets so large a shape through: without one, the elements would have to be in the request.
+    huge = fits and 0 in shape and math.prod(filter(None, shape)) > _MAX_ELEMENTS
+    if not fits or 0 in shape[:1] or huge:
+        rule = "its sizes beside 0 make 2^60 elements or more" if huge else "-1 is any size, the first at least 1"
         raise InvalidTensor.at(
             "inputs",
             tensor.name,
             msg=f"unexpected shape for input '{tensor.name}' for model '{model}'. "
-            f"Expected {list(tensor.shape)}, got {list(shape)}; -1 is any size, the first at least 1",
+            f"Expected {list(tensor.shape)}, got {list(shape)}; {rule}",
             type="shape",
         )
 

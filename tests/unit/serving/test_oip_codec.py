@@ -141,6 +141,21 @@ def test_huge_shapes_cost_nothing():
         )
 
 
+@pytest.mark.parametrize("given", [{"data": []}, {"parameters": {"binary_data_size": 0}}])
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [([1, 0, 2**31 - 1, 2**31 - 1], False), ([1, 0, 2**30, 2**30], False), ([1, 0, 2**30, 2**29], True)],
+)
+def test_a_shape_that_numpy_cannot_count_is_refused(given: dict[str, Any], shape: list[int], *, fits: bool):
+    signature = Signature("inference", (Tensor("x", "FP64", (-1, -1, -1, -1)),), ONE.outputs, ())
+    tensor = {"name": "x", "datatype": "FP64", "shape": shape, **given}
+    if fits:
+        assert decode(signature, tensor, binary="parameters" in given).inputs[0].shape == tuple(shape)
+        return
+    with pytest.raises(InvalidTensor, match=r"make 2\^60 elements or more"):
+        decode(signature, tensor, binary="parameters" in given)
+
+
 def test_too_many_rows_are_refused_before_their_elements_are_read():
     rejected: Counter[str] = Counter()
     codec = OipCodec("m", TEXT, 100, rejected)
