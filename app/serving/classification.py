@@ -21,7 +21,7 @@ def classified(tensor: Tensor, array: Array, count: int, signature: Signature) -
         )
     rows = array.reshape(len(array), -1) if signature.batched else array.reshape(1, -1)
     labels = signature.classes if len(signature.classes) == rows.shape[1] else ()
-    order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :count]
+    order = _best_first(rows)[:, :count]
     texts = np.empty(order.size, object)  # filled one by one: while numpy reads lists, no other thread can go on
     for place, (row, at) in enumerate((row, at) for row, best in zip(rows, order, strict=True) for at in best):
         texts[place] = _text(row[at], at, labels)
@@ -29,5 +29,15 @@ def classified(tensor: Tensor, array: Array, count: int, signature: Signature) -
     return Tensor(tensor.name, "BYTES", shaped.shape), shaped
 
 
+def _best_first(rows: Array) -> Array:
+    """Places by value, the first of equals first; NaN last."""
+    if rows.dtype.kind == "f":
+        return np.argsort(-rows.astype(np.float64), axis=1, kind="stable")
+    # Large integers are not told apart as floats, and some have no negative: read from the other end instead.
+    order: Array = rows.shape[1] - 1 - np.argsort(rows[:, ::-1], axis=1, kind="stable")[:, ::-1]
+    return order
+
+
 def _text(value: np.generic, at: np.intp, labels: tuple[str, ...]) -> str:
-    return f"{float(value):f}:{at}" + (f":{labels[at]}" if labels else "")
+    number = f"{float(value):f}" if value.dtype.kind == "f" else str(value)
+    return f"{number}:{at}" + (f":{labels[at]}" if labels else "")

@@ -34,9 +34,30 @@ def test_a_model_that_does_not_batch():
     assert (tensor.shape, texts.tolist()) == ((2,), ["0.700000:1", "0.500000:3"])
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float16])
-def test_any_number(dtype: type):
-    assert classified(TENSOR, np.array([[3, 9, 0]], dtype), 1, signature())[1].tolist() == [["9.000000:1:b"]]
+@pytest.mark.parametrize(
+    ("dtype", "text"),
+    [(np.int64, "9:1:b"), (np.uint8, "9:1:b"), (np.float16, "9.000000:1:b"), (np.float64, "9.000000:1:b")],
+)
+def test_any_number(dtype: type, text: str):
+    assert classified(TENSOR, np.array([[3, 9, 0]], dtype), 1, signature())[1].tolist() == [[text]]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "best"),
+    [
+        ([2**54, 2**54 + 2, 2**54 + 4], np.int64, [f"{2**54 + 4}:2", f"{2**54 + 2}:1", f"{2**54}:0"]),
+        ([2**54, 2**54 + 1, 2**54], np.int64, [f"{2**54 + 1}:1", f"{2**54}:0", f"{2**54}:2"]),
+        ([-(2**63), 2**63 - 1, 0], np.int64, [f"{2**63 - 1}:1", "0:2", f"{-(2**63)}:0"]),
+        ([0, 2**64 - 1, 2**64 - 2], np.uint64, [f"{2**64 - 1}:1", f"{2**64 - 2}:2", "0:0"]),
+    ],
+)
+def test_integers_are_exact(values: list[int], dtype: type, best: list[str]):
+    assert classified(TENSOR, np.array([values], dtype), 3, signature(classes=()))[1].tolist() == [best]
+
+
+def test_nan_is_last_and_equals_keep_their_order():
+    scores = np.array([[np.nan, 0.5, 0.5]], np.float32)
+    assert classified(TENSOR, scores, 3, signature(classes=()))[1].tolist() == [["0.500000:1", "0.500000:2", "nan:0"]]
 
 
 def test_texts_have_no_order():
