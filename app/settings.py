@@ -173,6 +173,14 @@ class LimitSettings(BaseSettings):
     archive_members: Annotated[int, Field(ge=1, description="files in an archive")] = 2_000_000
     image_megapixels: Annotated[float, Field(gt=0, description="size of one picture")] = 50.0
     line_mb: Annotated[int, Field(ge=1, description="longest line, and text file of an archive, MiB")] = 8
+    bodies_mb: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="prediction bodies that one gateway process holds at once, MiB; above, 429; "
+            "a quarter as much for the rest of the API",
+        ),
+    ] = 1024
     ingest_memory_mb: Annotated[int, Field(ge=256, description="memory of the process that parses an upload, MiB")] = (
         4096
     )

@@ -26,6 +26,7 @@ from app.gateway.keys import endpoints as keys
 from app.gateway.loading import Loader
 from app.gateway.middleware import RequestMiddleware
 from app.gateway.models import endpoints as models
+from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.dispatcher import Dispatcher
 from app.gateway.predict.openapi import document as document_predictions
 from app.gateway.probes import endpoints as probes
@@ -82,13 +83,18 @@ def create_app(settings: Settings, number: int | None = None) -> Dispatcher:
         openapi_url=None,  # `document` answers it
         redirect_slashes=False,  # clients of the Open Inference Protocol take a redirect for an error
     )
+    bodies = Bodies(max(settings.limit.bodies_mb, settings.serving.max_body_mb) << 20)
+    # Apart: FastAPI reads bodies before it asks for the key, and strangers must not use up what predictions have.
+    others = Bodies(max(settings.limit.bodies_mb // 4, settings.gateway.max_body_mb) << 20)
     api.state.gateway = state
     install(api, ROUTERS)
     for router in ROUTERS:
         api.include_router(router)
-    api.add_middleware(RequestMiddleware, max_body=settings.gateway.max_body_mb << 20, exporter=state.exporter)
+    api.add_middleware(
+        RequestMiddleware, max_body=settings.gateway.max_body_mb << 20, bodies=others, exporter=state.exporter
+    )
     api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # FastAPI's documented way
-    return Dispatcher(api, host, state.keys, state.loader, settings.serving, state.exporter)
+    return Dispatcher(api, host, state.keys, state.loader, settings.serving, state.exporter, bodies)
 
 
 def _exporter(settings: TelemetrySettings) -> Exporter | None:

@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -14,6 +15,7 @@ from app.core.errors import AimassError, NotBuilt
 from app.gateway.grpc.calls import Call, Context, admit, call, observed, refuse, status_of
 from app.gateway.grpc.messages import fill, read_infer, write_infer
 from app.gateway.grpc.spans import export
+from app.gateway.grpc.window import Window
 from app.gateway.predict.exchange import OIP_STATUS
 from app.gateway.predict.ports import Authenticator, Repository
 from app.gateway.predict.running import within
@@ -26,6 +28,7 @@ from app.telemetry.spans import Exporter
 
 # Requests of one stream that may be under way: the reader waits for the oldest before it takes another.
 STREAM_WINDOW = 64
+STREAM_BYTES = 64 << 20  # … and their bytes, but for one that is larger
 _STREAM = "ModelStreamInfer"
 _FINAL, _ASKS_FINAL = "triton_final_response", "triton_enable_empty_final_response"
 
@@ -138,22 +141,25 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         except AimassError as error:
             self.ended(stream, status_of(error), error)
             await refuse(context, error)
-        waiting: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue(STREAM_WINDOW)
+        window: Window[pb.ModelStreamInferResponse] = Window(STREAM_WINDOW, STREAM_BYTES)
 
         async def take() -> None:
             async for request in requests:
-                await waiting.put(asyncio.create_task(self._stream_one(request, context)))
-            await waiting.put(None)
+                await window.add(request.ByteSize(), partial(self._begin, request, context))
+            await window.end()
 
         reader = asyncio.create_task(take())
         try:
-            while (answer := await waiting.get()) is not None:
+            while (first := await window.first()) is not None:
+                answer, size = first
                 yield await answer
+                window.left(size)
         finally:
             reader.cancel()
-            while not waiting.empty():
-                if left := waiting.get_nowait():
-                    left.cancel()
+            window.cancel()
+
+    def _begin(self, request: pb.ModelInferRequest, context: Context) -> "asyncio.Task[pb.ModelStreamInferResponse]":
+        return asyncio.create_task(self._stream_one(request, context))
 
     async def _stream_one(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
         final = request.parameters[_ASKS_FINAL].bool_param if _ASKS_FINAL in request.parameters else False

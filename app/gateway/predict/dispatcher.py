@@ -9,6 +9,7 @@ import re
 import time
 
 from app.core.errors import AimassError
+from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.exchange import ClientGone, Exchange, MethodNotAllowed
 from app.gateway.predict.oip import OipApi
 from app.gateway.predict.ports import AsgiApp, Authenticator, Receive, Repository, Scope, Send
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 _PREFIX, _SUFFIX = "/api/v1/endpoints/", "/predict"
 _NAME = re.compile(r"^((?:/api/v1/endpoints|/v[12](?:/repository)?/models)/)[^/:]+")
 _VERSION = re.compile(r"(/versions/)[^/]+")
+_BODIES = 16  # of the largest size that are held at once, where nothing else is said
 _GONE = 499  # what nginx calls it; only ever seen in the metrics
 
 
@@ -38,12 +40,14 @@ class Dispatcher:
         repository: Repository,
         settings: ServingSettings,
         exporter: Exporter | None = None,
+        bodies: Bodies | None = None,
     ) -> None:
         self._inner = inner
         self._host = host
         self._auth = auth
         self._exporter = exporter
         max_body = settings.max_body_mb << 20
+        self._bodies = bodies or Bodies(_BODIES * max_body)
         self._rest = PredictApi(host, max_body)
         self._oip = OipApi(host, repository, max_body)
         self._v1 = V1Api(host, max_body)
@@ -58,7 +62,7 @@ class Dispatcher:
         else:
             await self._inner(scope, receive, send)
             return
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, self._bodies)
         if self._exporter is not None and exchange.trace is None:
             exchange.trace = begin_trace(self._exporter)
         try:
@@ -74,6 +78,9 @@ class Dispatcher:
                 await self._rest.predict(exchange, endpoint)
         except Exception as error:  # noqa: BLE001 - each becomes an answer
             await self._failed(exchange, error, oip=endpoint is None)
+        finally:
+            if exchange.held:
+                self._bodies.give_back(exchange.held)
         if self._exporter is not None:
             _export(self._exporter, exchange)
 

@@ -12,6 +12,7 @@ import orjson
 
 from app.core.errors import AimassError, Malformed, Unauthenticated
 from app.gateway.errors import PROBLEM_TYPE, STATUS, problem_body, problem_headers
+from app.gateway.predict.bodies import SMALL_BODY, Bodies
 from app.gateway.predict.encodings import negotiate, pack, too_large, unpack
 from app.gateway.predict.ports import Receive, Scope, Send
 from app.gateway.predict.protocol import WHOLE_ANSWER, WholeAnswer
@@ -45,7 +46,9 @@ class Exchange:
     """A request being answered."""
 
     __slots__ = (
+        "bodies",
         "headers",
+        "held",
         "method",
         "metrics",
         "path",
@@ -60,7 +63,7 @@ class Exchange:
         "whole",
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, bodies: Bodies) -> None:
         self.started = self.received = time.perf_counter()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -75,6 +78,8 @@ class Exchange:
         traceparent = headers.get(b"traceparent")
         self.trace: Trace | None = continue_trace(traceparent) if traceparent else None
         self.status = 0
+        self.bodies = bodies
+        self.held = 0  # bytes of `bodies`, which are to be given back once the request is answered
         self.phases: tuple[float, ...] = ()  # of a prediction that was answered, in the order of PHASES, in seconds
         self.metrics: ModelMetrics | None = None  # of the model that the request is for, once it is found
 
@@ -89,10 +94,15 @@ class Exchange:
         return key
 
     async def body(self, limit: int) -> bytes:
-        """The whole body, decompressed; PayloadTooLarge above `limit` bytes, before or after decompression."""
+        """The whole body, decompressed; PayloadTooLarge above `limit` bytes, before or after decompression.
+
+        Overloaded if the process holds too many bodies: before this one is read, unless it comes in chunks or packed.
+        """
         announced = self.headers.get(b"content-length")
-        if announced is not None and int(announced) > limit:
-            raise too_large(limit)
+        if announced is not None and (size := int(announced)) > SMALL_BODY:
+            if size > limit:
+                raise too_large(limit)
+            self.held = self.bodies.grow(self.held, size)
         message = await self.receive()
         body: bytes = message.get("body", b"")
         if message.get("more_body"):
@@ -101,7 +111,8 @@ class Exchange:
             raise ClientGone
         self.received = time.perf_counter()
         if encoding := self.headers.get(b"content-encoding"):
-            return await unpack(body, encoding, limit)
+            body = await unpack(body, encoding, limit)
+            self.held = self.bodies.grow(self.held, len(body))
         return body
 
     def deadline(self, timeout_s: float | None = None) -> float:
@@ -172,6 +183,7 @@ class Exchange:
             size += len(part)
             if size > limit:
                 raise too_large(limit)
+            self.held = self.bodies.grow(self.held, size)
             more = message.get("more_body", False)
         return b"".join(parts)
 

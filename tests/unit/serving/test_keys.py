@@ -12,6 +12,7 @@ from app.core.principal import Principal
 from app.gateway.deps import require
 from app.gateway.errors import install
 from app.gateway.middleware import RequestMiddleware
+from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.dispatcher import Dispatcher
 from app.serving.host import Host
 from app.settings import ServingSettings
@@ -32,7 +33,7 @@ async def call(asgi: Callable[[Any], Any]) -> Any:
     api = FastAPI()
     api.state.gateway = SimpleNamespace(keys=Keys())
     install(api, [])
-    api.add_middleware(RequestMiddleware, max_body=1024)
+    api.add_middleware(RequestMiddleware, max_body=1024, bodies=Bodies(1 << 20))
 
     @api.get("/behind")
     async def behind(_: Annotated[Principal, Depends(require("read"))]) -> None:

@@ -9,6 +9,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.exchange import JSON, Exchange
 from app.gateway.predict.protocol import WHOLE_ANSWER, JoiningProtocol
 
@@ -45,7 +46,7 @@ def answering(status: int = 200, size: int = 20) -> App:
     """Reads the body and answers as the prediction paths do."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, Bodies(1))
         body = await exchange.body(1 << 20)
         await exchange.answer(status, ((body or b"none") * size)[:size], [JSON])
 
@@ -119,7 +120,7 @@ async def test_nothing_is_written_to_a_peer_who_has_gone():
     done = asyncio.Event()
 
     async def late(scope: Any, receive: Any, send: Any) -> None:
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(scope, receive, send, Bodies(1))
         await exchange.body(1 << 20)
         await done.wait()
         await exchange.answer(200, b"late", [JSON])

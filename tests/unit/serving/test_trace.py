@@ -10,6 +10,7 @@ import pytest
 from app.core.errors import Unauthenticated
 from app.core.principal import Principal
 from app.gateway.middleware import RequestMiddleware
+from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.dispatcher import Dispatcher
 from app.gateway.predict.ports import Receive, Scope, Send
 from app.serving.host import Host
@@ -42,7 +43,11 @@ async def call(request: pytest.FixtureRequest, asgi: Callable[[Any], Any]) -> An
     """Calls an open path, two that are refused, and one that FastAPI would answer."""
     settings = ServingSettings()
     host = Host(settings)
-    client = asgi(Dispatcher(RequestMiddleware(application, 1 << 20), host, Keys(), HostRepository(host), settings))
+    client = asgi(
+        Dispatcher(
+            RequestMiddleware(application, 1 << 20, Bodies(1 << 20)), host, Keys(), HostRepository(host), settings
+        )
+    )
 
     async def get(headers: dict[str, str]) -> Any:
         return await client("GET" if "predict" not in request.param else "POST", request.param, headers=headers)

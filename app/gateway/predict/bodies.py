@@ -1,0 +1,32 @@
+"""How much of request bodies a process holds: each of them is bounded, and here all of them together."""
+
+from app.core.errors import Overloaded
+
+# Bodies up to this size are not counted: the server holds as much for any connection that it does not read from.
+SMALL_BODY = 64 * 1024
+_RETRY_S = 1.0
+
+
+class Bodies:
+    """A budget of bytes, for bodies that are being received or whose request is being answered."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.held = 0
+
+    def grow(self, held: int, size: int) -> int:
+        """How much is held of a body of `size` bytes of which `held` were; Overloaded if that is too much."""
+        if size <= held or size <= SMALL_BODY:
+            return held
+        if self.held + size - held > self._most:
+            raise Overloaded(
+                f"{self.held >> 20} MiB of request bodies are held already, with this one they would be more than "
+                f"{self._most >> 20} MiB (AIMASS_LIMIT_BODIES_MB)",
+                retry_after_s=_RETRY_S,
+            )
+        self.held += size - held
+        return size
+
+    def give_back(self, size: int) -> None:
+        """`size` bytes are held no longer."""
+        self.held -= size
