@@ -65,12 +65,21 @@ async def _watched(exchange: Exchange, answer: Awaitable[Answer], deadline: floa
 
 
 async def answer_instances(
-    exchange: Exchange, served: ServedModel, max_body: int, frame: Callable[[bytes], bytes]
+    exchange: Exchange,
+    served: ServedModel,
+    max_body: int,
+    frame: Callable[[bytes], bytes],
+    bare: Callable[[bytes], bytes] | None = None,
 ) -> None:
-    """Answer a body of instances; `frame` puts the JSON of the predictions into what the protocol answers."""
+    """Answer a body of instances; `frame` puts the JSON of the predictions into what the protocol answers.
+
+    `bare` takes out of the body what only the protocol knows.
+    """
     with served:
         exchange.metrics = served.metrics
         body = await whole_body(exchange, served, max_body)
+        if bare is not None:
+            body = bare(body)
         decode = served.instances
         inputs, rows = decode(body) if len(body) <= decode.inline_bytes else await asyncio.to_thread(decode, body)
         parsed = time.perf_counter()

@@ -12,6 +12,12 @@ from app.serving.host import Host, ServedModel
 
 _MODEL = re.compile(r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[^/:]+))?(?P<predict>:predict)?")
 
+_SIGNATURE = b'"signature_name"'
+_FIELD = rb'\s*"signature_name"\s*:\s*"(?:[^"\\]|\\.)*"\s*'
+_FIRST = re.compile(rb"\s*\{" + _FIELD + b",")
+_LAST = re.compile(b"," + _FIELD + rb"\}\s*\Z")
+_BLANKS = 64  # between two fields
+
 
 class V1Api:
     """Routes and answers everything under /v1/models."""
@@ -44,7 +50,22 @@ class V1Api:
     async def _predict(self, exchange: Exchange, served: ServedModel) -> None:
         if exchange.method != "POST":
             raise MethodNotAllowed("POST")
-        await answer_instances(exchange, served, self._max_body, lambda found: b'{"predictions":%b}' % found)
+        await answer_instances(exchange, served, self._max_body, _framed, _without_signature)
+
+
+def _framed(predictions: bytes) -> bytes:
+    return b'{"predictions":%b}' % predictions
+
+
+def _without_signature(body: bytes) -> bytes:
+    """The body without TensorFlow Serving's `signature_name`, whose clients send it first or last; models have one."""
+    at = body.rfind(_SIGNATURE)
+    if at < 0:
+        return body
+    if found := _FIRST.match(body):
+        return b"{" + body[found.end() :]
+    found = _LAST.search(body, max(0, at - _BLANKS))
+    return body if found is None else body[: found.start()] + b"}"
 
 
 async def _get(exchange: Exchange, document: dict[str, object]) -> None:

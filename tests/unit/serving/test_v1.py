@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.serving import GOOD, PREDICT
+
 ROW = {"age": 41, "charge €": 2.5, "member": True, "colour": "red"}
 BODY = json.dumps({"instances": [ROW, ROW]}).encode()
 
@@ -52,3 +54,30 @@ async def test_keys(call: Any):
 
 async def test_other_paths_are_not_taken(call: Any):
     assert (await call("GET", "/v1/other")).status == 299
+
+
+@pytest.mark.parametrize("name", ["serving_default", "", 'a\\"b, "instances": [] }', "é" * 100])
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("indent", [None, 4])
+async def test_the_signature_name_of_tensorflows_clients_is_ignored(call: Any, name: str, indent: Any, *, first: bool):
+    fields: dict[str, Any] = {"signature_name": name, "instances": [GOOD]}
+    sent = json.dumps(fields if first else dict(reversed(fields.items())), indent=indent).encode()
+    reply = await call("POST", "/v1/models/churn:predict", sent)
+    assert (reply.status, len(reply.json()["predictions"])) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (PREDICT, {"signature_name": "serving_default", "instances": [GOOD]}),
+        ("/v1/models/churn:predict", {"signature_name": 1, "instances": [GOOD]}),
+        ("/v1/models/churn:predict", {"instances": [GOOD], "signature_name": None}),
+        (
+            "/v1/models/churn:predict",
+            {"instances": [GOOD | {"colour": ',"signature_name":"x"}', "signature_name": "x"}]},
+        ),
+        ("/v1/models/churn:predict", {"signature_name": "serving_default"}),
+    ],
+)
+async def test_a_signature_name_elsewhere_is_an_unknown_field(call: Any, path: str, fields: dict[str, Any]):
+    assert (await call("POST", path, json.dumps(fields).encode())).status in {400, 422}
