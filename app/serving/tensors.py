@@ -42,6 +42,7 @@ _MAX_DIMENSION = 2**31 - 1
 # Elements that a shape may stand for: numpy counts their bytes in 63 bits, at up to 8 an element, and leaves out zeros.
 _MAX_ELEMENTS = 2**60 - 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_ROUNDS = 3.4028235677973362e38  # the last that becomes FLOAT32_MAX: clients write it as 3.4028235e38
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 _LENGTH = struct.Struct("<I")
 _OPENING = re.compile(rb"[\s\[]*")
@@ -64,7 +65,7 @@ ELEMENTS: dict[str, Any] = {
     "INT64": int,
     "FP16": Annotated[float, msgspec.Meta(ge=-FLOAT16_MAX, le=FLOAT16_MAX)] | None,
     "BF16": Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)] | None,
-    "FP32": Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)] | None,
+    "FP32": Annotated[float, msgspec.Meta(ge=-_FLOAT32_ROUNDS, le=_FLOAT32_ROUNDS)] | None,
     "FP64": float | None,
     "BYTES": str,
 }
@@ -128,9 +129,7 @@ def from_json(raw: bytes | msgspec.Raw, tensor: Tensor, shape: Sequence[int]) ->
         raise InvalidTensor.at("inputs", tensor.name, msg=msg, type="datatype")
     depth = _depth(bytes(raw))
     if depth not in {1, len(shape)}:
-        raise InvalidTensor.at(
-            "inputs", tensor.name, msg=f"`data` must be a flat list or nested as its shape {list(shape)}", type="shape"
-        )
+        raise _nesting_error(tensor, shape)
     try:
         values = _decoder(tensor.datatype, depth).decode(raw)
         array: Array = np.array(values, DTYPES[tensor.datatype])
@@ -138,9 +137,19 @@ def from_json(raw: bytes | msgspec.Raw, tensor: Tensor, shape: Sequence[int]) ->
         raise InvalidTensor.at(
             "inputs", tensor.name, "data", msg=f"{error}; the datatype is {tensor.datatype}", type="type"
         ) from None
-    except (ValueError, OverflowError) as error:  # ragged nesting; an integer beyond 64 bits
+    except OverflowError as error:  # an integer beyond 64 bits
         raise InvalidTensor.at("inputs", tensor.name, "data", msg=str(error), type="shape") from None
+    except ValueError:  # the lists differ in length
+        raise _nesting_error(tensor, shape) from None
+    if depth > 1 and array.shape != tuple(shape):
+        raise _nesting_error(tensor, shape)
     return shaped(array, tensor, shape)
+
+
+def _nesting_error(tensor: Tensor, shape: Sequence[int]) -> InvalidInput:
+    return InvalidTensor.at(
+        "inputs", tensor.name, msg=f"`data` must be a flat list or nested as its shape {list(shape)}", type="shape"
+    )
 
 
 def shaped(array: Array, tensor: Tensor, shape: Sequence[int]) -> Array:

@@ -1,6 +1,7 @@
 """Open Inference Protocol bytes to tensors and back, without a server."""
 
 import json
+import re
 import struct
 from collections import Counter
 from typing import Any
@@ -96,6 +97,60 @@ def test_a_json_element_of_another_type_is_refused(filler: int, bad: Any, words:
     with pytest.raises(InvalidTensor) as refused:
         decode(ONE, one(data, shape=[1 + filler // 3, 3]))
     assert words in refused.value.detail
+
+
+@pytest.mark.parametrize("repeat", [1, 2000])  # either side of the size from which simdjson reads
+@pytest.mark.parametrize(
+    ("row", "shape"),
+    [
+        ([[1, 2, 3, 4], [5, 6]], [2, 3]),
+        ([[1, 2], [3, 4], [5, 6]], [2, 3]),
+        ([[1, 2, 3, 4, 5, 6]], [2, 3]),
+        ([[[1], [2], [3]], [[4], [5], [6]]], [2, 3]),
+        ([[1, 2, 3], [4, 5, [6]]], [2, 3]),
+        ([[1, 2, 3], 4, 5, 6], [2, 3]),
+        ([1, 2, 3, [4, 5, 6]], [2, 3]),
+        ([[], [1, 2, 3], [4, 5, 6]], [2, 3]),
+        ([[], 1, 2, 3, 4, 5, 6], [2, 3]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["FP32", "BYTES"])
+def test_nested_data_has_the_declared_shape_however_long_the_body(
+    row: list[Any], shape: list[int], repeat: int, kind: str
+):
+    signature = Signature("regression", (Tensor("x", kind, (-1, 3)),), ONE.outputs, ())  # type: ignore[arg-type]
+    rows = row * repeat
+    data = json.loads(re.sub(r"\d", '"a"', json.dumps(rows))) if kind == "BYTES" else rows
+    with pytest.raises(InvalidTensor, match=r"nested as its shape|Expected `"):
+        decode(signature, one(data, datatype=kind, shape=[shape[0] * repeat, 3]))
+
+
+@pytest.mark.parametrize("repeat", [1, 2000])
+def test_data_nested_three_deep(repeat: int):
+    signature = Signature("regression", (Tensor("x", "INT64", (-1, 2, 2)),), ONE.outputs, ())
+    values = np.arange(4 * repeat).reshape(repeat, 2, 2)
+    for more in ({}, {"outputs": [{"name": "value"}]}, {"outputs": None}, {"parameters": {"brackets": "[["}}):
+        read = decode(signature, one(values.tolist(), datatype="INT64", shape=list(values.shape)), **more)
+        np.testing.assert_array_equal(read.inputs[0], values)
+    with pytest.raises(InvalidTensor, match="nested as its shape"):
+        decode(signature, one(values.reshape(repeat, 4).tolist(), datatype="INT64", shape=list(values.shape)))
+
+
+@pytest.mark.parametrize("count", [3, 3000])
+def test_the_last_of_a_repeated_key_counts_however_long_the_body(count: int):
+    fields = [f'"shape": [1, {count}]', f'"shape": [{count // 3}, 3]', '"data": [1]', f'"data": {[2] * count}']
+    tensor = '"name": "y", "name": "x", "datatype": "FP32", ' + ", ".join(fields)
+    more = '"parameters": {"timeout": 1, "timeout": 2000000}'
+    header = f'{{"id": "1", "id": "2", "inputs": [], "inputs": [{{{tensor}}}], {more}}}'
+    read = OipCodec("m", ONE).decode(header.encode(), None)
+    assert (read.id, read.timeout_s, read.inputs[0].tolist()) == ("2", 2.0, [[2, 2, 2]] * (count // 3))
+
+
+@pytest.mark.parametrize("filler", [0, 3000])
+def test_the_largest_float_may_be_rounded(filler: int):
+    largest = float(np.finfo(np.float32).max)
+    read = decode(ONE, one([0.5] * filler + [3.4028235e38, -3.4028235e38, 1], shape=[1 + filler // 3, 3]))
+    assert read.inputs[0][-1].tolist() == [largest, -largest, 1]
 
 
 @pytest.mark.parametrize("filler", [0, 3000])
