@@ -51,7 +51,8 @@ class Session:
         self._batched = signature.batched
         # What a model trained here cannot take is refused before; values may break an imported one in any of its nodes.
         self._refusals: tuple[type[Exception], ...] = (ort_errors.InvalidArgument,)
-        if signature.task == "inference":
+        self._foreign = signature.task == "inference"
+        if self._foreign:
             self._refusals += (ort_errors.Fail, ort_errors.RuntimeException)
 
     def shrink(self, inputs: Tensors) -> None:
@@ -89,7 +90,10 @@ class Session:
         rows = inputs[0].shape[0]
         for name, output in zip(self._outputs, outputs, strict=True):
             if not output.shape or output.shape[0] != rows:
-                raise AimassError(f"output '{name}' has shape {list(output.shape)} for {rows} rows")
+                wrong = f"output '{name}' has shape {list(output.shape)} for {rows} rows"
+                if self._foreign:  # it answered its own rows as many, so that it is these values that make the others
+                    raise InvalidTensor(f"the model cannot take these values: {wrong}")
+                raise AimassError(wrong)
         return tuple(outputs)
 
 
