@@ -164,7 +164,8 @@ class Batcher:
         if not self.pace.keeps(expected_s):
             self._metrics.rejected["slo"] += 1
             raise Overloaded(
-                f"{waiting} rows wait already: the answer would come later than the endpoint's slo.p95_ms allows",
+                f"the answer would take {expected_s:.3f} s, longer than the endpoint's slo.p95_ms allows: "
+                + (f"{ahead} rows go before" if ahead else "others are being answered"),
                 retry_after_s=min(expected_s, _LONGEST_WAIT_S),
             )
 

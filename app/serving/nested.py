@@ -16,8 +16,9 @@ from app.core.signature import Signature, Tensor
 from app.serving.tensors import DTYPES, ELEMENTS, INLINE_JSON_BYTES
 from app.serving.types import Array, Tensors
 
-_PATH = re.compile(r" - at `\$(?P<path>[^`]*)`$")
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+_PATH = re.compile(r" - at `\$(?P<path>.*)`\Z", re.DOTALL)
+_INSTANCE = re.compile(r"\.(instances)(?:\[(\d+)\])?")
+_PLACE = re.compile(r"\[(\d+)\]")
 
 
 class NestedDecoder:
@@ -46,7 +47,7 @@ class NestedDecoder:
                 return [(value,) for value in self._bare.decode(body).instances]
             return [msgspec.structs.astuple(row) for row in self._whole.decode(body).instances]
         except msgspec.ValidationError as error:
-            raise _refusal(error) from None
+            raise _refusal(error, [tensor.name for tensor in self._inputs]) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Malformed(f"the body is not JSON: {error}") from None
 
@@ -107,9 +108,16 @@ def _names_inputs(body: bytes) -> bool:
     return body[start + 1 : start + 64].lstrip().startswith(b"{")
 
 
-def _refusal(error: msgspec.ValidationError) -> InvalidInput:
-    """Msgspec's sentence with its path as a location."""
+def _refusal(error: msgspec.ValidationError, names: list[str]) -> InvalidInput:
+    """Msgspec's sentence with its path as a location; a tensor's name may hold what parts a path."""
     found = _PATH.search(str(error))
-    steps = [name or place for name, place in _STEP.findall(found["path"])] if found else []
-    loc = [int(step) if step.isdigit() else step for step in steps if step != "..."]
+    path, loc = found["path"] if found else "", list[str | int]()
+    if start := _INSTANCE.match(path):
+        loc += [start[1]] if start[2] is None else [start[1], int(start[2])]
+        path = path[start.end() :]
+    name = max((name for name in names if path.startswith(f".{name}")), key=len, default=None)
+    if name is not None:
+        loc.append(name)
+        path = path[len(name) + 1 :]
+    loc += map(int, _PLACE.findall(path))
     return InvalidTensor.at(*loc, msg=_PATH.sub("", str(error)), type="type")

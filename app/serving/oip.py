@@ -330,8 +330,10 @@ def read_controls(parameters: dict[str, Any]) -> tuple[float | None, int]:
             raise Malformed.at("parameters", name, msg="parameters that start with triton_ are reserved")
     if any(parameters.get(name) for name in ("sequence_id", "sequence_start", "sequence_end")):
         raise NotBuilt("sequences (parameter 'sequence_id') are not in this release")
-    timeout = _whole(parameters, "timeout", _MAX_TIMEOUT, "a whole number of microseconds")
-    priority = _whole(parameters, "priority", _MAX_PRIORITY, "a whole number, 1 for the highest")
+    timeout = _whole(parameters, "timeout", _MAX_TIMEOUT, f"a whole number of microseconds, at most {_MAX_TIMEOUT}")
+    priority = _whole(
+        parameters, "priority", _MAX_PRIORITY, f"a whole number, 1 for the highest, at most {_MAX_PRIORITY}"
+    )
     return (timeout / 1e6 if timeout else None), priority
 
 

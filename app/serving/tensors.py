@@ -137,13 +137,20 @@ def from_json(raw: bytes | msgspec.Raw, tensor: Tensor, shape: Sequence[int]) ->
         raise InvalidTensor.at(
             "inputs", tensor.name, "data", msg=f"{error}; the datatype is {tensor.datatype}", type="type"
         ) from None
-    except OverflowError as error:  # an integer beyond 64 bits
-        raise InvalidTensor.at("inputs", tensor.name, "data", msg=str(error), type="shape") from None
+    except OverflowError:  # an integer beyond 64 bits
+        raise range_error(tensor, "data") from None
     except ValueError:  # the lists differ in length
         raise _nesting_error(tensor, shape) from None
     if depth > 1 and array.shape != tuple(shape):
         raise _nesting_error(tensor, shape)
     return shaped(array, tensor, shape)
+
+
+def range_error(tensor: Tensor, *loc: str) -> InvalidInput:
+    """The error of an integer that the tensor's datatype does not have."""
+    limits = np.iinfo(DTYPES[tensor.datatype])
+    msg = f"'{tensor.name}' is {tensor.datatype}, which goes from {limits.min} to {limits.max}"
+    return InvalidTensor.at("inputs", tensor.name, *loc, msg=msg, type="range")
 
 
 def _nesting_error(tensor: Tensor, shape: Sequence[int]) -> InvalidInput:

@@ -12,7 +12,7 @@ from app.core.signature import Tensor
 from app.serving.effort import Wanted
 from app.serving.oip import Inference, OipCodec, read_controls, refuse_extensions
 from app.serving.oip_request import InferOutput
-from app.serving.tensors import DTYPES, from_raw, shaped, to_raw
+from app.serving.tensors import DTYPES, from_raw, range_error, shaped, to_raw
 from app.serving.types import Array, Tensors
 
 # Where the protocol keeps the elements of a datatype when they do not travel as raw bytes.
@@ -89,8 +89,8 @@ def _elements(item: pb.ModelInferRequest.InferInputTensor, tensor: Tensor) -> Ar
         return shaped(np.array(elements, DTYPES[tensor.datatype]), tensor, item.shape)
     except UnicodeDecodeError:
         raise InvalidTensor.at("inputs", item.name, msg="BYTES elements must be UTF-8 text", type="encoding") from None
-    except OverflowError as error:
-        raise InvalidTensor.at("inputs", item.name, msg=f"{error}; it is {tensor.datatype}", type="range") from None
+    except OverflowError:
+        raise range_error(tensor) from None
 
 
 def write_infer(

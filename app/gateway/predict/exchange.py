@@ -191,5 +191,5 @@ class Exchange:
 def whole_number(value: bytes, header: str, unit: str) -> int:
     """A header's value as a number; Malformed if it is not one."""
     if not _WHOLE.fullmatch(value):
-        raise Malformed.at(header, msg=f"must be a whole number of {unit}")
+        raise Malformed.at(header, msg=f"must be a whole number of {unit}, in at most 15 digits")
     return int(value)

@@ -176,6 +176,22 @@ async def test_a_promise_is_kept_by_refusing_what_would_come_too_late():
     assert metrics.rejected["slo"] == refused
 
 
+async def test_a_promise_that_a_run_under_way_breaks_is_refused_without_a_word_of_rows_that_wait():
+    executor, clock = ManualLanes(), Clock()
+    metrics = ServingMetrics(CollectorRegistry()).bind("e", "m", 1, "fp32")
+    batcher = Batcher(Plan(Model(), lanes=1, costs={1: 0.09}), Batching(64, 100, p95_s=0.1), metrics, executor, clock)
+    running = asyncio.ensure_future(batcher.infer((rows(1),), 1))
+    await turns()
+    with pytest.raises(Overloaded) as refused:
+        batcher.check_room()
+    assert refused.value.detail == (
+        "the answer would take 0.180 s, longer than the endpoint's slo.p95_ms allows: others are being answered"
+    )
+    while executor.jobs:
+        await executor.run_one()
+    await running
+
+
 async def test_room_for_one_row_is_asked_for_by_the_rule_of_the_queue():
     batcher, lanes, clock = build(Model(), Batching(4, 8), lanes=1)
     running = asyncio.ensure_future(batcher.infer((rows(4),), 4))

@@ -71,6 +71,22 @@ def test_what_does_not_fit_is_named(body: Any, loc: tuple[str | int, ...]):
     assert found[: len(loc)] == loc
 
 
+@pytest.mark.parametrize("name", ["a.b[0]:0", "x", "in`s", "instances"])
+def test_a_name_that_looks_like_a_path_is_one_step(name: str):
+    given = signature(Tensor(name, "FP32", (-1, 2)), Tensor("x.y", "FP32", (-1, 2)))
+    good = {name: [1, 2], "x.y": [1, 2]}
+    for bad, loc in (
+        ([good, good | {name: [1, "a"]}], ("instances", 1, name, 1)),
+        ([good | {name: "a"}], ("instances", 0, name)),
+        ([good | {"x.y": [1, "a"]}], ("instances", 0, "x.y", 1)),
+        ([{name: [1, 2]}], ("instances", 0)),
+        (5, ("instances",)),
+    ):
+        with pytest.raises(InvalidTensor) as refused:
+            decode(given, {"instances": bad})
+        assert refused.value.errors[0].loc == loc
+
+
 def test_a_fixed_size_is_held():
     with pytest.raises(InvalidTensor, match=r"must have shape \[2\], has \[3\]"):
         decode(signature(Tensor("x", "FP32", (-1, 2))), {"instances": [[1, 2, 3]]})

@@ -359,6 +359,42 @@ def test_an_output_is_answered_once(more: dict[str, Any]):
     assert refused.value.errors[0].loc == ("outputs", "value")
 
 
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        (
+            {"timeout": 10**15 + 1},
+            "parameters.timeout: must be a whole number of microseconds, at most 1000000000000000",
+        ),
+        (
+            {"priority": 2**64},
+            "parameters.priority: must be a whole number, 1 for the highest, at most 18446744073709551615",
+        ),
+    ],
+)
+def test_a_control_that_is_too_large_is_told_the_bound(parameters: dict[str, Any], words: str):
+    with pytest.raises(Malformed) as refused:
+        decode(ONE, one([1, 2, 3]), parameters=parameters)
+    assert refused.value.detail == words
+
+
+@pytest.mark.parametrize("filler", [0, 3000])
+@pytest.mark.parametrize(
+    ("kind", "value", "range_"),
+    [
+        ("INT64", 2**63, "from -9223372036854775808 to 9223372036854775807"),
+        ("INT64", 2**70, "from -9223372036854775808 to 9223372036854775807"),
+        ("INT64", -(2**63) - 1, "from -9223372036854775808 to 9223372036854775807"),
+        ("UINT64", 2**64, "from 0 to 18446744073709551615"),
+    ],
+)
+def test_an_integer_beyond_64_bits_is_told_the_range(kind: Any, value: int, range_: str, filler: int):
+    signature = Signature("regression", (Tensor("x", kind, (-1,)),), ONE.outputs, ())
+    with pytest.raises(InvalidTensor) as refused:
+        decode(signature, one([1] * filler + [value], datatype=kind, shape=[filler + 1]))
+    assert refused.value.detail == f"inputs.x.data: 'x' is {kind}, which goes {range_}"
+
+
 def test_the_timeout_is_in_microseconds():
     """Client trap 9: reserved parameters are read, and others pass."""
     read = decode(
