@@ -82,7 +82,7 @@ class TestAddresses:
             ("POST", "/api/v1/datasets/tumours", "GET"),
             ("PATCH", "/api/v1/endpoints/people", "DELETE, GET, PUT"),
             ("GET", PREDICT, "POST"),
-            ("DELETE", "/livez", "GET"),
+            ("DELETE", "/livez", "GET, HEAD"),
         ],
     )
     def test_wrong_verb(self, unchanged: Platform, method: str, path: str, allowed: str) -> None:

@@ -267,6 +267,34 @@ def test_a_connection_is_kept_through_good_and_bad_answers(address: str):
     connection.close()
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/v2/health/live", 200),
+        ("/v2/health/ready", 200),
+        ("/v2/models/sum/ready", 200),
+        ("/v2/models/sum", 200),
+        ("/v1/models/sum", 200),
+        ("/v2/models/nope/ready", 404),
+        ("/v2/models/sum/infer", 405),
+    ],
+)
+def test_head_is_get_without_the_body(address: str, path: str, status: int):
+    host, port = address.split(":")
+    head, get = (
+        b"%b %b HTTP/1.1\r\nHost: x\r\nX-API-Key: good\r\n" % (verb, path.encode()) for verb in (b"HEAD", b"GET")
+    )
+    with socket.create_connection((host, int(port)), 10) as raw:
+        raw.sendall(head + b"\r\n" + get + b"Connection: close\r\n\r\n")
+        text = b"".join(iter(lambda: raw.recv(65536), b""))
+    first, _, rest = text.partition(b"\r\n\r\n")
+    second, _, body = rest.partition(b"\r\n\r\n")
+    for found in (first, second):
+        assert found.startswith(b"HTTP/1.1 %d " % status)
+        assert b"content-length: %d\r\n" % len(body) in found + b"\r\n"
+    json.loads(body)
+
+
 def test_head_and_pipelined_requests(address: str):
     host, port = address.split(":")
     body = json.dumps({"instances": [{"a": 1, "b": 2, "c": 3, "word": "-"}]}).encode()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 OIP_STATUS = STATUS | dict.fromkeys(("invalid_input", "invalid_tensor"), 400)
 Headers = list[tuple[bytes, bytes]]
 JSON = (b"content-type", b"application/json")
+READS = ("GET", "HEAD")  # the server leaves out the body of an answer to HEAD, which load balancers ask with
 _PROBLEM = (b"content-type", PROBLEM_TYPE.encode())
 _WHOLE = re.compile(rb"[0-9]{1,15}")
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")

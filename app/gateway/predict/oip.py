@@ -8,7 +8,7 @@ import orjson
 
 from app.core.errors import NotBuilt, NotFound, Unavailable
 from app.core.principal import Scope
-from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed, whole_number
+from app.gateway.predict.exchange import JSON, READS, Exchange, MethodNotAllowed, whole_number
 from app.gateway.predict.ports import Repository
 from app.gateway.predict.repository import RepositoryApi
 from app.gateway.predict.running import record, run, whole_body
@@ -121,6 +121,6 @@ class OipApi:
 
     @staticmethod
     async def _get(exchange: Exchange, document: dict[str, Any]) -> None:
-        if exchange.method != "GET":
-            raise MethodNotAllowed("GET")
+        if exchange.method not in READS:
+            raise MethodNotAllowed(", ".join(READS))
         await exchange.answer(200, orjson.dumps(document), [JSON])

@@ -6,7 +6,7 @@ import orjson
 
 from app.core.errors import NotFound
 from app.core.principal import Scope
-from app.gateway.predict.exchange import JSON, Exchange, MethodNotAllowed
+from app.gateway.predict.exchange import JSON, READS, Exchange, MethodNotAllowed
 from app.gateway.predict.running import answer_instances
 from app.serving.host import Host, ServedModel
 
@@ -69,6 +69,6 @@ def _without_signature(body: bytes) -> bytes:
 
 
 async def _get(exchange: Exchange, document: dict[str, object]) -> None:
-    if exchange.method != "GET":
-        raise MethodNotAllowed("GET")
+    if exchange.method not in READS:
+        raise MethodNotAllowed(", ".join(READS))
     await exchange.answer(200, orjson.dumps(document), [JSON])

@@ -33,12 +33,14 @@ class Readiness(BaseModel):
     )
 
 
+@router.head("/livez", include_in_schema=False)  # the server leaves out the body, here and below
 @router.get("/livez", operation_id="probes_live")
 async def livez() -> Alive:
     """200 while the process can answer at all."""
     return Alive()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     operation_id="probes_ready",

@@ -235,6 +235,13 @@ async def test_predict_is_post_only(call: Any):
     assert (reply.status, reply.json()["code"], reply.headers["allow"]) == (405, "method_not_allowed", "POST")
 
 
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v1/models/churn"])
+async def test_what_is_read_is_read_by_get_and_head(call: Any, path: str):
+    assert (await call("HEAD", path)).status == 200
+    reply = await call("POST", path)
+    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
+
+
 async def test_half_a_character_is_refused(call: Any):
     raw = body(GOOD).replace(b'"red"', rb'"\ud800"')
     reply = await call("POST", PREDICT, raw)

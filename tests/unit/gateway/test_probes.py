@@ -1,0 +1,33 @@
+"""Probes by the verbs that load balancers use."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.gateway.deps import gateway
+from app.gateway.probes import endpoints
+
+
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> httpx.AsyncClient:
+    monkeypatch.setattr(endpoints, "CHECKS", {})
+    api = FastAPI()
+    api.include_router(endpoints.router)
+    state = SimpleNamespace(
+        platform=None,
+        loader=SimpleNamespace(synced=True, failures=dict),
+        host=SimpleNamespace(outages=dict),
+    )
+    api.dependency_overrides[gateway] = lambda: state
+    return httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://probed")
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+async def test_head_answers_as_get(probed: Any, path: str):
+    found = [await probed.request(verb, path) for verb in ("GET", "HEAD")]
+    assert [answer.status_code for answer in found] == [200, 200]
+    assert found[0].headers["content-length"] == found[1].headers["content-length"]
+    assert (await probed.post(path)).status_code == 405
