@@ -12,6 +12,7 @@ from app.serving.served import RETRY_S, About
 # Longest that a request waits for its model to be loaded.
 WAKE_S = 60.0
 _LONGEST_BACKOFF_S = 60.0
+_DOUBLINGS = 5  # of RETRY_S, which bring it there
 
 
 class Sleeper:
@@ -42,7 +43,8 @@ class Sleeper:
     def fail(self, why: str) -> None:
         """Out of service from now on, to be tried again: at once at first, then after a time that doubles."""
         self.why = why
-        wait_s = min(_LONGEST_BACKOFF_S, RETRY_S * 2 ** (self.failures - 1)) if self.failures else 0.0
+        doublings = min(self.failures - 1, _DOUBLINGS)  # days of outage are more than a float can double
+        wait_s = min(_LONGEST_BACKOFF_S, RETRY_S * 2**doublings) if self.failures else 0.0
         self.failures += 1
         self._retry_at = time.perf_counter() + wait_s
 

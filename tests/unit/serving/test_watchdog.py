@@ -211,3 +211,17 @@ async def test_a_load_that_fails_is_tried_again_after_pauses_that_double(loop_fo
                 await sleeper.wake()
             waits.append(round(sleeper._retry_at - time.perf_counter()))
         assert waits == [2, 4, 8, 16, 32, 60, 60]
+
+
+async def test_days_of_failures_are_still_a_pause_and_a_word_to_those_who_wait(loop_folder: Path):
+    async with serving(run_limit_s=3) as host:
+        served = await serve(host, loop_folder)
+        served.leave_loop()
+        served.failures = 2000
+        asked = asyncio.create_task(ask(host, FOR_EVER))
+        await until(lambda: served._batcher is not None and served._batcher._running)
+        host.take_out(served, "it was told to")
+        with pytest.raises(Unavailable, match="it was told to") as told:
+            await asked
+        assert told.value.retry_after_s == pytest.approx(60, abs=1)
+        assert not host._asleep["m"].due
