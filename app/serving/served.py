@@ -170,6 +170,7 @@ class ServedModel:
         self.about = About(source, signature, self.limits, metrics, self.oip, self.bytes)
         self.woken: Waiting | None = None  # who waited for it may not have got it yet
         self.failures = 0  # as of its Sleeper: for how long it would be out of service
+        self.since = time.perf_counter()  # in memory
         self.touched = True  # by a caller, since `app.serving.residency` last looked
         self._golden = opened.golden
         self._batcher: Batcher | None = Batcher(self.plan, self.limits, metrics, executor)

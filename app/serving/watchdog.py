@@ -2,7 +2,8 @@
 
 A model is proven on its golden rows, through the queue and the lanes that callers use, when it has not answered for a
 while, when runs fail one after another, and after a run that had to be ended. Wrong or failing answers, or none, take
-it out: who waits is answered, and the endpoint is loaded anew, with pauses that grow until it proves itself in service.
+it out: who waits is answered, and the endpoint is loaded anew, with pauses that grow until it proves itself in service:
+on its golden rows, or, where callers leave no silence for those, by answering them for as long a while.
 """
 
 import asyncio
@@ -61,6 +62,8 @@ class Watchdog:
         if watch.ended_inline.is_set() and served.plan.inline:
             log.warning("endpoint=%s a run on the event loop was ended: it runs in a lane from now on", endpoint)
             served.leave_loop()
+        if served.failures and not watch.failures and watch.good_at - served.since > self._prove_s:
+            served.failures = 0
         silent_s = time.perf_counter() - watch.good_at
         if endpoint not in self._proofs and (silent_s > self._prove_s or watch.failures >= _FAILURES):
             proof = asyncio.create_task(self._prove(served), name=f"prove {endpoint}")

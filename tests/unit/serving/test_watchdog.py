@@ -225,3 +225,23 @@ async def test_days_of_failures_are_still_a_pause_and_a_word_to_those_who_wait(l
             await asked
         assert told.value.retry_after_s == pytest.approx(60, abs=1)
         assert not host._asleep["m"].due
+
+
+async def test_a_model_whose_callers_leave_no_silence_proves_itself_on_them(loop_folder: Path):
+    prove_s = 30.0
+    async with serving(prove_s=prove_s) as host:
+        served = await serve(host, loop_folder)
+        watch, served.failures = served.watch, 4
+        watchdog = Watchdog(ServingSettings(prove_s=prove_s), list, list, host.take_out)
+        told = []
+        for since_s, failures in ((1.0, 0), (prove_s - 1, 0), (prove_s + 1, 1), (prove_s + 1, 0)):
+            await asyncio.gather(*(ask(host, trips) for trips in range(1, 6)))
+            served.since = watch.good_at - since_s
+            watch.failures = failures
+            watchdog._look_at(served)
+            told.append(served.failures)
+        assert told == [4, 4, 4, 0]
+        assert not watchdog._proofs
+        host.take_out(served, "it was told to")
+        assert host._asleep["m"].task is not None  # it is loaded at once
+        await until(lambda: host.get("m"))
