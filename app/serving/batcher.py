@@ -94,6 +94,9 @@ class Batcher:
         for pending in [pending for batch in batches for pending in batch]:
             if not pending.future.done():
                 pending.future.set_exception(error)
+        self._waiting.clear()
+        self._metrics.queue_rows -= self._rows  # these outlive the batcher
+        self._rows = 0
 
     def _parts(
         self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = DEFAULT_PRIORITY

@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 
-from app.core.errors import DeadlineExceeded, InvalidTensor
+from app.core.errors import DeadlineExceeded, InvalidTensor, Unavailable
 from app.serving.types import Answer, Batching
 from app.serving.waiting import take
 from tests.support.batching import RNG, Model, build, check, pending, rows, turns
@@ -298,3 +298,22 @@ async def test_the_servers_own_rows_are_not_counted(lanes: int):
     await settle(asyncio.ensure_future(batcher.infer((rows(3),), 3)))
     assert (sum(counted.batch_rows.counts), counted.batch_rows.total) == (2, 4)
     assert not batcher._own
+
+
+async def test_who_is_abandoned_waits_no_longer_in_the_queue_or_its_gauge():
+    model = Model()
+    batcher, lanes, _ = build(model, Batching(2, 100), lanes=1)
+    counted = batcher._metrics
+    asked = [asyncio.ensure_future(batcher.infer((rows(2),), 2))]
+    await turns()
+    asked += [asyncio.ensure_future(batcher.infer((rows(size),), size)) for size in (1, 2, 5)]
+    asked.append(asyncio.ensure_future(batcher.prove((rows(3),), 3)))
+    await turns()
+    assert counted.queue_rows == 11
+    batcher.abandon(Unavailable("it hangs"))
+    assert (counted.queue_rows, batcher._rows) == (0, 0)
+    for told in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(told, Unavailable)
+    while lanes.jobs:  # the run ends after all
+        await lanes.run_one()
+    assert (model.sizes, counted.queue_rows) == ([2], 0)
