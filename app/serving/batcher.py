@@ -46,6 +46,7 @@ class Batcher:
         self._waiting: deque[Pending] = deque()
         self._rows = 0  # that wait
         self._own: set[asyncio.Future[Answer]] = set()  # answers to the server's own rows, under way
+        self._own_waiting: set[asyncio.Future[Answer]] = set()  # … that no run has yet
         self._room = limits.max_queue  # rows that may wait, with those of the server's own that do
         self._busy = 0  # lanes in use
         self._running: dict[asyncio.Future[_Results], list[Pending]] = {}  # in lanes
@@ -70,13 +71,13 @@ class Batcher:
 
     async def prove(self, inputs: Tensors, rows: int) -> Answer:
         """Answer rows of the server's own: they are never refused, and take no place in the queue from a caller."""
-        self._room += rows
         parts = self._parts(inputs, rows)
         self._own.update(parts)
+        self._own_waiting.update(parts)
+        self._room += rows
         try:
             return await (parts[0] if len(parts) == 1 else self._joined(parts))
         finally:
-            self._room -= rows
             self._own.difference_update(parts)
 
     def check_room(self, deadline: float = math.inf, priority: int = DEFAULT_PRIORITY) -> None:
@@ -97,6 +98,7 @@ class Batcher:
         self._waiting.clear()
         self._metrics.queue_rows -= self._rows  # these outlive the batcher
         self._rows = 0
+        self._own_left()
 
     def _parts(
         self, inputs: Tensors, rows: int, deadline: float = math.inf, priority: int = DEFAULT_PRIORITY
@@ -235,10 +237,18 @@ class Batcher:
         batch, late, removed = take(self._waiting, budget, self._clock())
         self._rows -= removed
         self._metrics.queue_rows -= removed
+        if self._own_waiting:
+            self._own_left()
         for pending in late:
             self._metrics.rejected["deadline"] += 1
             pending.future.set_exception(DeadlineExceeded("the request's time ran out while it waited"))
         return batch
+
+    def _own_left(self) -> None:
+        """Make room for those of the server's own rows that still wait, also if nobody waits for their answer."""
+        own = [pending for pending in self._waiting if pending.future in self._own_waiting]
+        self._own_waiting = {pending.future for pending in own}
+        self._room = self._limits.max_queue + sum(pending.rows for pending in own)
 
     def _done(
         self,

@@ -267,3 +267,38 @@ async def test_the_servers_own_rows_are_never_refused_and_take_nobodys_place(lan
         check(answer, x)
     await asyncio.gather(*blocker)
     assert (batcher._rows, batcher._room) == (0, 3)
+
+
+@pytest.mark.parametrize("timed_out", [False, True])
+async def test_the_servers_own_rows_have_their_place_while_they_wait_and_no_longer(*, timed_out: bool):
+    """12 rows of its own and places for 4 of callers, before, during and after the runs of the former."""
+    model = Model()
+    batcher, lanes, _ = build(model, Batching(4, 4), lanes=1)
+    asked = [asyncio.ensure_future(batcher.infer((rows(4),), 4))]
+    await turns()
+    proof = asyncio.ensure_future(batcher.prove((rows(12),), 12))
+    await turns()
+    if timed_out:
+        proof.cancel()
+        await turns()
+    asked += [asyncio.ensure_future(batcher.infer((rows(1),), 1)) for _ in range(4)]
+    for left in [] if timed_out else [12, 8, 4, 0]:
+        assert batcher._rows == left + 4
+        await refuse_one_more(batcher)
+        await lanes.run_one()
+    if timed_out:
+        await refuse_one_more(batcher)
+        await lanes.run_one()  # the callers' rows run: the proof's, which nobody waits for, are dropped
+        asked += [asyncio.ensure_future(batcher.infer((rows(1),), 1)) for _ in range(4)]
+        await refuse_one_more(batcher)
+    while lanes.jobs:
+        await lanes.run_one()
+    await asyncio.gather(*asked)
+    assert model.sizes == ([4, 4, 4] if timed_out else [4, 4, 4, 4, 4])
+    assert (proof.cancelled(), proof.done()) == (timed_out, True)
+    assert (batcher._rows, batcher._room, batcher._own_waiting) == (0, 4, set())
+
+
+async def refuse_one_more(batcher: Batcher) -> None:
+    with pytest.raises(Overloaded, match="4 rows wait already, of 4 allowed"):
+        batcher.check_room()
