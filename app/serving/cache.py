@@ -58,10 +58,12 @@ class AnswerCache:
         while (shared := self._running.get(key)) is not None:
             try:
                 return replace(await self._wait(key, shared, deadline), cached=True)
-            except DeadlineExceeded:  # of the one who asked first: ours may be later
-                if deadline <= time.perf_counter():
+            except DeadlineExceeded:  # ours, the run's own, or that of the one who asked first: ours may be later
+                now = time.perf_counter()
+                if deadline <= now or now < shared.deadline:
                     raise
-        shared = self._running[key] = _Shared(asyncio.ensure_future(self._infer(inputs, rows, deadline, priority)))
+        run = asyncio.ensure_future(self._infer(inputs, rows, deadline, priority))
+        shared = self._running[key] = _Shared(run, deadline)
         shared.run.add_done_callback(lambda _: self._done(key, shared))
         return await self._wait(key, shared, deadline)
 
@@ -114,12 +116,13 @@ class AnswerCache:
 
 
 class _Shared:
-    """A run, and how many wait for it."""
+    """A run, the deadline of the one who asked for it, and how many wait for it."""
 
-    __slots__ = ("callers", "run")
+    __slots__ = ("callers", "deadline", "run")
 
-    def __init__(self, run: "asyncio.Future[Answer]") -> None:
+    def __init__(self, run: "asyncio.Future[Answer]", deadline: float) -> None:
         self.run = run
+        self.deadline = deadline
         self.callers = 0
 
 

@@ -142,6 +142,21 @@ async def test_the_deadline_of_the_first_is_not_that_of_the_others():
     assert len(model.runs) == 2
 
 
+@pytest.mark.parametrize("has_time", [False, True])
+async def test_a_run_that_took_too_long_is_not_run_again_by_those_who_joined_it(*, has_time: bool):
+    model = Model()
+    model.error = DeadlineExceeded("the run took longer than a run may and was ended")
+    cache = AnswerCache(b"m", model.infer, MB, metrics())
+    question = rows()
+    deadline = time.perf_counter() + 60 if has_time else math.inf
+    callers = [asyncio.create_task(cache.infer(question, 1, deadline)) for _ in range(20)]
+    await asyncio.sleep(0)
+    model.go.set()
+    for told in await asyncio.gather(*callers, return_exceptions=True):
+        assert isinstance(told, DeadlineExceeded)
+    assert len(model.runs) == 1
+
+
 async def test_who_joins_a_run_waits_no_longer_than_he_has_time():
     model = Model()
     cache = AnswerCache(b"m", model.infer, MB, metrics())
