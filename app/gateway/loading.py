@@ -103,13 +103,21 @@ class Loader:
         self, name: str, model: str, version: int, variant: str | None, spec: EndpointSpec
     ) -> tuple[Endpoint, bool]:
         served, chosen = await self._load(name, model, version, variant, spec)
-        async with self._platform.database.write() as session:
-            await ModelWriter(session).pin(model, version)  # it may have been deleted while it was loaded
-            row = spec.model_dump(mode="json")
-            endpoint, new = await EndpointWriter(session).put(name, model, version, variant or chosen, row)
-            applied = Applied(endpoint.generation)
-            await self._processes.report(session, {name: applied})  # true in a moment: nothing below can fail
-        await (self._host.swap(served) if spec.loaded else self._host.remove(name))
+        try:
+            async with self._platform.database.write() as session:
+                await ModelWriter(session).pin(model, version)  # it may have been deleted while it was loaded
+                row = spec.model_dump(mode="json")
+                endpoint, new = await EndpointWriter(session).put(name, model, version, variant or chosen, row)
+                applied = Applied(endpoint.generation)
+                await self._processes.report(session, {name: applied})  # true in a moment: nothing below can fail
+        except BaseException:
+            self._host.discard(served)
+            raise
+        if spec.loaded:
+            await self._host.swap(served)
+        else:  # it was loaded to prove that it can be
+            self._host.discard(served)
+            await self._host.remove(name)
         self._known[name] = applied
         self._again.discard(name)
         self._host.expect(self._known)

@@ -7,6 +7,8 @@
     with served:                          # in use: it will not be closed before the block ends
         answer = await served.infer(inputs, rows=1)
 
+What was loaded is swapped in or discarded: until then its memory and its metrics are counted.
+
 All methods belong to one event loop; only the loading itself happens in a thread.
 """
 
@@ -108,6 +110,10 @@ class Host:
         self._asleep.pop(endpoint, None)
         if old is not None and old is not served:
             self._drain(old)
+
+    def discard(self, served: ServedModel) -> None:
+        """Let go of a loaded model that is not to be swapped in."""
+        self._drain(served)
 
     async def remove(self, endpoint: str) -> None:
         """Stop serving an endpoint; requests under way are finished."""

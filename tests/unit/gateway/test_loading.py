@@ -1,0 +1,96 @@
+"""Endpoints that are routed to a loaded model, and what becomes of that when they are not."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from app.core.errors import NotFound, Unavailable
+from app.core.resources import Endpoint
+from app.gateway import loading
+from app.gateway.loading import Loader
+from app.serving.host import Host, ServedModel
+from app.settings import ServingSettings
+from app.specs.endpoints import EndpointSpec, RouteSpec
+from app.telemetry.metrics import ServingMetrics
+from tests.support.graphs import heavy, source
+
+
+class Registry:
+    """Every port that a route is written to. `error` is what the write raises, None: none."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self._error = error
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[None]:
+        yield
+        if self._error:
+            raise self._error
+
+    async def pin(self, *_: object) -> None:
+        pass
+
+    async def put(self, name: str, model: str, version: int, variant: str, spec: Any) -> tuple[Endpoint, bool]:
+        return Endpoint(name, model, version, variant, spec, 1, 0.0, 0.0), True
+
+    report = publish = pin
+
+
+async def route(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *, loaded: bool
+) -> tuple[str, int, bool]:
+    """What is exposed once `m` was routed, the bytes that models take, and whether the model answers."""
+    exposed, registry = CollectorRegistry(), Registry(error)
+    host = Host(ServingSettings(threads=1), ServingMetrics(exposed))
+    for writer in ("ModelWriter", "EndpointWriter"):
+        monkeypatch.setattr(loading, writer, lambda _: registry)
+    platform: Any = SimpleNamespace(database=registry, wake=registry)
+    processes: Any = registry
+    loader = Loader(platform, host, processes)
+
+    async def load(name: str, *_: object) -> tuple[ServedModel, str]:
+        return await host.load(source(folder, name)), "fp32"
+
+    monkeypatch.setattr(loader, "_load", load)
+    spec = EndpointSpec(model="m", routes=[RouteSpec(version=1)], loaded=loaded)
+    try:
+        async with asyncio.timeout(60):
+            await loader._route("m", "m", 1, None, spec)
+            assert error is None
+    except (NotFound, Unavailable, asyncio.CancelledError) as raised:
+        assert raised is error  # noqa: PT017 - each of them, or none
+    await host.drained()
+    try:
+        return generate_latest(exposed).decode(), host._residency.bytes(), host.get("m") is not None
+    finally:
+        await host.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "loaded"),
+    [
+        (Unavailable("the database is away"), True),
+        (NotFound("the version was deleted"), True),
+        (asyncio.CancelledError(), True),
+        (None, False),
+    ],
+)
+async def test_a_loaded_model_that_is_not_routed_to_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *, loaded: bool
+):
+    text, taken, answers = await route(heavy(tmp_path / "m", 1), monkeypatch, error, loaded=loaded)
+    assert "aimass_serving_model_loaded{" not in text
+    assert (taken, answers) == (0, False)
+
+
+async def test_one_that_is_routed_to_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text, taken, answers = await route(heavy(tmp_path / "m", 1), monkeypatch, None, loaded=True)
+    assert "aimass_serving_model_loaded{" in text
+    assert taken >= 1 << 20
+    assert answers
