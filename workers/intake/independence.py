@@ -41,6 +41,7 @@ class _Overdue(Exception):
 class _Probe:
     session: ort.InferenceSession
     run_s: float = _FIRST_S
+    together: int = _MOST_TOGETHER
     seen: list[tuple[Arrays, Arrays]] = field(default_factory=list)  # small rows, and the answers to each alone
 
     def answers(self, batch: Arrays) -> Arrays:
@@ -69,10 +70,16 @@ class _Probe:
         return ""
 
     def differs_together(self) -> str:
-        """The same of all rows that were seen, in one batch and in another order: other neighbours, other places."""
-        order = np.random.default_rng(0).permutation(len(self.seen))[:_MOST_TOGETHER]
+        """The same of all rows that were seen, in one batch and in another order: other neighbours, other places.
+
+        Each was answered in time beside others: if they are not now, that is because they are more.
+        """
+        order = np.random.default_rng(0).permutation(len(self.seen))[: self.together]
         batch = {name: np.concatenate([self.seen[at][0][name] for at in order]) for name in self.seen[0][0]}
-        answers = self.answers(batch)
+        try:
+            answers = self.answers(batch)
+        except _Overdue:
+            return ""
         if not _rowwise(answers, len(order)):
             return _NO_ROWS
         alike = (_same_row(_row(answers, n), self.seen[at][1], self.seen[at][0]) for n, at in enumerate(order))
@@ -92,7 +99,10 @@ def dependence(session: ort.InferenceSession, datatypes: Mapping[str, Datatype],
     if why := probe.differs(made, answers):
         return why
     now = time.monotonic()
-    probe.run_s = max(_RUN_S, _SLOWER * (now - began) / len(next(iter(made.values()))))
+    row_s = (now - began) / len(next(iter(made.values())))
+    probe.run_s = max(_RUN_S, _SLOWER * row_s)
+    if row_s > 0:  # as many as leave half of the time to larger values
+        probe.together = min(_MOST_TOGETHER, int(probe.run_s / (2 * row_s)))
     shapes = {name: list(array.shape) for name, array in made.items()}
     try:
         if why := _varied(probe, datatypes, shapes, now + _TIME_S):

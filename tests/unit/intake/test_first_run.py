@@ -1,7 +1,10 @@
 """What the first run finds out: may rows of strangers be answered together?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -9,7 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from app.core.errors import InvalidData
+from workers.intake import independence
 from workers.intake.first_run import FirstRun, first_run
+from workers.intake.one_run import Arrays
 
 Node = onnx.NodeProto
 First = Callable[..., FirstRun]
@@ -203,6 +208,48 @@ def test_a_model_that_large_values_slow_down_is_ended(first: First, monkeypatch:
     ]
     constants = (constant("one", 1, np.int64), constant("yes", 1, np.bool_), constant("many", 2**40, np.int64))
     assert "far longer" in first(model(nodes, {"ids": TensorProto.INT64}, constants)).why_not_batched
+
+
+@pytest.fixture
+def priced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Arrays], float]], None]:
+    """Lets each run of `independence` double its batch, and take as long as it costs by a clock of its own."""
+
+    def price(cost: Callable[[Arrays], float]) -> None:
+        clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+
+        @contextmanager
+        def ended_after(seconds: float) -> Iterator[Any]:
+            yield SimpleNamespace(seconds=seconds, terminate=False)
+
+        def run(_session: object, batch: Arrays, options: Any) -> Arrays:
+            took = cost(batch)
+            clock.now += min(took, options.seconds)
+            if took > options.seconds:
+                options.terminate = True
+                raise InvalidData.at("model", msg="ended")
+            return {"y": batch["x"] * 2}
+
+        for name, fake in {"time": clock, "ended_after": ended_after, "run": run}.items():
+            monkeypatch.setattr(independence, name, fake)
+
+    return price
+
+
+def depends() -> str:
+    made = np.ones((2, 3), np.float32)
+    return independence.dependence(None, {"x": "FP32"}, {"x": made}, {"y": made * 2})  # type: ignore[arg-type] # not run
+
+
+@pytest.mark.parametrize("row_s", [0.0, 0.6, 1.7, 100.0])
+def test_a_slow_model_is_not_one_that_large_values_slow_down(priced: Callable[[Any], None], row_s: float):
+    """As many rows take as many times as long, in the last batch too, which holds most of those that were seen."""
+    priced(lambda batch: row_s * len(batch["x"]))
+    assert depends() == ""
+
+
+def test_nor_is_one_whose_rows_are_in_time_beside_fewer(priced: Callable[[Any], None]):
+    priced(lambda batch: 2.0 * len(batch["x"]) if len(batch["x"]) < 5 else 1e6)
+    assert depends() == ""
 
 
 @pytest.mark.parametrize("name", ["x\n", "x\0<script>", 'x"', "x\\"])
