@@ -18,11 +18,11 @@ class Window(Generic[Answer]):
 
     async def add(self, size: int, begin: Callable[[], asyncio.Task[Answer]]) -> None:
         """Begin a request of `size` bytes once it fits; one that is larger than all that may be goes alone."""
-        while self._bytes and self._bytes + size > self._most_bytes:
+        while self._tasks.full() or (self._bytes and self._bytes + size > self._most_bytes):
             self._left.clear()
             await self._left.wait()
         self._bytes += size
-        await self._tasks.put((begin(), size))
+        self._tasks.put_nowait((begin(), size))  # in the queue at once, where `cancel` finds it
 
     async def end(self) -> None:
         """No more requests come."""
@@ -30,7 +30,9 @@ class Window(Generic[Answer]):
 
     async def first(self) -> tuple[asyncio.Task[Answer], int] | None:
         """The oldest request and its size, which `left` is told once its answer is sent; None after the last."""
-        return await self._tasks.get()
+        request = await self._tasks.get()
+        self._left.set()
+        return request
 
     def left(self, size: int) -> None:
         """A request of so many bytes was answered."""

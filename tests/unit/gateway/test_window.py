@@ -55,3 +55,28 @@ async def test_who_has_left_is_not_worked_for():
     window.cancel()
     await settle()
     assert all(task.cancelled() for task in tasks)
+
+
+async def test_what_waits_for_a_place_is_not_begun():
+    window: Window[int] = Window(1, 100)
+    begun: list[asyncio.Task[int]] = []
+
+    def begin() -> asyncio.Task[int]:
+        begun.append(asyncio.create_task(asyncio.sleep(3600, 1)))
+        return begun[-1]
+
+    async def take() -> None:
+        while True:
+            await window.add(1, begin)
+
+    reader = asyncio.create_task(take())
+    await settle()
+    assert len(begun) == 1
+    assert await window.first() == (begun[0], 1)  # makes place, while its answer is waited for
+    await settle()
+    assert len(begun) == 2
+    reader.cancel()
+    window.cancel()
+    await settle()
+    assert (len(begun), begun[1].cancelled()) == (2, True)
+    begun[0].cancel()
