@@ -49,7 +49,7 @@ class RequestMiddleware:
 
     async def _answer(self, scope: Scope, request: "_Request") -> None:
         scope.setdefault("state", {})["request_id"] = request.id
-        if refusal := request.count(request.announced):
+        if refusal := request.check(request.announced):
             await request.refuse_with(refusal)
         elif "\0" in scope["path"] or b"%00" in scope["query_string"]:
             await request.refuse(400, "malformed", "the address holds a NUL character, which no name has")
@@ -106,19 +106,21 @@ class _Request:
         """The next message; _RefusedError once more was sent than may be."""
         message = await self._receive()
         self._read += len(message.get("body", b""))
-        self.refusal = self.refusal or self.count(self._read)
+        self.refusal = self.refusal or self.check(self._read)
         if self.refusal is not None:
             raise _RefusedError
+        if self._bodies is not None:
+            self.held = self._bodies.grow(self.held, self._read)
         return message
 
-    def count(self, size: int) -> AimassError | None:
-        """Hold so many bytes of the body, all together; the error if they are too many."""
+    def check(self, size: int) -> AimassError | None:
+        """The error if so many bytes of the body, all together, are too many; only those that have come are held."""
         if self._bodies is None:
             return None
         if size > self._most:
             return PayloadTooLarge(f"the body is larger than {self._most >> 20} MiB (AIMASS_GATEWAY_MAX_BODY_MB)")
         try:
-            self.held = self._bodies.grow(self.held, size)
+            self._bodies.check(size, self.held)
         except Overloaded as error:
             return error
         return None

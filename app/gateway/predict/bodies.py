@@ -18,14 +18,18 @@ class Bodies:
         """How much is held of a body of `size` bytes of which `held` were; Overloaded if that is too much."""
         if size <= held or size <= SMALL_BODY:
             return held
-        if self.held + size - held > self._most:
+        self.check(size, held)
+        self.held += size - held
+        return size
+
+    def check(self, size: int, held: int = 0) -> None:
+        """Overloaded where `grow` would be; nothing is held, since what is announced may never come."""
+        if size > SMALL_BODY and self.held + size - held > self._most:
             raise Overloaded(
                 f"{self.held >> 20} MiB of request bodies are held already, with this one they would be more than "
                 f"{self._most >> 20} MiB (AIMASS_LIMIT_BODIES_MB)",
                 retry_after_s=_RETRY_S,
             )
-        self.held += size - held
-        return size
 
     def give_back(self, size: int) -> None:
         """`size` bytes are held no longer."""

@@ -97,15 +97,18 @@ class Exchange:
     async def body(self, limit: int) -> bytes:
         """The whole body, decompressed; PayloadTooLarge above `limit` bytes, before or after decompression.
 
-        Overloaded if the process holds too many bodies: before this one is read, unless it comes in chunks or packed.
+        Overloaded if the process holds too many bodies: before this one is read if its announced length is too much
+        already. What has come of it is held, not what was announced.
         """
         announced = self.headers.get(b"content-length")
         if announced is not None and (size := int(announced)) > SMALL_BODY:
             if size > limit:
                 raise too_large(limit)
-            self.held = self.bodies.grow(self.held, size)
+            self.bodies.check(size)
         message = await self.receive()
         body: bytes = message.get("body", b"")
+        if len(body) > SMALL_BODY:
+            self.held = self.bodies.grow(self.held, len(body))
         if message.get("more_body"):
             body = await self._rest(body, limit)
         elif message["type"] == "http.disconnect":

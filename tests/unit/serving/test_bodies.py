@@ -82,6 +82,11 @@ def test_the_budget():
         bodies.grow(0, LARGE)
     assert refused.value.retry_after_s == 1.0
     assert bodies.held == LARGE
+    bodies.check(SMALL_BODY)
+    bodies.check(200 * KIB, held)
+    with pytest.raises(Overloaded):
+        bodies.check(LARGE)
+    assert bodies.held == LARGE
     assert bodies.grow(held, 200 * KIB) == 200 * KIB
     bodies.give_back(200 * KIB)
     assert bodies.held == 0
@@ -89,8 +94,8 @@ def test_the_budget():
 
 @pytest.mark.parametrize("path", [PREDICT, INFER, "/v1/models/churn:predict", "/api/v1/jobs"])
 async def test_above_it_a_body_is_refused_before_it_is_read(app: Dispatcher, bodies: Bodies, path: str):
-    first = Upload(app, path, content_length=str(LARGE))
-    await first.sends(b" " * 10)  # and holds the rest back
+    first = Upload(app, path, content_length=str(LARGE + 10))
+    await first.sends(b" " * LARGE)  # and holds the rest back
     assert bodies.held == LARGE
     second = Upload(app, path, content_length=str(LARGE))
     assert await second.status() == 429
@@ -105,6 +110,37 @@ async def test_above_it_a_body_is_refused_before_it_is_read(app: Dispatcher, bod
     await third.sends(b" " * LARGE, more=False)
     assert await third.status() == (200 if path == "/api/v1/jobs" else 400)
     assert bodies.held == 0
+
+
+@pytest.mark.parametrize("path", [PREDICT, INFER, "/api/v1/jobs"])
+async def test_what_is_announced_and_does_not_come_takes_nothing(app: Dispatcher, bodies: Bodies, path: str):
+    idle = [Upload(app, path, content_length=str(LARGE)) for _ in range(8)]
+    for upload in idle:
+        await upload.sends(b" " * SMALL_BODY)
+    assert bodies.held == 0
+    honest = Upload(app, path, content_length=str(LARGE))
+    await honest.sends(b" " * 100 * KIB)
+    assert bodies.held == 100 * KIB
+    await idle[0].sends(b" " * 50 * KIB)  # there is no room for it now
+    assert await idle[0].status() == 429
+    assert bodies.held == 100 * KIB
+    await honest.sends(b" " * 50 * KIB, more=False)
+    assert await honest.status() == (200 if path == "/api/v1/jobs" else 400)
+    for upload in idle[1:]:
+        await upload.leaves()
+    assert bodies.held == 0
+
+
+@pytest.mark.parametrize("path", [PREDICT, INFER, "/api/v1/jobs"])
+async def test_what_came_of_a_body_that_grew_too_large_is_given_back(app: Dispatcher, bodies: Bodies, path: str):
+    bodies._most = 4 << 20
+    upload = Upload(app, path)
+    await upload.sends(b" " * (1 << 20))
+    assert bodies.held == 1 << 20
+    await upload.sends(b" ")
+    assert (await upload.status(), bodies.held) == (413, 0)
+    announced = Upload(app, path, content_length=str((1 << 20) + 1))
+    assert (await announced.status(), bodies.held) == (413, 0)
 
 
 @pytest.mark.parametrize("path", [PREDICT, INFER, "/api/v1/jobs"])
