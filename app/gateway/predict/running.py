@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from app.core.errors import DeadlineExceeded
 from app.gateway.predict.exchange import JSON, ClientGone, Exchange, Headers
 from app.serving.host import ServedModel
+from app.serving.instances import InstanceDecoder
 from app.serving.types import Answer, Tensors
 from app.telemetry.metrics import PHASES
 
@@ -78,16 +79,21 @@ async def answer_instances(
     with served:
         exchange.metrics = served.metrics
         body = await whole_body(exchange, served, max_body)
-        if bare is not None:
-            body = bare(body)
         decode = served.instances
-        inputs, rows = decode(body) if len(body) <= decode.inline_bytes else await asyncio.to_thread(decode, body)
+        if len(body) <= decode.inline_bytes:
+            inputs, rows = decode(body if bare is None else bare(body))
+        else:
+            inputs, rows = await asyncio.to_thread(_decode, decode, body, bare)
         parsed = time.perf_counter()
         answer = await run(exchange, served, inputs, rows)
         computed = time.perf_counter()
         content = frame(served.predictions(answer.outputs))
         timing = record(exchange, served, answer, parsed, computed)
         await exchange.compressed(200, content, [JSON, *timing])
+
+
+def _decode(decode: InstanceDecoder, body: bytes, bare: Callable[[bytes], bytes] | None) -> tuple[Tensors, int]:
+    return decode(body if bare is None else bare(body))
 
 
 def record(exchange: Exchange, served: ServedModel, answer: Answer, parsed: float, computed: float) -> Headers:

@@ -1,10 +1,13 @@
 """KServe's V1 protocol in front of the same models."""
 
 import json
+import threading
 from typing import Any
 
 import pytest
 
+from app.gateway.predict import v1
+from app.serving.host import Host
 from tests.support.serving import GOOD, PREDICT
 
 ROW = {"age": 41, "charge €": 2.5, "member": True, "colour": "red"}
@@ -64,6 +67,26 @@ async def test_the_signature_name_of_tensorflows_clients_is_ignored(call: Any, n
     sent = json.dumps(fields if first else dict(reversed(fields.items())), indent=indent).encode()
     reply = await call("POST", "/v1/models/churn:predict", sent)
     assert (reply.status, len(reply.json()["predictions"])) == (200, 1)
+
+
+@pytest.mark.parametrize(("rows", "inline"), [(1, True), (400, False)])
+@pytest.mark.parametrize("first", [True, False])
+async def test_it_is_taken_out_of_a_large_body_in_a_thread(
+    call: Any, host: Host, monkeypatch: pytest.MonkeyPatch, rows: int, *, first: bool, inline: bool
+):
+    seen: list[bool] = []
+    bare = v1._without_signature
+
+    def watched(body: bytes) -> bytes:
+        seen.append(threading.current_thread() is threading.main_thread())
+        return bare(body)
+
+    monkeypatch.setattr(v1, "_without_signature", watched)
+    monkeypatch.setattr(host.lookup("churn").instances, "inline_bytes", 1000)
+    fields: dict[str, Any] = {"signature_name": "serving_default", "instances": [GOOD] * rows}
+    sent = json.dumps(fields if first else dict(reversed(fields.items()))).encode()
+    reply = await call("POST", "/v1/models/churn:predict", sent)
+    assert (reply.status, len(reply.json()["predictions"]), seen) == (200, rows, [inline])
 
 
 @pytest.mark.parametrize(
