@@ -88,6 +88,8 @@ class OipCodec:
         self.endpoint = endpoint
         self.inline_raw_bytes = inline_raw_bytes(signature)
         self.inline_rows = inline_rows(signature)
+        classes = len(signature.classes)  # which /predict and V1 name beside their numbers
+        self.all_outputs = [Wanted(at, binary=False, classes=classes) for at in range(len(signature.outputs))]
         self._max_rows = max_rows
         self._rejected = Counter[str]() if rejected is None else rejected
         self._inputs = {tensor.name: (at, tensor) for at, tensor in enumerate(signature.inputs)}

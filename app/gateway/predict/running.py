@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 
 from app.core.errors import DeadlineExceeded
 from app.gateway.predict.exchange import JSON, ClientGone, Exchange, Headers
+from app.serving.effort import are_small
 from app.serving.host import ServedModel
 from app.serving.instances import InstanceDecoder
+from app.serving.predictions import in_parts
 from app.serving.types import Answer, Tensors
 from app.telemetry.metrics import PHASES
 
@@ -87,13 +89,20 @@ async def answer_instances(
         parsed = time.perf_counter()
         answer = await run(exchange, served, inputs, rows)
         computed = time.perf_counter()
-        content = frame(served.predictions(answer.outputs))
+        if rows <= served.oip.inline_rows or are_small(answer.outputs, served.oip.all_outputs):
+            content = frame(served.predictions(answer.outputs))
+        else:
+            content = await asyncio.to_thread(_write, served, answer.outputs, frame)
         timing = record(exchange, served, answer, parsed, computed)
         await exchange.compressed(200, content, [JSON, *timing])
 
 
 def _decode(decode: InstanceDecoder, body: bytes, bare: Callable[[bytes], bytes] | None) -> tuple[Tensors, int]:
     return decode(body if bare is None else bare(body))
+
+
+def _write(served: ServedModel, outputs: Tensors, frame: Callable[[bytes], bytes]) -> bytes:
+    return frame(in_parts(served.predictions, outputs) if served.signature.batched else served.predictions(outputs))
 
 
 def record(exchange: Exchange, served: ServedModel, answer: Answer, parsed: float, computed: float) -> Headers:

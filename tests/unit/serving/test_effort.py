@@ -13,7 +13,8 @@ from app.core.signature import Signature, Tensor
 from app.serving import effort
 from app.serving.effort import Wanted, are_small, inline_raw_bytes, inline_rows
 from app.serving.host import Host
-from tests.support.serving import COLOUR, INFER, NUMERIC, infer
+from app.serving.predictions import in_parts
+from tests.support.serving import COLOUR, GOOD, INFER, NUMERIC, PREDICT, body, infer
 
 
 def signature(*outputs: Tensor, batched: bool = True) -> Signature:
@@ -105,3 +106,39 @@ async def test_a_large_answer_is_written_in_a_thread(
     monkeypatch.setattr(effort, "_ELEMENTS", 1)
     reply = await call("POST", INFER, infer())
     assert (reply.status, threads) == (200, {"decode": True, "encode": False})
+
+
+@pytest.mark.parametrize("path", [PREDICT, "/v1/models/churn:predict"])
+@pytest.mark.parametrize(("rows", "inline"), [(4, True), (5, False)])
+async def test_large_predictions_are_written_in_a_thread(
+    call: Any, host: Host, monkeypatch: pytest.MonkeyPatch, path: str, rows: int, *, inline: bool
+):
+    served = host.lookup("churn")
+    whole, seen = served.predictions, set[bool]()
+
+    def watched(outputs: Any) -> bytes:
+        seen.add(threading.current_thread() is threading.main_thread())
+        return whole(outputs)
+
+    monkeypatch.setattr(served, "predictions", watched)
+    monkeypatch.setattr(served.oip, "inline_rows", 0)
+    monkeypatch.setattr(effort, "_ELEMENTS", 4 * 10)
+    monkeypatch.setattr("app.serving.predictions._AT_ONCE", 4)
+    reply = await call("POST", path, body(*(GOOD | {"age": age} for age in range(rows))))
+    assert (reply.status, seen) == (200, {inline})
+    probabilities = [prediction["probabilities"]["yes"] for prediction in reply.json()["predictions"]]
+    assert probabilities == [pytest.approx((19 + age) / 1000, abs=1e-6) for age in range(rows)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 100])
+def test_parts_are_the_whole(monkeypatch: pytest.MonkeyPatch, rows: int):
+    monkeypatch.setattr("app.serving.predictions._AT_ONCE", 7)
+    outputs = (np.arange(rows * 3).reshape(rows, 3), np.arange(rows))
+    sizes = []
+
+    def encode(part: Any) -> bytes:
+        sizes.append(sum(array.size for array in part))
+        return json.dumps(list(zip(part[0].tolist(), part[1].tolist(), strict=True))).encode()
+
+    assert json.loads(in_parts(encode, outputs)) == [[row, n] for n, row in enumerate(outputs[0].tolist())]
+    assert max(sizes) <= 7
