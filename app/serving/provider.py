@@ -43,22 +43,29 @@ class Provider:
         return cls([(_CUDA, options), _CPU], settings.arena)
 
     @property
+    def on_cpu(self) -> bool:
+        """True if no other provider comes first."""
+        return bool(self.chain[0] == _CPU)
+
+    @property
     def arenas(self) -> str:
         """What `memory.enable_memory_arena_shrinkage` takes."""
-        return "cpu:0" if self.chain[0] == _CPU else f"cpu:0;gpu:{self.chain[0][1]['device_id']}"
+        return "cpu:0" if self.on_cpu else f"cpu:0;gpu:{self.chain[0][1]['device_id']}"
 
     def check(self, session: ort.InferenceSession) -> None:
         """Misconfigured if ONNX Runtime fell back to the CPU, as it does with a log line alone."""
-        if self.chain[0] != _CPU and session.get_providers()[0] == _CPU:
+        if not self.on_cpu and session.get_providers()[0] == _CPU:
             raise Misconfigured(
                 "AIMASS_SERVING_PROVIDER: ONNX Runtime could not start CUDA and would run on the CPU; onnxruntime-gpu "
                 f"{ort.__version__} is made for CUDA {ort.cuda_version}: check the driver and install its libraries "
                 "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or set it to cpu"
             )
 
-    def session_options(self, threads: int) -> ort.SessionOptions:
-        """Options of a session whose runs use `threads` cores."""
+    def session_options(self, threads: int, *, packed: bool = False) -> ort.SessionOptions:
+        """Options of a session whose runs use `threads` cores; `packed`: of a model of `app.serving.packed`."""
         options = ort.SessionOptions()
+        if packed:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = self.arena

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import logging
 import math
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from app.serving.cache import AnswerCache
 from app.serving.golden import Golden, check, prove, read_golden
 from app.serving.instances import InstanceDecoder, instance_decoder
 from app.serving.oip import OipCodec
-from app.serving.plan import choose
+from app.serving.packed import can_pack, packed
+from app.serving.plan import choose, warm
 from app.serving.predictions import PredictionEncoder, prediction_encoder
 from app.serving.process_memory import resident_bytes, trim
 from app.serving.provider import Provider
@@ -30,6 +32,8 @@ from app.serving.session import Session
 from app.serving.types import Answer, Batching, Plan, Tensors
 from app.serving.waiting import DEFAULT_PRIORITY
 from app.telemetry.metrics import ModelMetrics
+
+log = logging.getLogger(__name__)
 
 RETRY_S = 2.0
 BASE_VARIANT = "fp32"
@@ -96,19 +100,23 @@ def open_model(
 
     sessions: list[Session] = []
 
-    def session(threads: int) -> Session:
-        made = Session(source.onnx, signature, threads, provider, watch)
+    def session(threads: int, ready: Path | None = None) -> Session:
+        made = Session(ready or source.onnx, signature, threads, provider, watch, packed=ready is not None)
         prove(golden, made.run, exact=source.exact)
         sessions.append(made)
         return made
 
-    def wide() -> Session:
+    def wide(ready: Path | None = None) -> Session:
         # ONNX Runtime starts the threads of its runs here: in a lane, which has the priority that they need.
-        return executor.submit(session, cores).result()
+        return executor.submit(session, cores, ready).result()
 
     plan = choose(session(1).run, lambda: wide().run, golden, limits_of(source, signature), executor, cores)
+    twice = 0  # bytes that are in memory once and counted twice
+    if plan.alone is not None and can_pack(source.file_bytes, provider):
+        plan, twice = _sharing(plan, source, provider, session, wide)
+        warm(plan.run, golden, limits_of(source, signature))
     sessions = [made for made in sessions if made.run in (plan.run, plan.alone)]
-    size = _grown(before, source)
+    size = max(_grown(before, source) - twice, source.file_bytes)
     if 0 < budget < size and plan.alone is not None:  # the second copy of the weights is for speed alone
         plan = replace(plan, alone=None)
         sessions = [made for made in sessions if made.run == plan.run]
@@ -117,6 +125,22 @@ def open_model(
         made.shrink(golden.rows(1))
     trim()
     return Opened(signature, golden, plan, watch, size, time.perf_counter() - begun)
+
+
+def _sharing(
+    plan: Plan,
+    source: ModelSource,
+    provider: Provider,
+    narrow: Callable[[int, Path], Session],
+    wide: Callable[[Path], Session],
+) -> tuple[Plan, int]:
+    """The same with sessions that share their weights, and the bytes of these; as it is where it cannot be done."""
+    try:
+        with packed(source.onnx, provider) as (ready, size):
+            return replace(plan, run=narrow(1, ready).run, alone=wide(ready).run), size
+    except Exception as error:  # noqa: BLE001 - whatever is in the way of it, the model is in memory already
+        log.info("endpoint=%s %s has its weights in memory twice: %s", source.endpoint, source, error)
+        return plan, 0
 
 
 def _grown(before: int, source: ModelSource) -> int:

@@ -32,11 +32,24 @@ ONNX_TYPES = {
 
 
 class Session:
-    """A model in memory. `threads` is what one run may use; calls from several threads at once are safe."""
+    """A model in memory. `threads` is what one run may use; calls from several threads at once are safe.
 
-    def __init__(self, onnx: Path, signature: Signature, threads: int, provider: Provider, watch: RunWatch) -> None:
+    `packed`: the file is one that `app.serving.packed` has made.
+    """
+
+    def __init__(
+        self,
+        onnx: Path,
+        signature: Signature,
+        threads: int,
+        provider: Provider,
+        watch: RunWatch,
+        *,
+        packed: bool = False,
+    ) -> None:
         try:
-            session = ort.InferenceSession(str(onnx), provider.session_options(threads), providers=provider.chain)
+            options = provider.session_options(threads, packed=packed)
+            session = ort.InferenceSession(str(onnx), options, providers=provider.chain)
         except Exception as error:
             raise Corrupt(f"{onnx.name} cannot be loaded by ONNX Runtime: {error}") from error
         provider.check(session)
