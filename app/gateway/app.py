@@ -85,7 +85,10 @@ def create_app(settings: Settings, number: int | None = None) -> Dispatcher:
     )
     bodies = Bodies(max(settings.limit.bodies_mb, settings.serving.max_body_mb) << 20)
     # Apart: FastAPI reads bodies before it asks for the key, and strangers must not use up what predictions have.
-    others = Bodies(max(settings.limit.bodies_mb // 4, settings.gateway.max_body_mb) << 20)
+    others = Bodies(
+        max(settings.limit.bodies_mb // 4, settings.gateway.max_body_mb) << 20,
+        "a quarter of AIMASS_LIMIT_BODIES_MB, at least AIMASS_GATEWAY_MAX_BODY_MB",
+    )
     api.state.gateway = state
     install(api, ROUTERS)
     for router in ROUTERS:

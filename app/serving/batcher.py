@@ -161,30 +161,27 @@ class Batcher:
             return  # who finds nothing to wait for is let in, by which an estimate that is wrong comes right again
         expected_s = self.pace.expect(ahead, rows, self._busy_s(now))
         if now + expected_s > deadline:
-            self._metrics.rejected["deadline"] += 1
-            raise Overloaded(
-                f"the answer would take {expected_s:.3f} s, longer than the request's time",
-                retry_after_s=min(expected_s, _LONGEST_WAIT_S),
-            )
+            text = f"the answer would take {expected_s:.3f} s, longer than the request's time"
+            raise self._refusal("deadline", text, expected_s)
         if not self.pace.keeps(expected_s):
-            self._metrics.rejected["slo"] += 1
-            raise Overloaded(
-                f"the answer would take {expected_s:.3f} s, longer than the endpoint's slo.p95_ms allows: "
-                + (f"{ahead} rows go before" if ahead else "others are being answered"),
-                retry_after_s=min(expected_s, _LONGEST_WAIT_S),
+            text = f"the answer would take {expected_s:.3f} s, longer than the endpoint's slo.p95_ms allows: " + (
+                f"{ahead} rows go before" if ahead else "others are being answered"
             )
+            raise self._refusal("slo", text, expected_s)
 
     def _refuse_size(self, rows: int) -> None:
         limits, waiting = self._limits, self._rows
         if rows > limits.max_queue:
             self._metrics.rejected["too_large"] += 1
             raise too_many_rows(rows, limits.max_queue)
-        self._metrics.rejected["queue_full"] += 1
         wait_s = self.pace.expect(waiting, 0, self._busy_s(self._clock())) or _UNKNOWN_WAIT_S
         callers = waiting + limits.max_queue - self._room
-        raise Overloaded(
-            f"{callers} rows wait already, of {limits.max_queue} allowed", retry_after_s=min(wait_s, _LONGEST_WAIT_S)
-        )
+        raise self._refusal("queue_full", f"{callers} rows wait already, of {limits.max_queue} allowed", wait_s)
+
+    def _refusal(self, reason: str, text: str, wait_s: float) -> Overloaded:
+        """The error of a request that is counted as refused."""
+        self._metrics.rejected[reason] += 1
+        return Overloaded(text, retry_after_s=min(wait_s, _LONGEST_WAIT_S))
 
     def _busy_s(self, now: float) -> float:
         """Seconds until a lane should be free."""

@@ -114,10 +114,11 @@ def open_model(
     twice = 0  # bytes that are in memory once and counted twice
     if plan.alone is not None and can_pack(source.file_bytes, provider):
         plan, twice = _sharing(plan, source, provider, session, wide)
-        warm(plan.run, golden, limits_of(source, signature))
+        if twice:  # its sessions are new
+            warm(plan.run, golden, limits_of(source, signature))
     sessions = [made for made in sessions if made.run in (plan.run, plan.alone)]
     size = max(_grown(before, source) - twice, source.file_bytes)
-    if 0 < budget < size and plan.alone is not None:  # the second copy of the weights is for speed alone
+    if 0 < budget < size and plan.alone is not None:  # the second session is for speed alone
         plan = replace(plan, alone=None)
         sessions = [made for made in sessions if made.run == plan.run]
         size = _grown(before, source)

@@ -8,10 +8,14 @@ _RETRY_S = 1.0
 
 
 class Bodies:
-    """A budget of bytes, for bodies that are being received or whose request is being answered."""
+    """A budget of bytes, for bodies that are being received or whose request is being answered.
 
-    def __init__(self, most: int) -> None:
+    `setting` is where it comes from, for who is refused.
+    """
+
+    def __init__(self, most: int, setting: str = "AIMASS_LIMIT_BODIES_MB") -> None:
         self._most = most
+        self._setting = setting
         self.held = 0
 
     def grow(self, held: int, size: int) -> int:
@@ -27,7 +31,7 @@ class Bodies:
         if size > SMALL_BODY and self.held + size - held > self._most:
             raise Overloaded(
                 f"{self.held >> 20} MiB of request bodies are held already, with this one they would be more than "
-                f"{self._most >> 20} MiB (AIMASS_LIMIT_BODIES_MB)",
+                f"{self._most >> 20} MiB ({self._setting})",
                 retry_after_s=_RETRY_S,
             )
 

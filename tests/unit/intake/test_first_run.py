@@ -56,20 +56,26 @@ def halved_maximum() -> onnx.ModelProto:
     return model(nodes, {"x": TensorProto.INT64}, (constant("two", 2, np.int64),), TensorProto.INT64)
 
 
-def looped() -> onnx.ModelProto:
-    """Adds 1/2 whenever another step is due; as many steps as the largest number in the batch is above one."""
+def repeated(node: onnx.NodeProto) -> onnx.GraphProto:
+    """The body of a loop that makes `more` of `s` by this node, and goes on."""
     info = helper.make_tensor_value_info
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Add", ["s", "half"], ["more"])],
+    return helper.make_graph(
+        [helper.make_node("Identity", ["on"], ["still"]), node],
         "body",
         [info("i", TensorProto.INT64, []), info("on", TensorProto.BOOL, []), info("s", TensorProto.FLOAT, None)],
         [info("still", TensorProto.BOOL, []), info("more", TensorProto.FLOAT, None)],
     )
+
+
+def looped() -> onnx.ModelProto:
+    """Adds 1/2 whenever another step is due; as many steps as the largest number in the batch is above one."""
     nodes = [
         helper.make_node("ReduceMax", ["ids"], ["m"], keepdims=0),
         helper.make_node("Sub", ["m", "one"], ["steps"]),
         helper.make_node("Cast", ["ids"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Loop", ["steps", "yes", "f"], ["y"], body=body),
+        helper.make_node(
+            "Loop", ["steps", "yes", "f"], ["y"], body=repeated(helper.make_node("Add", ["s", "half"], ["more"]))
+        ),
     ]
     constants = (constant("one", 1, np.int64), constant("yes", 1, np.bool_), constant("half", 0.5, np.float32))
     return model(nodes, {"ids": TensorProto.INT64}, constants)
@@ -192,19 +198,12 @@ def test_no_batch_axis_is_said(first: First):
 def test_a_model_that_large_values_slow_down_is_ended(first: First, monkeypatch: pytest.MonkeyPatch):
     """They loop for hours, and whoever shares a run with them would wait."""
     monkeypatch.setattr("workers.intake.independence._RUN_S", 0.2)
-    info = helper.make_tensor_value_info
-    body = helper.make_graph(
-        [helper.make_node("Identity", ["on"], ["still"]), helper.make_node("Abs", ["s"], ["more"])],
-        "body",
-        [info("i", TensorProto.INT64, []), info("on", TensorProto.BOOL, []), info("s", TensorProto.FLOAT, None)],
-        [info("still", TensorProto.BOOL, []), info("more", TensorProto.FLOAT, None)],
-    )
     nodes = [
         helper.make_node("ReduceMax", ["ids"], ["m"], keepdims=0),
         helper.make_node("Sub", ["m", "one"], ["more_than_one"]),
         helper.make_node("Mul", ["more_than_one", "many"], ["steps"]),
         helper.make_node("Cast", ["ids"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Loop", ["steps", "yes", "f"], ["y"], body=body),
+        helper.make_node("Loop", ["steps", "yes", "f"], ["y"], body=repeated(helper.make_node("Abs", ["s"], ["more"]))),
     ]
     constants = (constant("one", 1, np.int64), constant("yes", 1, np.bool_), constant("many", 2**40, np.int64))
     assert "far longer" in first(model(nodes, {"ids": TensorProto.INT64}, constants)).why_not_batched

@@ -3,12 +3,14 @@
 import asyncio
 from collections import deque
 
+import numpy as np
 import pytest
 
 from app.core.errors import DeadlineExceeded, InvalidTensor, Unavailable
+from app.serving.batcher import Batcher
 from app.serving.types import Answer, Batching
 from app.serving.waiting import take
-from tests.support.batching import RNG, Model, build, check, pending, rows, turns
+from tests.support.batching import RNG, ManualLanes, Model, build, check, pending, rows, turns
 
 
 class TestTake:
@@ -137,17 +139,22 @@ async def test_a_caller_cancelled_during_the_run_leaves_the_others_their_answers
     check(await task, follower)
 
 
+async def outcomes(batcher: Batcher, lanes: ManualLanes, sent: list[np.ndarray]) -> list[Answer | BaseException]:
+    """What becomes of these requests, which come at once."""
+    tasks = [asyncio.ensure_future(batcher.infer((x,), len(x))) for x in sent]
+    await turns()
+    while lanes.jobs:
+        await lanes.run_one()
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @pytest.mark.parametrize("lanes", [0, 1])
 async def test_one_bad_request_fails_alone(lanes: int):
     model = Model(poison=666.0)
     batcher, executor, _ = build(model, Batching(64, 1000), lanes=lanes)
     sent = [rows(2) for _ in range(5)]
     sent[3][1, 2] = 666.0
-    tasks = [asyncio.ensure_future(batcher.infer((x,), 2)) for x in sent]
-    await turns()
-    while executor.jobs:
-        await executor.run_one()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
+    results = await outcomes(batcher, executor, sent)
     assert isinstance(results[3], InvalidTensor)
     for at in (0, 1, 2, 4):
         check(results[at], sent[at])  # type: ignore[arg-type]
@@ -262,11 +269,7 @@ async def test_runs_that_fail_are_not_counted(lanes: int):
     batcher, executor, _ = build(model, Batching(64, 1000), lanes=lanes)
     sent = [rows(2) for _ in range(8)]
     sent[4][0, 0] = 666.0
-    tasks = [asyncio.ensure_future(batcher.infer((x,), 2)) for x in sent]
-    await turns()
-    while executor.jobs:
-        await executor.run_one()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await outcomes(batcher, executor, sent)
     assert model.sizes == [16, 8, 8, 4, 2, 2, 4]
     counted = batcher._metrics
     assert {size: run[0] for size, run in counted.runs.items()} == {8: 1, 2: 1, 4: 1}
