@@ -125,6 +125,15 @@ def test_trees_are_those_that_memory_would_have_grown(large: MakeJob):
     assert (answers[0].argmax(axis=1) == answers[1].argmax(axis=1)).mean() > 0.97
 
 
+def test_pairs_of_numbers_are_found_among_the_rows_in_memory(large: MakeJob):
+    """`n0` and `n1` make a slanted border, which five trees cannot draw otherwise."""
+    scores = [
+        train.run(large(**GBDT | {"params": {"n_estimators": 5, "pairs": pairs}}, name=f"pairs-{pairs}"))["metrics"]
+        for pairs in (0, 1)
+    ]
+    assert scores[1]["roc_auc"] > scores[0]["roc_auc"] + 0.005
+
+
 def test_trees_are_resumed(large: MakeJob):
     """What the trees of the first attempt say of streamed rows is what the next one starts from."""
     fixed = {"n_estimators": 4, "subsample": 1.0, "colsample": 1.0}  # samples are drawn anew by each attempt
