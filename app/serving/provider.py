@@ -6,6 +6,7 @@ from typing import Any, Self
 import onnxruntime as ort
 
 from app.core.errors import Misconfigured
+from app.serving.fusions import leave_slow_fusions_out
 from app.settings import ServingSettings
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -66,6 +67,8 @@ class Provider:
         options = ort.SessionOptions()
         if packed:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if self.on_cpu:
+            leave_slow_fusions_out(options)
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.enable_cpu_mem_arena = self.arena

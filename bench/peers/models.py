@@ -8,17 +8,18 @@ Speed does not depend on what weights a model has, and nothing is downloaded. A 
 import math
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
 from bench.peers.servers.common import INPUTS
+from workers.compression.fuse import fuse
+from workers.compression.int8 import EVERYTHING, Static
 
 ROWS = {"mlp": 64, "cnn": 16, "encoder": 64}  # different bodies of each model
 _TOKENS = 30522
@@ -105,14 +106,6 @@ class _Encoder(nn.Module):
         return (x * real[..., None]).sum(1) / real.sum(1, keepdim=True)
 
 
-class _Calibration(CalibrationDataReader):  # type: ignore[misc] # has no types
-    def __init__(self, model: str, random: np.random.Generator) -> None:
-        self._batches = iter([rows(model, 8, random) for _ in range(8)])
-
-    def get_next(self) -> _Rows | None:
-        return next(self._batches, None)
-
-
 def rows(model: str, count: int, random: np.random.Generator) -> _Rows:
     """Random rows of a model's inputs; texts are 16 to 64 tokens long, padded to 64."""
     if model != "encoder":
@@ -148,31 +141,15 @@ def _export(model: str, module: nn.Module, file: Path, random: np.random.Generat
 
 
 def _quantize(model: str, source: Path, target: Path, random: np.random.Generator) -> None:
-    """Static and per channel, with random calibration.
-
-    Ranges that are found at run time, as `quantize_dynamic` has them, are those of a whole batch: a row's answer would
-    depend on its neighbours.
-    """
-    prepared = source.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    graph = onnx.load(str(prepared))
-    del graph.graph.value_info[:]  # shapes from before the weights were transposed
-    onnx.save(graph, str(prepared))
-    options: dict[str, Any] = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
-    if model == "encoder":
-        weights = {tensor.name for tensor in graph.graph.initializer}
-        options["nodes_to_quantize"] = [node.name for node in graph.graph.node if _is_weighted(node, weights)]
-        options["extra_options"] = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-    reader = _Calibration(model, random)
-    quantize_static(str(prepared), str(target), reader, quant_format=QuantFormat.QDQ, **options)
-    prepared.unlink()
-
-
-def _is_weighted(node: onnx.NodeProto, weights: set[str]) -> bool:
-    """Whether it multiplies with weights or looks words up: what lies between such nodes is no faster in int8."""
-    return (node.op_type == "MatMul" and node.input[1] in weights) or (
-        node.op_type == "Gather" and node.input[0] in weights
-    )
+    """As a `compress` job does it: static and per channel; its ranges are those of random rows."""
+    graph = onnx.load(source)
+    with TemporaryDirectory() as folder:
+        if model == "encoder":
+            graph = fuse(graph, fast_gelu=False)
+            made = Static(graph, rows(model, 64, random), 8, Path(folder)).quantize(["MatMul", "Gather"], float_between=True)
+        else:
+            made = Static(graph, rows(model, 64, random), 8, Path(folder)).quantize(EVERYTHING)
+    onnx.save(made, target)
 
 
 def main(folder: Path) -> None:

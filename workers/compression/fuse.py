@@ -1,4 +1,4 @@
-"""Fewer and cheaper nodes for the same function: fused attention and layer norms, and the fast form of GELU."""
+"""Fewer and cheaper nodes for the same function: fused attention, and GELU as one node or in its fast form."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +9,7 @@ from workers.compression.graphs import Model
 
 
 def fuse(model: Model, *, fast_gelu: bool) -> Model:
-    """ONNX Runtime's fusions for encoders of BERT's kind, beyond those that it does itself when it loads a model.
+    """Fusions for encoders of BERT's kind, beyond those that ONNX Runtime does itself when it loads a model.
 
     Args:
         model: with attention.
@@ -17,12 +17,16 @@ def fuse(model: Model, *, fast_gelu: bool) -> Model:
     """
     from onnxruntime.transformers.fusion_options import FusionOptions  # noqa: PLC0415 - slow to load, seldom needed
     from onnxruntime.transformers.optimizer import optimize_model  # noqa: PLC0415 - the same
+    from onnxscript.rewriter import rewrite  # noqa: PLC0415 - the same
+    from onnxscript.rewriter.ort_fusions.erfgelu import rules as gelu  # noqa: PLC0415 - the same
 
     options = FusionOptions("bert")
     options.enable_gelu_approximation = fast_gelu
+    # Slower than what they take the place of: see app.serving.fusions. A product adds its bias by itself.
+    options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = options.enable_bias_gelu = False
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx.save(model, path)
+        onnx.save(rewrite(model, gelu), path)  # torch writes GELU in a form that the optimizer does not know
         found = optimize_model(
             str(path), "bert", num_heads=0, hidden_size=0, optimization_options=options, opt_level=0,
         )  # fmt: skip

@@ -21,7 +21,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from workers.compression.graphs import Model, copied, with_names
+from workers.compression.graphs import PRODUCTS, Model, copied, with_names
+from workers.compression.products import weighted, with_their_bias
 from workers.learning import Inputs, rows_of, take
 
 CALIBRATION_ROWS = 512
@@ -82,6 +83,8 @@ class Static:
         activations: Literal["uint8", "int8"] = "uint8",
         calibration: Calibration = "min-max",
         keep_float: Sequence[str] = (),
+        *,
+        float_between: bool = False,
     ) -> Model:
         """The quantized model.
 
@@ -90,18 +93,33 @@ class Static:
             activations: their type.
             calibration: how ranges follow from values.
             keep_float: names of nodes that are not.
+            float_between: only what goes into a node with weights is quantized, not what comes out of products.
+
+        Raises:
+            ValueError: nothing is left to quantize.
         """
+        options: dict[str, Any] = {"op_types_to_quantize": list(operators), "extra_options": dict(_UNKNOWN)}
+        if float_between:
+            options["nodes_to_quantize"] = self._weighted(operators, keep_float)
+            options["extra_options"]["OpTypesToExcludeOutputQuantization"] = [*PRODUCTS]
         rows = self._rows if calibration == "min-max" else take(self._rows, slice(0, _HISTOGRAM_ROWS))
         target = self._folder / "int8.onnx"
-        cache = self._folder / f"{calibration}-{activations}-{'-'.join(operators)}.json"
+        cache = self._folder / f"{calibration}-{activations}-{'-'.join(operators)}-{float_between}.json"
         with redirect_stdout(StringIO()):  # what the calibrators tell
             quantize_static(
                 self._prepared, target, _Reader(rows, self._batch), quant_format=QuantFormat.QDQ, per_channel=True,
-                op_types_to_quantize=list(operators), nodes_to_exclude=list(keep_float),
-                activation_type=_TYPES[activations], weight_type=QuantType.QInt8,
-                calibrate_method=_METHODS[calibration], calibration_cache_path=cache, extra_options=dict(_UNKNOWN),
+                nodes_to_exclude=list(keep_float), activation_type=_TYPES[activations], weight_type=QuantType.QInt8,
+                calibrate_method=_METHODS[calibration], calibration_cache_path=cache, **options,
             )  # fmt: skip
-        return _read_bytes(onnx.load(target))
+        made = _read_bytes(onnx.load(target))
+        return with_their_bias(made) if float_between else made
+
+    def _weighted(self, operators: Sequence[str], keep_float: Sequence[str]) -> list[str]:
+        """The quantizer takes an empty list for all nodes."""
+        found = set(weighted(onnx.load(self._prepared), frozenset(operators))) - set(keep_float)
+        if not found:
+            raise ValueError("no node of these types has weights")
+        return sorted(found)
 
 
 def _read_bytes(model: Model) -> Model:

@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 
-from workers.compression.graphs import PRODUCTS, TREES, Model, operators_of, weights_of
+from workers.compression.graphs import PRODUCTS, TREES, Model, operators_of
 from workers.compression.int8 import CONVOLUTIONS, EVERYTHING
 from workers.compression.layers import shorter_encoders
 from workers.compression.material import Material
+from workers.compression.products import weighted
 from workers.compression.pruning import can_prune
 from workers.compression.recipes import Step
 from workers.compression.students import BOOSTERS, can_boost, can_teach, smaller
 from workers.compression.trees import FRACTIONS, Forest, has_tree_order
 
 _NONE = "none"
-_BIG = 1 << 16  # numbers of a table that is worth quantizing
 _SHARES = tuple(map(str, FRACTIONS))
 _TOLERANCES = ("0.02", "0.1", "0.3")
 _ENERGIES = ("0.98", "0.9", "0.75")
@@ -25,15 +24,18 @@ _PRUNED: dict[str, Step] = {
     "channels 0.5, magnitude": {"step": "prune", "keep": 0.5, "importance": "magnitude"},
 }
 Picked = Mapping[str, str]
-DYNAMIC: Step = {"step": "quantize", "method": "dynamic", "operators": ["MatMul", "Gemm"]}
+_DYNAMIC: Step = {"step": "quantize", "method": "dynamic", "operators": ["MatMul", "Gemm"]}
 STATIC: Step = {
     "step": "quantize", "method": "static", "operators": list(CONVOLUTIONS), "activations": "uint8",
     "calibration": "min-max",
 }  # fmt: skip
 _WIDE: Step = {**STATIC, "operators": list(EVERYTHING)}
+WEIGHTS_ALONE: Step = {**STATIC, "operators": ["MatMul", "Gemm"], "float_between": True}
 _PRECISIONS: dict[str, Step] = {
-    "dynamic": DYNAMIC,
-    "dynamic, tables": {**DYNAMIC, "operators": ["MatMul", "Gemm", "Attention", "Gather"]},
+    "products": WEIGHTS_ALONE,
+    "products, tables": {**WEIGHTS_ALONE, "operators": ["MatMul", "Gemm", "Gather"]},
+    "dynamic": _DYNAMIC,
+    "dynamic, tables": {**_DYNAMIC, "operators": ["MatMul", "Gemm", "Attention", "Gather"]},
     "8 bits, weights": {"step": "quantize", "method": "weights", "bits": 8},
     "4 bits, weights": {"step": "quantize", "method": "weights", "bits": 4},
     "convolutions": STATIC,
@@ -64,11 +66,15 @@ class Space:
 
 
 def usual_precision(graph: Model) -> Step | None:
-    """How a network is quantized when nothing is searched; None where there is nothing to quantize."""
+    """How a network is quantized when nothing is searched; None where there is nothing to quantize.
+
+    With ranges that are known beforehand: those that are found at run time are the whole batch's, and what a row is
+    answered would depend on the rows beside it.
+    """
     operators = operators_of(graph)
     if "Conv" in operators:
         return STATIC
-    return DYNAMIC if operators & PRODUCTS else None
+    return WEIGHTS_ALONE if weighted(graph, PRODUCTS) else None
 
 
 def shorter(graph: Model) -> list[list[Step]]:
@@ -91,17 +97,16 @@ def _trees(material: Material, graph: Model) -> Space:
 
 
 def _network(material: Material, graph: Model) -> Space:
-    operators, sizes = operators_of(graph), {name: tensor.dims for name, tensor in weights_of(graph).items()}
+    operators = operators_of(graph)
     products, convolutions = operators & PRODUCTS, "Conv" in operators
     if not products and not convolutions:
         return Space({}, [], trees=False)
-    looked_up = any(
-        node.op_type == "Gather" and _numbers(sizes.get(node.input[0], ())) >= _BIG for node in graph.graph.node
-    )
+    looked_up = bool(weighted(graph, frozenset({"Gather"})))
     names = [name for name in _PRECISIONS if name.startswith("static")]
     names += ["convolutions"] if convolutions else []
     if products and not convolutions:
-        names += ["dynamic", "8 bits, weights", "4 bits, weights"] + (["dynamic, tables"] if looked_up else [])
+        names += ["products", "dynamic", "8 bits, weights", "4 bits, weights"]
+        names += ["products, tables", "dynamic, tables"] if looked_up else []
     choices: dict[str, Sequence[str]] = {"precision": (_NONE, *sorted(names)), "storage": (_NONE, "half")}
     if products and not convolutions:
         choices["rank"] = (_NONE, *_ENERGIES)
@@ -126,7 +131,7 @@ def _smaller_networks(material: Material) -> dict[str, Step]:
 def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     """Each technique alone, and those together that mostly add up."""
     precisions = [name for name in choices["precision"] if name != _NONE]
-    preferred = ("static",) if "convolutions" in precisions else ("dynamic, tables", "dynamic")
+    preferred = ("static",) if "convolutions" in precisions else ("products, tables", "products")
     best = next(name for name in preferred if name in precisions)
     first: list[Picked] = [{"precision": best}]
     fused = {"graph": choices["graph"][-1]} if "graph" in choices and best != "static" else {}
@@ -168,7 +173,3 @@ def _tree_recipe(picked: Picked) -> list[Step] | None:
     if (tolerance := picked["leaves"]) != _NONE:
         steps.append({"step": "merge_leaves", "tolerance": float(tolerance)})
     return steps or None
-
-
-def _numbers(shape: Sequence[int]) -> int:
-    return prod(shape) if len(shape) else 0

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from app.serving.bfloat16 import runner
+from app.serving.fusions import leave_slow_fusions_out
 from workers.export.bounds import LOWER, UPPER, VALUE
 from workers.learning import Inputs, rows_of, take
 
@@ -21,6 +22,7 @@ def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    leave_slow_fusions_out(options)
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -16,6 +16,7 @@ from workers.compression.candidate import Candidate
 from workers.compression.front import front_of, nearest
 from workers.compression.fuse import fuse
 from workers.compression.graphs import Model, operators_of
+from workers.compression.int8 import Static, quantize_weights
 from workers.compression.low_rank import low_rank
 from workers.compression.material import Material, Origin
 from workers.compression.memory import peak_bytes
@@ -74,6 +75,71 @@ def test_weights_of_fewer_bits_are_near_and_small():
         made = make(model)
         assert size / made.ByteSize() > smaller
         assert 0 < np.abs(answers(made, rows) - truth).mean() / spread < error
+
+
+def dense(width: int = 64) -> tuple[Model, dict[str, np.ndarray]]:
+    """`x [N, 4, width]` → two products with a bias, Relu between them → times itself; and rows for it."""
+    rng = np.random.default_rng(3)
+    weights = {f"w{i}": (rng.normal(size=(width, width)) / 8).astype(np.float32) for i in (1, 2)}
+    weights |= {f"b{i}": rng.normal(size=width).astype(np.float32) for i in (1, 2)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["p1"]), helper.make_node("Add", ["b1", "p1"], ["s1"]),
+        helper.make_node("Relu", ["s1"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["p2"], name="second"), helper.make_node("Add", ["p2", "b2"], ["s2"]),
+        helper.make_node("Transpose", ["s2"], ["t"], perm=[0, 2, 1]), helper.make_node("MatMul", ["s2", "t"], ["y"]),
+    ]  # fmt: skip
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4, last])
+        for name, last in (("x", width), ("y", 4))
+    ]
+    tensors = [numpy_helper.from_array(v, n) for n, v in weights.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model, {"x": rng.normal(size=(50, 4, width)).astype(np.float32)}
+
+
+def test_products_with_weights_are_integers_and_what_is_between_stays_float(tmp_path: Path):
+    model, rows = dense()
+    made = Static(model, rows, 50, tmp_path).quantize(["MatMul"], float_between=True)
+    kinds = [node.op_type for node in made.graph.node]
+    assert (kinds.count("MatMulIntegerToFloat"), kinds.count("MatMul"), kinds.count("Add")) == (2, 1, 0)
+    truth = answers(model, rows)
+    assert 0 < np.abs(answers(made, rows) - truth).max() / truth.std() < 0.1
+    kept = Static(model, rows, 50, tmp_path / "b").quantize(["MatMul"], float_between=True, keep_float=["second"])
+    assert [node.op_type for node in kept.graph.node].count("MatMul") == 2
+
+
+def test_the_answer_to_a_row_does_not_depend_on_its_neighbours_but_where_ranges_are_found_at_run_time(tmp_path: Path):
+    model, rows = dense()
+    one, crowd = {"x": rows["x"][:1]}, {"x": np.concatenate([rows["x"][:1], rows["x"][1:] * 50])}
+    static = Static(model, rows, 50, tmp_path).quantize(["MatMul"], float_between=True)
+    assert np.array_equal(answers(static, one)[0], answers(static, crowd)[0])
+    dynamic = quantize_weights(model, ["MatMul"])
+    assert np.abs(answers(dynamic, one)[0] - answers(dynamic, crowd)[0]).max() > 0.01
+
+
+def test_a_graph_whose_products_have_no_weights_is_not_quantized(tmp_path: Path):
+    model, rows = dense()
+    with pytest.raises(ValueError, match="no node of these types has weights"):
+        Static(model, rows, 50, tmp_path).quantize(["Gemm"], float_between=True)
+
+
+def test_gelu_as_torch_writes_it_becomes_one_node():
+    model, rows = two_layers(rank=60)
+    for name, value in (("root", 2**0.5), ("one", 1.0), ("half", 0.5)):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
+    nodes = list(model.graph.node)
+    written = [
+        helper.make_node("Div", ["h", "root"], ["d"]), helper.make_node("Erf", ["d"], ["e"]),
+        helper.make_node("Add", ["e", "one"], ["a"]), helper.make_node("Mul", ["half", "a"], ["m"]),
+        helper.make_node("Mul", ["h", "m"], ["r"]),
+    ]  # fmt: skip
+    del model.graph.node[:]
+    model.graph.node.extend([nodes[0], *written, nodes[2]])
+    fused = fuse(model, fast_gelu=False)
+    assert "Gelu" in operators_of(fused)
+    assert "Erf" not in operators_of(fused)
+    assert answers(fused, rows) == pytest.approx(answers(model, rows), abs=1e-5)
 
 
 def test_fast_gelu_is_near_the_exact_one():

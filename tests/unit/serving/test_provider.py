@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from app.core.errors import Misconfigured
 from app.serving.host import Host
@@ -30,6 +32,27 @@ def test_session_options_are_passed_on():
     lane = Provider.of(ServingSettings()).session_options(1)
     assert lane.enable_cpu_mem_arena
     assert lane.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
+def test_a_sum_before_a_norm_is_not_fused_into_the_slower_kernel_on_the_cpu(tmp_path: Path):
+    """Of ONNX Runtime: where it no longer would by default, or no longer knows the name, nobody has to ask it."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 16, 64]) for name in "abn"]
+    weights = [numpy_helper.from_array(np.ones(64, np.float32), name) for name in ("scale", "shift")]
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["s"]),
+        helper.make_node("LayerNormalization", ["s", "scale", "shift"], ["n"]),
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:2], ends[2:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+
+    def kernels(options: ort.SessionOptions) -> list[str]:
+        options.optimized_model_filepath = str(tmp_path / "made.onnx")
+        options.log_severity_level = 3
+        ort.InferenceSession(tmp_path / "m.onnx", options, providers=["CPUExecutionProvider"])
+        return [node.op_type for node in onnx.load(tmp_path / "made.onnx").graph.node]
+
+    assert kernels(ort.SessionOptions()) == ["SkipLayerNormalization"]
+    assert kernels(Provider().session_options(1)) == ["Add", "LayerNormalization"]
 
 
 def test_cuda_is_told_its_device_and_to_choose_convolutions_by_heuristic(monkeypatch: pytest.MonkeyPatch):
