@@ -144,11 +144,11 @@ def _quantize(model: str, source: Path, target: Path, random: np.random.Generato
     """As a `compress` job does it: static and per channel; its ranges are those of random rows."""
     graph = onnx.load(source)
     with TemporaryDirectory() as folder:
-        if model == "encoder":
+        encoder = model == "encoder"
+        if encoder:
             graph = fuse(graph, fast_gelu=False)
-            made = Static(graph, rows(model, 64, random), 8, Path(folder)).quantize(["MatMul", "Gather"], float_between=True)
-        else:
-            made = Static(graph, rows(model, 64, random), 8, Path(folder)).quantize(EVERYTHING)
+        quantizer = Static(graph, rows(model, 64, random), 8, Path(folder))
+        made = quantizer.quantize(["MatMul", "Gather"] if encoder else EVERYTHING, float_between=encoder)
     onnx.save(made, target)
 
 
