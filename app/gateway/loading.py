@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from app.core.errors import AimassError, Unavailable
-from app.core.resources import Applied, Endpoint
+from app.core.resources import Applied, Endpoint, ModelVersion
 from app.gateway.predict.ports import Listed
 from app.gateway.processes import Processes, Standing, stand
 from app.queue.ports import ENDPOINT_CHANNEL
@@ -89,25 +89,26 @@ class Loader:
         self._unreported |= set(self._known)
         self._noticed.set()
 
-    async def put(self, name: str, model: str, version: int, variant: str | None, spec: EndpointSpec) -> Change:
+    async def put(self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec) -> Change:
         """Load and prove the model, route the endpoint to it, and wait for the other processes to follow.
 
         Nothing has changed when loading raises: the old version, if any, goes on serving.
         """
         async with self._lock:
-            endpoint, new = await self._route(name, model, version, variant, spec)
+            endpoint, new = await self._route(name, version, variant, spec)
         [standing] = await self.settled([endpoint])
         return Change(endpoint, new, standing)
 
     async def _route(
-        self, name: str, model: str, version: int, variant: str | None, spec: EndpointSpec
+        self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec
     ) -> tuple[Endpoint, bool]:
-        served, chosen = await self._load(name, model, version, variant, spec)
+        served, chosen = await self._load(name, version, variant, spec)
+        model, number = version.model, version.version
         try:
             async with self._platform.database.write() as session:
-                await ModelWriter(session).pin(model, version)  # it may have been deleted while it was loaded
+                await ModelWriter(session).hold(model, number)  # it may have been deleted while it was loaded
                 row = spec.model_dump(mode="json")
-                endpoint, new = await EndpointWriter(session).put(name, model, version, variant or chosen, row)
+                endpoint, new = await EndpointWriter(session).put(name, model, number, variant or chosen, row)
                 applied = Applied(endpoint.generation)
                 await self._processes.report(session, {name: applied})  # true in a moment: nothing below can fail
         except BaseException:
@@ -146,8 +147,9 @@ class Loader:
         async with self._lock:
             async with self._platform.database.read() as session:
                 endpoint = await EndpointReader(session).get(name)
+                version = await ModelReader(session).version(endpoint.model, endpoint.version)
             spec = EndpointSpec.model_validate(endpoint.spec).model_copy(update={"loaded": True})
-            endpoint, _ = await self._route(name, endpoint.model, endpoint.version, endpoint.variant, spec)
+            endpoint, _ = await self._route(name, version, endpoint.variant, spec)
         _require_applied(endpoint, (await self.settled([endpoint]))[0])
 
     async def unload(self, name: str) -> None:
@@ -171,11 +173,13 @@ class Loader:
         """Route the endpoints that go by the alias to the version; an error leaves the one that it meets as it was."""
         async with self._lock:
             async with self._platform.database.read() as session:
-                routed = await EndpointReader(session).routed_by(model, alias)
+                if not (routed := await EndpointReader(session).routed_by(model, alias)):
+                    return []
+                found = await ModelReader(session).version(model, version)
             moved = []
             for endpoint in routed:
                 spec = EndpointSpec.model_validate(endpoint.spec)
-                moved.append((await self._route(endpoint.name, model, version, spec.routes[0].variant, spec))[0])
+                moved.append((await self._route(endpoint.name, found, spec.routes[0].variant, spec))[0])
         return moved
 
     async def delete(self, name: str) -> bool:
@@ -252,7 +256,9 @@ class Loader:
                 await self._host.remove(endpoint.name)
                 self._note(endpoint)
                 return
-            served, _ = await self._load(endpoint.name, endpoint.model, endpoint.version, endpoint.variant, spec)
+            async with self._platform.database.read() as session:
+                version = await ModelReader(session).version(endpoint.model, endpoint.version)
+            served, _ = await self._load(endpoint.name, version, endpoint.variant, spec)
         except Exception as error:  # noqa: BLE001 - one endpoint that cannot be loaded must not hold up the others
             why = error.detail if isinstance(error, AimassError) else f"{type(error).__name__}: {error}"
             log.warning(
@@ -287,12 +293,10 @@ class Loader:
             raise
 
     async def _load(
-        self, name: str, model: str, version: int, variant: str | None, spec: EndpointSpec
+        self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec
     ) -> tuple[ServedModel, str]:
-        async with self._platform.database.read() as session:
-            found = await ModelReader(session).version(model, version)
-        chosen = choose_variant(found, None) if variant is None else fit_variant(found, variant)
-        folder, onnx = await serve_version(self._platform, found, chosen)
+        chosen = choose_variant(version, None) if variant is None else fit_variant(version, variant)
+        folder, onnx = await serve_version(self._platform, version, chosen)
         defaults = self._platform.settings.serving
         batching = Batching(
             spec.batching.max_batch or defaults.max_batch,
@@ -302,7 +306,7 @@ class Loader:
             cache_bytes=spec.cache.max_mb << 20 if spec.cache else 0,
         )
         return await self._host.load(
-            ModelSource(name, model, version, chosen.name, folder, onnx, batching)
+            ModelSource(name, version.model, version.version, chosen.name, folder, onnx, batching)
         ), chosen.name
 
     async def _renew(self, source: ModelSource) -> ModelSource:

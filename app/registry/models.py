@@ -141,12 +141,16 @@ class ModelReader:
 
     async def version(self, name: str, version: int) -> ModelVersion:
         """One version with its variants and files. NotFound otherwise."""
+        row = await self._version_row(name, version)
+        return _version(name, row, await self._variants(row.id), await files_of(self._session, row.id))
+
+    async def _version_row(self, name: str, version: int) -> ModelVersionRow:
         row = await self._session.scalar(
             select(ModelVersionRow).join(ModelRow).where(ModelRow.name == name, ModelVersionRow.version == version)
         )
         if row is None:
             raise NotFound(f"there is no model version '{name}@{version}'")
-        return _version(name, row, await self._variants(row.id), await files_of(self._session, row.id))
+        return row
 
     async def resolve_alias(self, name: str, alias: str) -> int:
         """The version that the alias points to. NotFound otherwise."""
@@ -257,12 +261,17 @@ class ModelWriter(ModelReader):
 
     async def pin(self, name: str, version: int) -> ModelVersion:
         """The version, which nobody can delete until the transaction ends. NotFound otherwise."""
-        await self._write.execute(update(ModelRow).where(ModelRow.name == name).values(latest=ModelRow.latest))
+        await self.hold(name, version)
         return await self.version(name, version)
+
+    async def hold(self, name: str, version: int) -> None:
+        """As `pin`, for those who know the version already."""
+        await self._write.execute(update(ModelRow).where(ModelRow.name == name).values(latest=ModelRow.latest))
+        await self._version_row(name, version)
 
     async def move_alias(self, name: str, alias: str, version: int, *, by: str, reason: str) -> AliasMove:
         """Point the alias at a version, atomically; who did it and why is kept. NotFound without such a version."""
-        await self.pin(name, version)
+        await self.hold(name, version)
         model = await self._row(name)
         current = await self._write.get(AliasRow, (model.id, alias))
         previous = current.version if current else None

@@ -142,7 +142,7 @@ async def _finish_evaluate(
     """The report goes to the files of the version, unless that was deleted meanwhile."""
     model, number = lease.spec["model"], lease.spec["version"]
     with contextlib.suppress(NotFound):
-        await ModelWriter(session).pin(model, number)
+        await ModelWriter(session).hold(model, number)
         await ModelWriter(session).add_variants(model, number, [], files)
     return {"model": model, "version": number, **result}
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Response
 from pydantic import ValidationError
 
 from app.core.errors import InvalidSpec, NotBuilt
+from app.core.resources import ModelVersion
 from app.gateway.deps import Gateway, GatewayDep, PageDep, Reader, Trainer, name_cursor
 from app.gateway.endpoints.schemas import EndpointOut, PhaseOut, StatsOut
 from app.gateway.errors import about, responses
@@ -54,23 +55,23 @@ async def put(
     route = spec.routes[0]
     version = await _version(state, spec.model, route)
     with about(*_target(route)):  # it may be deleted meanwhile
-        change = await state.loader.put(name, spec.model, version, route.variant, spec)
+        change = await state.loader.put(name, version, route.variant, spec)
     done = HTTPStatus.CREATED if change.new else HTTPStatus.OK
     response.status_code = done if change.standing.applied else HTTPStatus.ACCEPTED
     return EndpointOut.of(change.endpoint, change.standing)
 
 
-async def _version(state: Gateway, model: str, route: RouteSpec) -> int:
+async def _version(state: Gateway, model: str, route: RouteSpec) -> ModelVersion:
     """The version that the route names. NotFound for a model, version or alias and Conflict for a variant name it."""
     async with state.platform.database.read() as session:
         models = ModelReader(session)
         with about("model"):
             await models.get(model)
         with about(*_target(route)):
-            version = route.version or await models.resolve_alias(model, route.alias or "")
-            found = await models.version(model, version)
+            number = route.version or await models.resolve_alias(model, route.alias or "")
+            version = await models.version(model, number)
     with about("routes", 0, "variant"):
-        choose_variant(found, route.variant)
+        choose_variant(version, route.variant)
     return version
 
 

@@ -33,13 +33,13 @@ class Registry:
         if self._error:
             raise self._error
 
-    async def pin(self, *_: object) -> None:
+    async def hold(self, *_: object) -> None:
         pass
 
     async def put(self, name: str, model: str, version: int, variant: str, spec: Any) -> tuple[Endpoint, bool]:
         return Endpoint(name, model, version, variant, spec, 1, 0.0, 0.0), True
 
-    report = publish = pin
+    report = publish = hold
 
 
 async def route(
@@ -58,10 +58,11 @@ async def route(
         return await host.load(source(folder, name)), "fp32"
 
     monkeypatch.setattr(loader, "_load", load)
+    version: Any = SimpleNamespace(model="m", version=1)
     spec = EndpointSpec(model="m", routes=[RouteSpec(version=1)], loaded=loaded)
     try:
         async with asyncio.timeout(60):
-            await loader._route("m", "m", 1, None, spec)
+            await loader._route("m", version, None, spec)
             assert error is None
     except (NotFound, Unavailable, asyncio.CancelledError) as raised:
         assert raised is error  # noqa: PT017 - each of them, or none
