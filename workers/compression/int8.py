@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -21,7 +21,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from workers.compression.graphs import PRODUCTS, Model, copied, with_names
+from workers.compression.graphs import PRODUCTS, Model, copied, weights_of, with_names
 from workers.compression.products import weighted, with_their_bias
 from workers.learning import Inputs, rows_of, take
 
@@ -73,7 +73,7 @@ class Static:
         source, self._prepared = folder / "source.onnx", folder / "prepared.onnx"
         onnx.save(model, source)
         quant_pre_process(source, self._prepared, skip_symbolic_shape=True)
-        graph = with_names(onnx.load(self._prepared))
+        graph = _with_types(with_names(onnx.load(self._prepared)))
         onnx.save(graph, self._prepared)
         self.layers = [node.name for node in graph.graph.node if node.op_type in WEIGHTED]
 
@@ -120,6 +120,18 @@ class Static:
         if not found:
             raise ValueError("no node of these types has weights")
         return sorted(found)
+
+
+def _with_types(model: Model) -> Model:
+    """What goes into a node with weights, and comes out, has their type: the quantizer skips what it has no type of."""
+    graph, weights = model.graph, weights_of(model)
+    known = {value.name for value in [*graph.value_info, *graph.input, *graph.output]} | set(weights)
+    for node in graph.node:
+        if node.op_type in WEIGHTED and (matrix := weights.get(node.input[1])) is not None:
+            for name in {node.input[0], node.output[0]} - known:
+                graph.value_info.append(helper.make_tensor_value_info(name, matrix.data_type, None))
+                known.add(name)
+    return model
 
 
 def _read_bytes(model: Model) -> Model:

@@ -109,6 +109,15 @@ def test_products_with_weights_are_integers_and_what_is_between_stays_float(tmp_
     assert [node.op_type for node in kept.graph.node].count("MatMul") == 2
 
 
+def test_what_comes_out_of_a_node_of_unknown_type_is_quantized_too(tmp_path: Path):
+    model, rows = dense()
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type, relu.domain = "FastGelu", "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made = Static(model, rows, 50, tmp_path).quantize(["MatMul"], float_between=True)
+    assert [node.op_type for node in made.graph.node].count("MatMulIntegerToFloat") == 2
+
+
 def test_the_answer_to_a_row_does_not_depend_on_its_neighbours_but_where_ranges_are_found_at_run_time(tmp_path: Path):
     model, rows = dense()
     one, crowd = {"x": rows["x"][:1]}, {"x": np.concatenate([rows["x"][:1], rows["x"][1:] * 50])}
