@@ -66,6 +66,15 @@ class GbdtParams(FamilyParams):
             ge=0, le=1000, description="columns of at most so many categories also have a feature of 0 and 1 for each"
         ),
     ] = 0
+    values: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="columns of at most so many different numbers, each in 20 rows or more, also have a feature "
+            "for how the target goes with each of them",
+        ),
+    ] = 0
     pairs: Annotated[
         int,
         Field(

@@ -153,12 +153,12 @@ class _Search:
             self._remember()
 
     def _suits(self, candidate: Candidate) -> None:
-        """_NotTried if the one that it is like was worse than another."""
+        """_NotTried if the one that it is like was no better than another."""
         known = {member.candidate.name: member for member in self.members}
         if candidate.like in known and candidate.than in known:
             like, than = (self._score(known[name]) for name in (candidate.like, candidate.than))
-            if like < than:
-                raise _NotTried(f"{candidate.like}, which it is like, was worse than {candidate.than}")
+            if like <= than:
+                raise _NotTried(f"{candidate.like}, which it is like, was no better than {candidate.than}")
 
     def _score(self, member: Member) -> float:
         """By the main metric, on rows that it had not learnt from; more is better."""

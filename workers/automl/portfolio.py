@@ -16,7 +16,7 @@ from workers.learning import LearningData
 class Candidate:
     """A family with parameters, under a name of its own; `lr` is of its network, if it is one.
 
-    It is not tried where the candidate `like` was worse than the one `than`: what they differ in did not suit the data.
+    It is not tried where the candidate `like` was no better than the one `than`: what they differ in did not suit the data.
     If it is chosen, `relearns` models learn once more, from all rows, each with a seed of its own: of candidates that
     need no rows to stop by, or whose rounds the folds have told.
     """
@@ -55,12 +55,28 @@ _TABLES = (
         relearns=_TREES,
     ),
     Candidate(
+        "gbdt-values", "gbdt",
+        {
+            "learning_rate": 0.03, "num_leaves": 16, "colsample": 0.3, "min_child_samples": 5, "one_hot": 50,
+            "values": 1000, "n_estimators": 3000,
+        },
+        like="gbdt-narrow", relearns=_TREES,
+    ),
+    Candidate(
         "gbdt-gentle", "gbdt",
         {
             "learning_rate": 0.03, "num_leaves": 8, "colsample": 0.3, "min_child_samples": 50, "reg_lambda": 10.0,
             "n_estimators": 3000,
         },
         like="gbdt-narrow", relearns=_TREES,
+    ),
+    Candidate(
+        "gbdt-values-gentle", "gbdt",
+        {
+            "learning_rate": 0.03, "num_leaves": 8, "colsample": 0.3, "min_child_samples": 50, "reg_lambda": 10.0,
+            "values": 1000, "n_estimators": 3000,
+        },
+        like="gbdt-values", than="gbdt-narrow", relearns=_TREES,
     ),
     Candidate(
         "gbdt-pairs", "gbdt",

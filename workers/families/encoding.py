@@ -8,13 +8,11 @@ import numpy.typing as npt
 
 from workers.export.graph import ML, Graph
 from workers.families.pairs import Pairs
+from workers.families.target_means import columns_of, folds_of, target_means
+from workers.families.values import Values
 from workers.learning import Array, Inputs, LearningData, rows_of
 
 MAX_CATEGORIES = 1000  # a column's rarer values count as unseen
-SMOOTHING = 20.0  # rows' worth of the overall mean in each category's mean (Micci-Barreca 2001)
-_FOLDS = 5
-# Share of what a column seems to explain that must hold for rows that were left out; with less, rows are cross-fitted.
-_HONEST = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +105,14 @@ class TreeEncoder:
     """One column a feature: numbers as they are, categories by how the target goes with them, and some one by one.
 
     `shown` are the (column, code) of the categories that have a feature of their own, 1 in their rows and 0 in others;
-    `pairs` come last.
+    then come the `values` of numbers, and `pairs` last.
     """
 
     numeric: NumericEncoder | None
     categories: CategoryEncoder | None
     tables: tuple[npt.NDArray[np.float32], ...] = ()
     shown: tuple[tuple[int, int], ...] = ()
+    values: Values | None = None
     pairs: Pairs | None = None
 
     @classmethod
@@ -123,10 +122,6 @@ class TreeEncoder:
         """The encoder and the features of the training rows, FP32 [N, features].
 
         Columns of three to `one_hot` categories have them shown one by one.
-
-        A column of many rare categories gives a row's own target away, and trees would learn to trust what is noise in
-        every other row. Such a column's training rows are valued by the targets of other rows (cross-fitting, as
-        scikit-learn's TargetEncoder does it to all columns).
         """
         inputs = data.train.inputs
         numeric = NumericEncoder.fit(data, keep_missing=keep_missing) if "numeric" in inputs else None
@@ -135,12 +130,8 @@ class TreeEncoder:
             return cls(numeric, None), parts[0]
         categories = CategoryEncoder.fit(inputs["categorical"])
         codes = categories.codes(inputs["categorical"])
-        y = data.train.y
-        if data.n_classes > 2:  # noqa: PLR2004 - two classes need one column
-            y = np.eye(data.n_classes)[y]
-        targets = np.asarray(y, np.float64).reshape(len(codes), -1)
-        folds = np.random.default_rng(data.training.seed).permutation(len(codes)) % _FOLDS
-        learnt = [_category_values(codes[:, j], size, targets, folds) for j, size in enumerate(categories.sizes)]
+        targets, folds = columns_of(data.train.y, data.n_classes), folds_of(len(codes), data.training.seed)
+        learnt = [target_means(codes[:, j], size, targets, folds) for j, size in enumerate(categories.sizes)]
         parts.append(np.stack([values for _, values in learnt], axis=1))
         shown = [
             (column, code)
@@ -151,6 +142,14 @@ class TreeEncoder:
         encoder = cls(numeric, categories, tuple(table for table, _ in learnt), tuple(shown))
         parts += encoder._one_by_one(codes)
         return encoder, np.concatenate(parts, axis=1)
+
+    def with_values(
+        self, most: int, data: LearningData, x: npt.NDArray[np.float32]
+    ) -> tuple["TreeEncoder", npt.NDArray[np.float32]]:
+        """With features for the values of numeric columns of at most so many; and `x`, the training rows, with them."""
+        numbers = x[:, : len(self.numeric.fill)] if self.numeric is not None else x[:, :0]
+        values, learnt = Values.learn(numbers, columns_of(data.train.y, data.n_classes), most, data.training.seed)
+        return (self, x) if values is None else (replace(self, values=values), np.concatenate([x, learnt], axis=1))
 
     def with_pairs(
         self, columns: npt.NDArray[np.int64], x: npt.NDArray[np.float32]
@@ -169,6 +168,8 @@ class TreeEncoder:
             codes = self.categories.codes(inputs["categorical"])
             parts.append(np.stack([table[codes[:, j]] for j, table in enumerate(self.tables)], axis=1))
             parts += self._one_by_one(codes)
+        if self.values is not None:
+            parts.append(self.values.transform(parts[0]))
         if self.pairs is not None:
             parts.append(self.pairs.transform(parts[0]))
         return np.concatenate(parts, axis=1)
@@ -186,6 +187,8 @@ class TreeEncoder:
             parts.append(self.numeric.to_nodes(graph, "numeric"))
         if self.categories is not None:
             parts += self._categories_to_nodes(graph, self.categories)
+        if self.values is not None:
+            parts.append(self.values.to_nodes(graph, parts[0]))
         if self.pairs is not None:
             parts.append(self.pairs.to_nodes(graph, parts[0]))
         return parts[0] if len(parts) == 1 else graph.add("Concat", *parts, axis=1)
@@ -198,47 +201,6 @@ class TreeEncoder:
         columns, wanted = np.asarray(self.shown).T
         picked = graph.add("Gather", code, graph.constant(columns, np.int64), axis=1)
         return [values, graph.add("Cast", graph.add("Equal", picked, graph.constant(wanted, np.int64)), to=1)]
-
-
-def _category_values(
-    codes: Array, size: int, targets: npt.NDArray[np.float64], folds: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Each category's smoothed target mean minus the overall mean, 0 if unseen: [size], and each training row's: [N].
-
-    With several target columns (one per class), their first principal direction over the categories, which orders
-    categories for trees as the mean does for two classes (Coppersmith, Hong and Hosking 1999).
-    """
-    cells = folds * size + codes
-    counts = np.bincount(cells, minlength=_FOLDS * size).astype(np.float64).reshape(_FOLDS, size)
-    sums = [np.bincount(cells, weights=column, minlength=_FOLDS * size) for column in targets.T]
-    by_fold = np.stack(sums, axis=1).reshape(_FOLDS, size, -1)
-    means = _smoothed(counts.sum(axis=0), by_fold.sum(axis=0))
-    direction = np.ones(1)
-    if targets.shape[1] > 1:
-        weighted = means * np.sqrt(counts.sum(axis=0))[:, None]
-        direction = np.linalg.svd(weighted, full_matrices=False)[2][0]
-        direction *= np.sign(direction[np.abs(direction).argmax()])  # which way it points is the library's whim
-    others = [
-        _smoothed(counts.sum(axis=0) - counts[fold], by_fold.sum(axis=0) - by_fold[fold]) @ direction
-        for fold in range(_FOLDS)
-    ]
-    table, crossed, target = means @ direction, np.stack(others)[folds, codes], targets @ direction
-    honest = _explained(crossed, target) >= _HONEST * _explained(table[codes], target)
-    return table.astype(np.float32), (table[codes] if honest else crossed).astype(np.float32)
-
-
-def _explained(values: npt.NDArray[np.float64], target: npt.NDArray[np.float64]) -> float:
-    """Share of the target's variance that goes with `values`; 0 where they go against each other."""
-    values, target = values - values.mean(), target - target.mean()
-    norm, together = float(values @ values) * float(target @ target), float(values @ target)
-    return max(together, 0.0) ** 2 / norm if norm > 0 else 0.0
-
-
-def _smoothed(counts: npt.NDArray[np.float64], sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Means [categories, targets] minus the overall mean, drawn towards it where there are few rows."""
-    overall = sums.sum(axis=0) / max(counts.sum(), 1)
-    means: npt.NDArray[np.float64] = (sums - counts[:, None] * overall) / (counts + SMOOTHING)[:, None]
-    return means
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,8 @@ class Gbdt:
 
     def _features(self, data: LearningData) -> tuple[TreeEncoder, npt.NDArray[np.float32]]:
         encoder, x = TreeEncoder.learn(data, keep_missing=True, one_hot=self.params["one_hot"])
+        if self.params["values"]:
+            encoder, x = encoder.with_values(self.params["values"], data, x)
         numbers = 0 if encoder.numeric is None else len(encoder.numeric.fill)
         if not self.params["pairs"] or numbers < 2:  # noqa: PLR2004 - a pair
             return encoder, x

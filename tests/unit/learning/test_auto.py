@@ -281,5 +281,5 @@ def test_variations_of_what_was_worse_are_not_tried(
     job = make_job(mixed, **SPEC | {"params": {"folds": 2, "families": ["linear", "extra_trees"]}})
     train.run(job)
     fit = _fit(job)
-    assert fit["given_up"] == {"stumps": "stump, which it is like, was worse than linear"}
+    assert fit["given_up"] == {"stumps": "stump, which it is like, was no better than linear"}
     assert {line["name"] for line in fit["tried"]} == {"linear", "stump", "linear-strong"}

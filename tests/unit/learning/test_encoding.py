@@ -164,6 +164,34 @@ def test_pairs_of_numbers_have_their_sum_and_difference_in_the_graph_too(data: L
         assert np.array_equal(answer, encoder.transform(inputs), equal_nan=True)
 
 
+def test_values_of_numbers_are_how_the_target_goes_with_them_in_the_graph_too():
+    """Of columns whose numbers come again: not of two values, of too many, or of too few rows each."""
+    rng = np.random.default_rng(2)
+    rate = rng.choice([0.1, -3.5, 1e7, np.nan], 400)
+    x = np.stack([rate, rng.normal(size=400), rng.integers(0, 2, 400), rng.integers(0, 30, 400)], 1).astype(np.float32)
+    y = np.where(rate == 0.1, 1, np.where(rate > 1, 0, rng.integers(0, 2, 400)))
+    part = Part({"numeric": x}, y)
+    tensors, output = (Tensor("numeric", "FP32", (-1, 4)),), (Tensor("probabilities", "FP32", (-1, 2)),)
+    signature = Signature("classification", tensors, output, (), ("no", "yes"))
+    data = LearningData(signature, part, part)
+    learnt, features = TreeEncoder.learn(data, keep_missing=True)
+    encoder, wider = learnt.with_values(10, data, features)
+    assert encoder.values is not None
+    assert encoder.values.columns == (0,)
+    count, overall = (rate == 0.1).sum(), y.mean()
+    others = np.asarray([[2.5, 0, 0, 0], [np.nan, 0, 0, 0], [0.1, 0, 0, 0]], np.float32)
+    told = encoder.transform({"numeric": others})[:, -1]
+    np.testing.assert_allclose(told, [0, 0, (1 - overall) * count / (count + 20)], rtol=1e-5)
+    assert np.array_equal(wider, encoder.transform({"numeric": x}), equal_nan=True)
+    graph = Graph()
+    graph.add("Identity", encoder.to_nodes(graph), output="features")
+    model = graph.model(tensors, (Tensor("features", "FP32", (-1, wider.shape[1])),)).SerializeToString()
+    for rows in (x, others):
+        (answer,) = open_session(model, 1).run(None, {"numeric": rows})
+        assert np.array_equal(answer, encoder.transform({"numeric": rows}), equal_nan=True)
+    assert learnt.with_values(2, data, features) == (learnt, features)
+
+
 def test_numbers_that_trees_split_together_are_found():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(2000, 5)).astype(np.float32)

@@ -281,6 +281,22 @@ def test_trees_see_slanted_borders_by_pairs(make_job: MakeJob):
     assert scores[1] > 0.99 > scores[0] + 0.02
 
 
+def test_trees_see_what_single_numbers_mean_by_values(make_job: MakeJob):
+    rng = np.random.default_rng(5)
+    code, other = rng.integers(0, 60, 2000), rng.normal(size=2000)
+    kind = rng.permutation(60) % 2  # of each code, in no order
+    target = np.where(rng.random(2000) < np.where(kind[code], 0.9, 0.1), "in", "out")
+    frame = pl.DataFrame({"code": code * 1.0, "other": other, "target": target})
+    params = {"num_leaves": 4, "n_estimators": 40, "min_child_samples": 100}
+    scores = [
+        train.run(make_job(frame, name=str(values), family="gbdt", params={**params, "values": values}))["metrics"][
+            "roc_auc"
+        ]
+        for values in (0, 100)
+    ]
+    assert scores[1] > 0.85 > scores[0] + 0.02
+
+
 def test_a_column_that_knows_the_answer_is_named(make_job: MakeJob, mixed: pl.DataFrame):
     leaky = mixed.with_columns((pl.col("target") == "yes").cast(pl.Float64).alias("paid"))
     job = make_job(leaky, family="linear", features={"drop": ["amount"]})
