@@ -16,7 +16,8 @@ from workers.learning import LearningData
 class Candidate:
     """A family with parameters, under a name of its own; `lr` is of its network, if it is one.
 
-    It is not tried where the candidate `like` was no better than the one `than`: what they differ in did not suit the data.
+    It is not tried where the candidate `like` was no better than the one `than`: what they differ in did not suit the
+    data.
     If it is chosen, `relearns` models learn once more, from all rows, each with a seed of its own: of candidates that
     need no rows to stop by, or whose rounds the folds have told.
     """

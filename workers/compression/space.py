@@ -33,6 +33,9 @@ _WIDE: Step = {**STATIC, "operators": list(EVERYTHING)}
 WEIGHTS_ALONE: Step = {**STATIC, "operators": ["MatMul", "Gemm"], "float_between": True}
 _PRECISIONS: dict[str, Step] = {
     "products": WEIGHTS_ALONE,
+    "products, int8": {**WEIGHTS_ALONE, "activations": "int8"},
+    "products, entropy": {**WEIGHTS_ALONE, "calibration": "entropy"},
+    "products, percentile": {**WEIGHTS_ALONE, "calibration": "percentile"},
     "products, tables": {**WEIGHTS_ALONE, "operators": ["MatMul", "Gemm", "Gather"]},
     "dynamic": _DYNAMIC,
     "dynamic, tables": {**_DYNAMIC, "operators": ["MatMul", "Gemm", "Attention", "Gather"]},
@@ -102,11 +105,11 @@ def _network(material: Material, graph: Model) -> Space:
     if not products and not convolutions:
         return Space({}, [], trees=False)
     looked_up = bool(weighted(graph, frozenset({"Gather"})))
-    names = [name for name in _PRECISIONS if name.startswith("static")]
-    names += ["convolutions"] if convolutions else []
+    names = ["convolutions", *(name for name in _PRECISIONS if name.startswith("static"))] if convolutions else []
+    if products and (not convolutions or "LayerNormalization" in operators):
+        names += [name for name in _PRECISIONS if name.startswith("products") and (looked_up or "tables" not in name)]
     if products and not convolutions:
-        names += ["products", "dynamic", "8 bits, weights", "4 bits, weights"]
-        names += ["products, tables", "dynamic, tables"] if looked_up else []
+        names += ["dynamic", "8 bits, weights", "4 bits, weights"] + (["dynamic, tables"] if looked_up else [])
     choices: dict[str, Sequence[str]] = {"precision": (_NONE, *sorted(names)), "storage": (_NONE, "half")}
     if products and not convolutions:
         choices["rank"] = (_NONE, *_ENERGIES)

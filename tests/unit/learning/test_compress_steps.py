@@ -22,6 +22,7 @@ from workers.compression.material import Material, Origin
 from workers.compression.memory import peak_bytes
 from workers.compression.mixed import evaluations, fewest_float
 from workers.compression.recipes import Maker
+from workers.compression.space import Space
 from workers.compression.trees import Forest
 from workers.compression.weights import half_weights, weight_only
 from workers.data.prepare import prepare
@@ -125,6 +126,18 @@ def test_the_answer_to_a_row_does_not_depend_on_its_neighbours_but_where_ranges_
     assert np.array_equal(answers(static, one)[0], answers(static, crowd)[0])
     dynamic = quantize_weights(model, ["MatMul"])
     assert np.abs(answers(dynamic, one)[0] - answers(dynamic, crowd)[0]).max() > 0.01
+
+
+def test_without_convolutions_no_recipe_quantizes_what_is_between_products(tmp_path: Path):
+    """An encoder's masks and sums of attention are not for 8 bits."""
+    nothing: Any = None
+    graph, _ = dense()
+    space = Space.of(Material(b"", nothing, nothing, 0, tmp_path), graph)
+    steps = [step for picked in space.first for step in space.recipe(picked) or []]
+    static = [step for step in steps if step.get("method") == "static"]
+    assert {step["calibration"] for step in static} == {"min-max", "entropy", "percentile"}
+    assert {step["activations"] for step in static} == {"uint8", "int8"}
+    assert all(step["float_between"] for step in static)
 
 
 def test_a_graph_whose_products_have_no_weights_is_not_quantized(tmp_path: Path):
