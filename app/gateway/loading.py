@@ -94,7 +94,10 @@ class Loader:
 
         Nothing has changed when loading raises: the old version, if any, goes on serving.
         """
+        stale = self._lock.locked()
         async with self._lock:
+            if stale:  # its variants may have been judged anew while others were loaded
+                version = await self._version(version.model, version.version)
             endpoint, new = await self._route(name, version, variant, spec)
         [standing] = await self.settled([endpoint])
         return Change(endpoint, new, standing)
@@ -147,7 +150,7 @@ class Loader:
         async with self._lock:
             async with self._platform.database.read() as session:
                 endpoint = await EndpointReader(session).get(name)
-                version = await ModelReader(session).version(endpoint.model, endpoint.version)
+            version = await self._version(endpoint.model, endpoint.version)
             spec = EndpointSpec.model_validate(endpoint.spec).model_copy(update={"loaded": True})
             endpoint, _ = await self._route(name, version, endpoint.variant, spec)
         _require_applied(endpoint, (await self.settled([endpoint]))[0])
@@ -173,12 +176,11 @@ class Loader:
         """Route the endpoints that go by the alias to the version; an error leaves the one that it meets as it was."""
         async with self._lock:
             async with self._platform.database.read() as session:
-                if not (routed := await EndpointReader(session).routed_by(model, alias)):
-                    return []
-                found = await ModelReader(session).version(model, version)
+                routed = await EndpointReader(session).routed_by(model, alias)
             moved = []
             for endpoint in routed:
                 spec = EndpointSpec.model_validate(endpoint.spec)
+                found = await self._version(model, version)
                 moved.append((await self._route(endpoint.name, found, spec.routes[0].variant, spec))[0])
         return moved
 
@@ -256,8 +258,7 @@ class Loader:
                 await self._host.remove(endpoint.name)
                 self._note(endpoint)
                 return
-            async with self._platform.database.read() as session:
-                version = await ModelReader(session).version(endpoint.model, endpoint.version)
+            version = await self._version(endpoint.model, endpoint.version)
             served, _ = await self._load(endpoint.name, version, endpoint.variant, spec)
         except Exception as error:  # noqa: BLE001 - one endpoint that cannot be loaded must not hold up the others
             why = error.detail if isinstance(error, AimassError) else f"{type(error).__name__}: {error}"
@@ -292,6 +293,10 @@ class Loader:
             self._unreported |= names
             raise
 
+    async def _version(self, model: str, version: int) -> ModelVersion:
+        async with self._platform.database.read() as session:
+            return await ModelReader(session).version(model, version)
+
     async def _load(
         self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec
     ) -> tuple[ServedModel, str]:
@@ -311,8 +316,7 @@ class Loader:
 
     async def _renew(self, source: ModelSource) -> ModelSource:
         """Files of a model that slept: they are verified again, and fetched if they are gone."""
-        async with self._platform.database.read() as session:
-            found = await ModelReader(session).version(source.model, source.version)
+        found = await self._version(source.model, source.version)
         chosen = fit_variant(found, source.variant)
         folder, onnx = await serve_version(self._platform, found, chosen)
         return replace(source, variant=chosen.name, folder=folder, onnx=onnx)

@@ -9,6 +9,7 @@ from app.core.errors import InvalidSpec
 from app.specs.augment import AugmentSpec
 from app.specs.families import DataKind, families
 from app.specs.training import EarlyStoppingSpec, OptimizerSpec, TrainingSpec
+from workers.families.values import come_again
 from workers.learning import LearningData
 
 
@@ -180,9 +181,19 @@ def portfolio(kind: DataKind, data: LearningData, only: Sequence[str] | None = N
         known &= set(only)
     if not known:
         raise InvalidSpec.at("params", "families", msg=f"none of these families does {data.task}")
-    planned = [_bounded(candidate, data) for candidate in PLANS[kind][0] if candidate.family in known]
+    planned = [
+        _bounded(candidate, data)
+        for candidate in PLANS[kind][0]
+        if candidate.family in known and _differs(candidate, data)
+    ]
     others = sorted(known - {candidate.family for candidate in planned})
     return [*planned, *(Candidate(name, name) for name in others)]
+
+
+def _differs(candidate: Candidate, data: LearningData) -> bool:
+    """False for one by the values of numbers where no number comes again: it would be another once more."""
+    most, numbers = candidate.params.get("values"), data.train.inputs.get("numeric")
+    return not most or (numbers is not None and bool(come_again(numbers, most)))
 
 
 def _bounded(candidate: Candidate, data: LearningData) -> Candidate:

@@ -56,7 +56,7 @@ def quantize_weights(model: Model, operators: Sequence[str], keep_float: Sequenc
 
 
 class Static:
-    """Static int8 in QDQ form of one model: weights per channel, activations with ranges from real rows.
+    """Static int8 of one model, in QDQ form or by products of integers: weights per channel, ranges of real rows.
 
     Ranges are found once for each set of operators and way to calibrate.
 
@@ -75,7 +75,6 @@ class Static:
         quant_pre_process(source, self._prepared, skip_symbolic_shape=True)
         graph = _with_types(with_names(onnx.load(self._prepared)))
         onnx.save(graph, self._prepared)
-        self.layers = [node.name for node in graph.graph.node if node.op_type in WEIGHTED]
 
     def quantize(
         self,
@@ -96,15 +95,20 @@ class Static:
             float_between: only what goes into a node with weights is quantized, not what comes out of products.
 
         Raises:
-            ValueError: nothing is left to quantize.
+            ValueError: there is nothing to quantize.
         """
         options: dict[str, Any] = {"op_types_to_quantize": list(operators), "extra_options": dict(_UNKNOWN)}
         if float_between:
-            options["nodes_to_quantize"] = self._weighted(operators, keep_float)
+            wanted = self.layers(operators, float_between=True)
+            if not wanted:
+                raise ValueError("no node of these types has weights")
+            if not (left := sorted(set(wanted) - set(keep_float))):  # the quantizer takes an empty list for all nodes
+                return onnx.load(self._prepared)
+            options["nodes_to_quantize"] = left
             options["extra_options"]["OpTypesToExcludeOutputQuantization"] = [*PRODUCTS]
         rows = self._rows if calibration == "min-max" else take(self._rows, slice(0, _HISTOGRAM_ROWS))
         target = self._folder / "int8.onnx"
-        cache = self._folder / f"{calibration}-{activations}-{'-'.join(operators)}-{float_between}.json"
+        cache = self._folder / f"{calibration}-{activations}-{'-'.join(operators)}.json"
         with redirect_stdout(StringIO()):  # what the calibrators tell
             quantize_static(
                 self._prepared, target, _Reader(rows, self._batch), quant_format=QuantFormat.QDQ, per_channel=True,
@@ -114,12 +118,12 @@ class Static:
         made = _read_bytes(onnx.load(target))
         return with_their_bias(made) if float_between else made
 
-    def _weighted(self, operators: Sequence[str], keep_float: Sequence[str]) -> list[str]:
-        """The quantizer takes an empty list for all nodes."""
-        found = set(weighted(onnx.load(self._prepared), frozenset(operators))) - set(keep_float)
-        if not found:
-            raise ValueError("no node of these types has weights")
-        return sorted(found)
+    def layers(self, operators: Sequence[str], *, float_between: bool) -> list[str]:
+        """Names of the nodes that `quantize` takes the products of, and tables if they are among the operators."""
+        graph = onnx.load(self._prepared)
+        if float_between:
+            return weighted(graph, frozenset(operators))
+        return [node.name for node in graph.graph.node if node.op_type in WEIGHTED]
 
 
 def _with_types(model: Model) -> Model:
@@ -128,9 +132,10 @@ def _with_types(model: Model) -> Model:
     known = {value.name for value in [*graph.value_info, *graph.input, *graph.output]} | set(weights)
     for node in graph.node:
         if node.op_type in WEIGHTED and (matrix := weights.get(node.input[1])) is not None:
-            for name in {node.input[0], node.output[0]} - known:
-                graph.value_info.append(helper.make_tensor_value_info(name, matrix.data_type, None))
-                known.add(name)
+            for name in (node.input[0], node.output[0]):
+                if name not in known:
+                    graph.value_info.append(helper.make_tensor_value_info(name, matrix.data_type, None))
+                    known.add(name)
     return model
 
 

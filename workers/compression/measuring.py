@@ -14,7 +14,6 @@ from workers.context import Stopped
 from workers.evaluation.judge import Judge
 from workers.evaluation.latency import Latency
 from workers.evaluation.loss import Loss, worst_loss
-from workers.export.runtime import open_session
 from workers.learning import Array
 
 _ROUNDS, _FEW_ROUNDS = 3, 1
@@ -36,10 +35,10 @@ class Measuring:
         self._full = self.judge.answers(self.maker.material.model)
 
     def try_out(self, recipe: Recipe) -> Candidate:
-        """Make it and measure it; what cannot be made says why."""
+        """Make it and measure it; what cannot be made, or does not run, says why."""
         try:
             raw = self.maker.make(recipe)
-            open_session(raw, self.judge.threads)
+            return self.measure(recipe, raw)
         except (Stopped, MemoryError):
             raise
         except AimassError as error:
@@ -47,7 +46,6 @@ class Measuring:
         except Exception as error:  # noqa: BLE001 - of the quantizer: an imported graph may hold anything
             words = " ".join(f"{type(error).__name__}: {error}".split())[:_WORDS]
             return Candidate(list(recipe), failed=f"it cannot be made: {words}")
-        return self.measure(recipe, raw)
 
     def loss(self, raw: bytes) -> Loss:
         """On the rows that decide; infinite where answers are not finite."""

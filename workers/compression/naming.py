@@ -78,8 +78,9 @@ def _quantized(step: Any, rows: int) -> dict[str, Any]:  # noqa: ANN401 - a step
     if step.get("keep_float"):
         told |= {"precision": "int8 and fp32", "keep_float": step["keep_float"]}
     if step["method"] == "static":
+        told |= {"between": "fp32"} if step.get("float_between") else {"format": "qdq"}
         told |= {
-            "format": "qdq", "activations": step["activations"],
+            "activations": step["activations"],
             "calibration": {"rows": rows, "method": step["calibration"], "part": "train"},
         }  # fmt: skip
     return told

@@ -114,7 +114,7 @@ class Search:
         before, step = best.recipe[:-1], best.recipe[-1]
         maker, material = self.measuring.maker, self.measuring.maker.material
         quantizer = maker.static(before)
-        layers = quantizer.layers
+        layers = quantizer.layers(step["operators"], float_between=step.get("float_between", False))
         if self.job is not None:
             self.job.log(
                 f"mixed precision: {evaluations(len(layers))} graphs will be looked at, of {len(layers)} layers"

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from app.core.errors import InvalidSpec
+from app.core.signature import Signature, Tensor
 from app.specs.augment import AugmentSpec
 from app.specs.auto_families import AUTO
 from app.specs.jobs import TrainSpec
@@ -268,18 +269,34 @@ def test_a_wrong_spec_is_not_taken_for_lack_of_time(make_job: MakeJob, mixed: pl
     assert caught.value.errors[0].loc == ("training", "precision")
 
 
-def test_variations_of_what_was_worse_are_not_tried(
+@pytest.mark.parametrize("again", [True, False])
+def test_a_candidate_by_the_values_of_numbers_is_tried_where_numbers_come_again(*, again: bool):
+    rng = np.random.default_rng(0)
+    numbers = (rng.integers(0, 5, (400, 1)) if again else rng.normal(size=(400, 1))).astype(np.float32)
+    part = Part({"numeric": numbers}, rng.integers(0, 2, 400))
+    tensors, output = (Tensor("numeric", "FP32", (-1, 1)),), (Tensor("probabilities", "FP32", (-1, 2)),)
+    data = LearningData(Signature("classification", tensors, output, (), ("no", "yes")), part, part)
+    names = {candidate.name for candidate in portfolio.portfolio("tabular", data)}
+    assert {"gbdt-narrow", "linear"} <= names
+    assert {name for name in names if "values" in name} == ({"gbdt-values", "gbdt-values-gentle"} if again else set())
+
+
+def test_variations_of_what_was_no_better_are_not_tried(
     make_job: MakeJob, mixed: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ):
     stump = {"n_estimators": 1, "max_depth": 1}
     tried = (
         Candidate("linear", "linear"), Candidate("stump", "extra_trees", stump),
         Candidate("stumps", "extra_trees", stump, like="stump", than="linear"),
+        Candidate("same", "extra_trees", stump), Candidate("other", "extra_trees", stump, like="same", than="stump"),
         Candidate("linear-strong", "linear", like="linear", than="stump"),
     )  # fmt: skip
     monkeypatch.setitem(PLANS, "tabular", (tried, PLANS["tabular"][1]))
     job = make_job(mixed, **SPEC | {"params": {"folds": 2, "families": ["linear", "extra_trees"]}})
     train.run(job)
     fit = _fit(job)
-    assert fit["given_up"] == {"stumps": "stump, which it is like, was no better than linear"}
-    assert {line["name"] for line in fit["tried"]} == {"linear", "stump", "linear-strong"}
+    assert fit["given_up"] == {
+        "stumps": "stump, which it is like, was no better than linear",
+        "other": "same, which it is like, was no better than stump",
+    }
+    assert {line["name"] for line in fit["tried"]} == {"linear", "stump", "same", "linear-strong"}

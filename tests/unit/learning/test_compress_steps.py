@@ -15,14 +15,15 @@ from app.specs.training import TrainingSpec
 from workers.compression.candidate import Candidate
 from workers.compression.front import front_of, nearest
 from workers.compression.fuse import fuse
-from workers.compression.graphs import Model, operators_of
+from workers.compression.graphs import PRODUCTS, Model, operators_of, with_names
 from workers.compression.int8 import Static, quantize_weights
 from workers.compression.low_rank import low_rank
 from workers.compression.material import Material, Origin
 from workers.compression.memory import peak_bytes
-from workers.compression.mixed import evaluations, fewest_float
+from workers.compression.mixed import evaluations, fewest_float, ranked_layers
+from workers.compression.products import weighted
 from workers.compression.recipes import Maker
-from workers.compression.space import Space
+from workers.compression.space import WEIGHTS_ALONE, Space, usual_precision
 from workers.compression.trees import Forest
 from workers.compression.weights import half_weights, weight_only
 from workers.data.prepare import prepare
@@ -110,6 +111,64 @@ def test_products_with_weights_are_integers_and_what_is_between_stays_float(tmp_
     assert [node.op_type for node in kept.graph.node].count("MatMul") == 2
 
 
+def test_a_graph_whose_layers_all_stay_float_is_the_full_one(tmp_path: Path):
+    """As mixed precision may ask for; products of two activations are none of its layers."""
+    model, rows = dense()
+    quantizer = Static(model, rows, 50, tmp_path)
+    layers = quantizer.layers(["MatMul"], float_between=True)
+    assert len(layers) == 2
+    made = quantizer.quantize(["MatMul"], float_between=True, keep_float=layers)
+    assert np.array_equal(answers(made, rows), answers(model, rows))
+    ranked = ranked_layers(
+        model.SerializeToString(),
+        lambda kept: quantizer.quantize(["MatMul"], float_between=True, keep_float=kept),
+        layers, rows, 1, 50,
+    )  # fmt: skip
+    assert sorted(ranked) == sorted(layers)
+
+
+@pytest.mark.parametrize("shape", [(1,), (4, 64), (64,)], ids=str)
+def test_only_a_bias_of_the_columns_goes_into_the_product(tmp_path: Path, shape: tuple[int, ...]):
+    model, rows = dense()
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "b1")
+    bias.CopyFrom(
+        numpy_helper.from_array(np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(shape), "b1")
+    )
+    made = Static(model, rows, 50, tmp_path).quantize(["MatMul"], float_between=True)
+    truth = answers(model, rows)
+    assert np.abs(answers(made, rows) - truth).max() / truth.std() < 0.1
+    assert ("Add" in operators_of(made)) == (shape != (64,))
+
+
+def test_a_product_that_others_read_too_is_made_once(tmp_path: Path):
+    model, rows = dense()
+    model.graph.node.append(helper.make_node("Neg", ["p1"], ["z"]))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [None, 4, 64]))
+    made = Static(model, rows, 50, tmp_path).quantize(["MatMul"], float_between=True)
+    kinds = [node.op_type for node in made.graph.node]
+    assert (kinds.count("MatMulIntegerToFloat"), kinds.count("MatMul"), kinds.count("Add")) == (1, 2, 1)
+
+
+def test_weights_are_known_in_every_form_and_only_matrices_are_quantized():
+    model, _ = dense()
+    assert usual_precision(model) == WEIGHTS_ALONE
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, turned in (("w1", False), ("w2", True)):
+        node = helper.make_node("Transpose", [f"{name}/t"], [name], perm=[1, 0])
+        if not turned:
+            node = helper.make_node("Constant", [], [name], value=weights[name])
+            model.graph.initializer.remove(weights[name])
+        weights[name].name = f"{name}/t"
+        model.graph.node.insert(0, node)
+    with_names(model)
+    assert len(weighted(model, PRODUCTS)) == 2
+    stacked, _ = dense()
+    for tensor in stacked.graph.initializer:
+        if tensor.name.startswith("w"):
+            tensor.CopyFrom(numpy_helper.from_array(np.ones((4, 64, 64), np.float32), tensor.name))
+    assert usual_precision(stacked) is None
+
+
 def test_what_comes_out_of_a_node_of_unknown_type_is_quantized_too(tmp_path: Path):
     model, rows = dense()
     relu = next(node for node in model.graph.node if node.op_type == "Relu")
@@ -117,6 +176,8 @@ def test_what_comes_out_of_a_node_of_unknown_type_is_quantized_too(tmp_path: Pat
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     made = Static(model, rows, 50, tmp_path).quantize(["MatMul"], float_between=True)
     assert [node.op_type for node in made.graph.node].count("MatMulIntegerToFloat") == 2
+    prepared = onnx.load(tmp_path / "prepared.onnx")  # told in one order, for a recipe makes the same file again
+    assert [value.name for value in prepared.graph.value_info][-2:] == ["r", "p2"]
 
 
 def test_the_answer_to_a_row_does_not_depend_on_its_neighbours_but_where_ranges_are_found_at_run_time(tmp_path: Path):
@@ -270,7 +331,7 @@ def test_a_network_is_quantized_as_its_recipe_says_and_taught(make_job: MakeJob,
         "calibration": "entropy",
     }  # fmt: skip
     raw = maker.make([step])
-    layers = maker.static([]).layers
+    layers = maker.static([]).layers(["Conv", "Relu"], float_between=False)
     floats = operators_of(maker.graph([{**step, "keep_float": layers}]))
     assert "QuantizeLinear" in operators_of(onnx.load_from_string(raw))
     assert "QuantizeLinear" not in floats
