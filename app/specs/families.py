@@ -71,8 +71,8 @@ class GbdtParams(FamilyParams):
         Field(
             ge=0,
             le=10_000,
-            description="columns of at most so many different numbers also have a feature for how the target goes with "
-            "each of them that is in 20 rows or more",
+            description="columns of at most so many different numbers, in 20 rows each on average or more, also have a "
+            "feature for how the target goes with each of them",
         ),
     ] = 0
     pairs: Annotated[

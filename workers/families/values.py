@@ -9,24 +9,18 @@ from workers.export.graph import ML, Graph
 from workers.families.target_means import folds_of, target_means
 from workers.learning import Array
 
-_ROWS_EACH = 20  # of a value that has a mean: fewer say little about it
+_ROWS_EACH = 20  # on average; a value of few rows is drawn to the overall mean
 _FEWEST = 3  # two are told apart by one split
 
 
 def come_again(x: npt.NDArray[np.float32], most: int) -> list[int]:
-    """Columns of training rows, FP32 [N, n], of at most so many values, of which some are those of enough rows."""
+    """Columns of training rows, FP32 [N, n], of at most so many values, each in enough rows on average."""
     found = []
     for column in range(x.shape[1]):
-        known, codes = np.unique(x[:, column], return_inverse=True)
-        if len(known) <= most + int(np.isnan(known).any()) and _often(known, codes).sum() >= _FEWEST:
+        there = x[~np.isnan(x[:, column]), column]
+        if _FEWEST <= (values := len(np.unique(there))) <= most and len(there) >= _ROWS_EACH * values:
             found.append(column)
     return found
-
-
-def _often(known: npt.NDArray[np.float32], codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Which values come often enough, [values]; a missing number is none."""
-    often: npt.NDArray[np.bool_] = (np.bincount(codes, minlength=len(known)) >= _ROWS_EACH) & ~np.isnan(known)
-    return often
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +46,10 @@ class Values:
         folds, found, features = folds_of(len(x), seed), [], []
         for column in come_again(x, most):
             known, codes = np.unique(x[:, column], return_inverse=True)
-            often = _often(known, codes)
             means, rows = target_means(codes, len(known), targets, folds)
-            found.append((column, known[often], means[often]))
-            features.append(np.where(often[codes], rows, np.float32(0)))
+            there = ~np.isnan(known)
+            found.append((column, known[there], means[there]))
+            features.append(np.where(there[codes], rows, np.float32(0)))
         if not found:
             return None, x[:, :0]
         columns, values, tables = zip(*found, strict=True)
