@@ -211,14 +211,17 @@ def test_pictures_are_scaled_as_the_mapping_says(
 
 
 def test_what_cannot_be_quantized_is_a_rejected_variant(make_job: MakeJob, cancer: pl.DataFrame) -> None:
-    """Half precision, which the operators of dynamic int8 do not take."""
+    """Of a graph whose own names are those that the quantizer gives."""
     names = [name for name in cancer.columns if name != "target"]
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "W"], ["y"])],
-        "half",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 30])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT16, ["n", 1])],
-        [numpy_helper.from_array(np.full((30, 1), 0.001, np.float16), "W")],
+        [helper.make_node("MatMul", ["x", "W"], ["p"]), helper.make_node("Mul", ["p", "W_quantized"], ["y"])],
+        "taken",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 30])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
+        [
+            numpy_helper.from_array(np.full((30, 1), 0.001, np.float32), "W"),
+            numpy_helper.from_array(np.ones(1, np.float32), "W_quantized"),
+        ],
     )
     job = make_job(cancer, kind="compress")
     classes = ["benign", "malignant"]
@@ -228,7 +231,7 @@ def test_what_cannot_be_quantized_is_a_rejected_variant(make_job: MakeJob, cance
     folder.mkdir()
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, folder / "model.onnx")
-    own = signature(Tensor("x", "FP16", (-1, 30)), outputs=[Tensor("y", "FP16", (-1, 1))])
+    own = signature(Tensor("x", "FP32", (-1, 30)), outputs=[Tensor("y", "FP32", (-1, 1))])
     (folder / "signature.json").write_text(json.dumps(own.to_json()))
     (folder / "card.json").write_text("{}")
     (variant,) = compress.run(job)["variants"]
