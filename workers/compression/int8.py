@@ -105,7 +105,7 @@ class Static:
             if not (left := sorted(set(wanted) - set(keep_float))):  # the quantizer takes an empty list for all nodes
                 return onnx.load(self._prepared)
             options["nodes_to_quantize"] = left
-            options["extra_options"]["OpTypesToExcludeOutputQuantization"] = [*PRODUCTS]
+            options["extra_options"]["OpTypesToExcludeOutputQuantization"] = sorted(PRODUCTS)
         rows = self._rows if calibration == "min-max" else take(self._rows, slice(0, _HISTOGRAM_ROWS))
         target = self._folder / "int8.onnx"
         cache = self._folder / f"{calibration}-{activations}-{'-'.join(operators)}.json"
