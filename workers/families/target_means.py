@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 from workers.learning import Array
 
-SMOOTHING = 20.0  # rows' worth of the overall mean in each value's mean (Micci-Barreca 2001)
+_SMOOTHING = 20.0  # rows' worth of the overall mean in each value's mean (Micci-Barreca 2001)
 _FOLDS = 5
 # Share of what a column seems to explain that must hold for rows that were left out; with less, rows are cross-fitted.
 _HONEST = 0.25
@@ -64,5 +64,5 @@ def _explained(values: npt.NDArray[np.float64], target: npt.NDArray[np.float64])
 def _smoothed(counts: npt.NDArray[np.float64], sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Means [categories, targets] minus the overall mean, drawn towards it where there are few rows."""
     overall = sums.sum(axis=0) / max(counts.sum(), 1)
-    means: npt.NDArray[np.float64] = (sums - counts[:, None] * overall) / (counts + SMOOTHING)[:, None]
+    means: npt.NDArray[np.float64] = (sums - counts[:, None] * overall) / (counts + _SMOOTHING)[:, None]
     return means

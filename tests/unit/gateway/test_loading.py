@@ -95,3 +95,29 @@ async def test_one_that_is_routed_to_stays(tmp_path: Path, monkeypatch: pytest.M
     assert "aimass_serving_model_loaded{" in text
     assert taken >= 1 << 20
     assert answers
+
+
+async def test_a_version_that_waited_for_another_load_is_read_anew(monkeypatch: pytest.MonkeyPatch):
+    """Its variants may have been judged meanwhile; one that did not wait is taken as it was found."""
+    nothing: Any = SimpleNamespace()
+    loader, routed = Loader(nothing, nothing, nothing), list[Any]()
+
+    async def read(model: str, number: int) -> Any:
+        return SimpleNamespace(model=model, version=number, read="under the lock")
+
+    async def note(_: str, version: Any, *__: object) -> None:
+        routed.append(version.read)
+        raise Unavailable("no more than that is asked")
+
+    monkeypatch.setattr(loader, "_version", read)
+    monkeypatch.setattr(loader, "_route", note)
+    found: Any = SimpleNamespace(model="m", version=1, read="before")
+    spec = EndpointSpec(model="m", routes=[RouteSpec(version=1)])
+    with pytest.raises(Unavailable):
+        await loader.put("e", found, None, spec)
+    async with loader._lock:
+        waiting = asyncio.create_task(loader.put("e", found, None, spec))
+        await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await waiting
+    assert routed == ["before", "under the lock"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import polars as pl
 import pytest
 
@@ -69,6 +70,26 @@ def test_a_candidate_over_the_budget_is_rejected_with_its_numbers(
     assert "over the budget of 0.001" in str(found.reason)
     assert found.loss["measured"] > 0.001
     assert found.latency["p50_ms"] > 0
+
+
+def test_a_variant_that_loads_and_does_not_run_is_listed_as_one_that_cannot_be_made(
+    make_job: MakeJob, mixed: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    job = make_job(mixed, **{**SPEC, "family": "gbdt", "params": {"n_estimators": 2}})
+    train.run(job)
+    graph = onnx.load(job.output / "model.onnx")
+    broken = onnx.ModelProto()
+    broken.CopyFrom(graph)
+    (output,) = (value.name for value in broken.graph.output)
+    for node in broken.graph.node:
+        node.output[:] = [f"{name}/whole" if name == output else name for name in node.output]
+    broken.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray([1, 1]), "one number"))
+    broken.graph.node.append(onnx.helper.make_node("Reshape", [f"{output}/whole", "one number"], [output]))
+    measuring = measuring_of(job, graph.SerializeToString(), 0.1, tmp_path)
+    monkeypatch.setattr(Maker, "make", lambda *_: broken.SerializeToString())
+    found = measuring.try_out([{"step": "half_weights"}])
+    assert str(found.failed).startswith("it cannot be made: ")
+    assert "Reshape" in str(found.failed)
 
 
 def test_test_rows_decide_nothing(make_job: MakeJob, mixed: pl.DataFrame, tmp_path: Path):

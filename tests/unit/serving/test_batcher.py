@@ -130,6 +130,7 @@ async def test_a_caller_cancelled_during_the_run_leaves_the_others_their_answers
     tasks[0].cancel()
     await turns()
     await lanes.run_one()
+    assert tasks[0].cancelled()
     check(await tasks[1], sent[1])
     check(await tasks[2], sent[2])
     follower = rows(1)
@@ -137,6 +138,7 @@ async def test_a_caller_cancelled_during_the_run_leaves_the_others_their_answers
     await turns()
     await lanes.run_one()
     check(await task, follower)
+    assert model.sizes == [6, 1]  # the row of the one that was cancelled was in the run
 
 
 async def outcomes(batcher: Batcher, lanes: ManualLanes, sent: list[np.ndarray]) -> list[Answer | BaseException]:
