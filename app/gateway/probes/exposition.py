@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -70,6 +69,8 @@ class Exposition:
         return merged.encode() + generate_latest(Up(up))
 
     async def _ask(self, number: int, path: Path) -> str | None:
+        import httpx  # noqa: PLC0415 - it loads rich: 5 MiB, for one of several processes alone
+
         try:
             transport = httpx.AsyncHTTPTransport(uds=str(path))
             async with httpx.AsyncClient(transport=transport, timeout=_ASK_S) as client:
