@@ -9,6 +9,11 @@ from workers.compression.trees import NOTE
 from workers.compression.weights import BLOCK
 
 _TREES = {"first_trees", "merge_leaves"}
+_PARTS = {
+    "student": "distilled", "prune": "pruned", "learn_rounding": "aware", "drop_layers": "shorter",
+    "low_rank": "low-rank", "half_weights": "half", "byte_weights": "bytes", "fuse": "fused",
+}  # fmt: skip
+_STORAGES = {"half_weights": "fp16", "byte_weights": "int8"}
 
 
 def name_of(recipe: Recipe) -> str:
@@ -16,22 +21,10 @@ def name_of(recipe: Recipe) -> str:
     parts: list[str] = []
     for step in recipe:
         kind = step["step"]
-        if kind == "student":
-            parts.append("distilled")
-        elif kind == "prune":
-            parts.append("pruned")
-        elif kind == "learn_rounding":
-            parts.append("aware")
-        elif kind == "drop_layers":
-            parts.append("shorter")
-        elif kind == "low_rank":
-            parts.append("low-rank")
-        elif kind == "quantize":
+        if kind == "quantize":
             parts.append(f"int{step['bits']}-weights" if step["method"] == "weights" else "int8")
-        elif kind == "half_weights":
-            parts.append("half")
-        elif kind == "fuse":
-            parts.append("fused")
+        elif kind in _PARTS:
+            parts.append(_PARTS[kind])
     return "-".join(dict.fromkeys(parts)) or "optimized"
 
 
@@ -64,8 +57,8 @@ def described(recipe: Recipe, seed: int, rows: int, trees: tuple[int, int] | Non
     if trees is not None:
         told |= {"trees": trees[0], "of": trees[1]}
     for step in recipe:
-        if step["step"] == "half_weights":
-            told |= {"storage": "fp16"}
+        if step["step"] in _STORAGES:
+            told |= {"storage": _STORAGES[step["step"]]}
         elif step["step"] == "quantize":
             told |= _quantized(step, rows)
     return {**told, "steps": [dict(step) for step in recipe], "seed": seed}

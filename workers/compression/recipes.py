@@ -17,7 +17,7 @@ from workers.compression.pruning import pruned_network
 from workers.compression.rounding import rounding_network
 from workers.compression.students import boosted_student, network_student
 from workers.compression.trees import Forest
-from workers.compression.weights import half_weights, weight_only
+from workers.compression.weights import byte_weights, half_weights, weight_only
 
 Step = Mapping[str, Any]
 Recipe = Sequence[Step]
@@ -113,6 +113,7 @@ _STEPS: dict[str, Callable[[Maker, Recipe, dict[str, Any]], Model]] = {
     "low_rank": _low_rank,
     "quantize": _quantize,
     "half_weights": lambda maker, before, _: half_weights(maker.graph(before)),
+    "byte_weights": lambda maker, before, _: byte_weights(maker.graph(before)),
     "first_trees": lambda maker, before, given: Forest.of(maker.graph(before)).first(**given),
     "merge_leaves": lambda maker, before, given: Forest.of(maker.graph(before)).merged(given["tolerance"]),
 }

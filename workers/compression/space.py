@@ -23,6 +23,7 @@ _PRUNED: dict[str, Step] = {
     "channels 0.35": {"step": "prune", "keep": 0.35, "importance": "taylor"},
     "channels 0.5, magnitude": {"step": "prune", "keep": 0.5, "importance": "magnitude"},
 }
+_STORAGES: dict[str, Step] = {"bytes": {"step": "byte_weights"}, "half": {"step": "half_weights"}}
 Picked = Mapping[str, str]
 _DYNAMIC: Step = {"step": "quantize", "method": "dynamic", "operators": ["MatMul", "Gemm"]}
 STATIC: Step = {
@@ -110,7 +111,7 @@ def _network(material: Material, graph: Model) -> Space:
         names += [name for name in _PRECISIONS if name.startswith("products") and (looked_up or "tables" not in name)]
     if products and not convolutions:
         names += ["dynamic", "8 bits, weights", "4 bits, weights"] + (["dynamic, tables"] if looked_up else [])
-    choices: dict[str, Sequence[str]] = {"precision": (_NONE, *sorted(names)), "storage": (_NONE, "half")}
+    choices: dict[str, Sequence[str]] = {"precision": (_NONE, *sorted(names)), "storage": (_NONE, *_STORAGES)}
     if products and not convolutions:
         choices["rank"] = (_NONE, *_ENERGIES)
     if {"Softmax", "LayerNormalization", "MatMul"} <= operators:
@@ -142,7 +143,8 @@ def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     first += [{"student": size, **together} for size in choices.get("student", ())[1:]]
     first += [{"graph": name, "precision": best} for name in choices.get("graph", ())[-1:]]
     first += [{"precision": name} for name in sorted(precisions) if name != best]
-    first.append({"storage": "half"})
+    first += [{"precision": "convolutions" if best == "static" else best, "storage": "bytes"}]
+    first += [{"storage": name} for name in _STORAGES]
     first += [{"rank": energy} for energy in choices.get("rank", ())[1:]]
     return first
 
@@ -162,8 +164,8 @@ def _network_recipe(picked: Picked, networks: Mapping[str, Step]) -> list[Step] 
         steps.append({"step": "fuse", "fast_gelu": form.endswith("fast GELU")})
     if (precision := picked["precision"]) != _NONE:
         steps.append(_PRECISIONS[precision])
-    if picked["storage"] != _NONE:
-        steps.append({"step": "half_weights"})
+    if (storage := picked["storage"]) != _NONE:
+        steps.append(_STORAGES[storage])
     return steps or None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import polars as pl
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -25,7 +26,7 @@ from workers.compression.products import weighted
 from workers.compression.recipes import Maker
 from workers.compression.space import WEIGHTS_ALONE, Space, usual_precision
 from workers.compression.trees import Forest
-from workers.compression.weights import half_weights, weight_only
+from workers.compression.weights import byte_weights, half_weights, weight_only
 from workers.data.prepare import prepare
 from workers.evaluation.judge import Judge
 from workers.export.runtime import open_session, predict
@@ -72,11 +73,50 @@ def test_weights_of_fewer_bits_are_near_and_small():
     truth, size = answers(model, rows), model.ByteSize()
     spread = truth.std()
     for make, smaller, error in (
-        (half_weights, 1.8, 0.002), (lambda m: weight_only(m, 8), 3.0, 0.05), (lambda m: weight_only(m, 4), 5.0, 0.2),
+        (half_weights, 1.8, 0.002), (byte_weights, 3.2, 0.02), (lambda m: weight_only(m, 8), 3.0, 0.05),
+        (lambda m: weight_only(m, 4), 5.0, 0.2),
     ):  # fmt: skip
         made = make(model)
         assert size / made.ByteSize() > smaller
         assert 0 < np.abs(answers(made, rows) - truth).mean() / spread < error
+
+
+def test_weights_stored_as_bytes_are_floats_again_once_the_model_is_loaded(tmp_path: Path):
+    model, rows = two_layers(rank=60)
+    made, loaded = byte_weights(model), tmp_path / "loaded.onnx"
+    assert {"Cast", "Mul"} <= {node.op_type for node in made.graph.node}
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(loaded)
+    ort.InferenceSession(made.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(loaded).graph
+    assert not {"Cast", "Mul"} & {node.op_type for node in graph.node}
+    assert sum(tensor.data_type == TensorProto.INT8 for tensor in graph.initializer) == 0
+    assert np.abs(answers(made, rows) - answers(model, rows)).max() > 0
+
+
+def test_bytes_share_a_scale_where_numbers_are_alike():
+    """Columns of a table, and channels of kernels, of very different sizes: each has a scale of its own."""
+    rng = np.random.default_rng(0)
+    table = (rng.normal(size=(400, 8)) * 10.0 ** np.arange(-4, 4)).astype(np.float32)
+    kernels = (rng.normal(size=(16, 8, 3, 3)) * 10.0 ** (np.arange(16) % 5)[:, None, None, None]).astype(np.float32)
+    nodes = [helper.make_node("Gather", ["table", "i"], ["a"]), helper.make_node("Conv", ["p", "kernels"], ["b"])]
+    inputs = [
+        helper.make_tensor_value_info("i", TensorProto.INT64, [None]),
+        helper.make_tensor_value_info("p", TensorProto.FLOAT, [None, 8, 8, 8]),
+    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("a", "b")]
+    given = {"table": table, "kernels": kernels}
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(v, n) for n, v in given.items()])
+    stored = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in byte_weights(helper.make_model(graph)).graph.initializer
+    }
+    assert {name: value.shape for name, value in stored.items() if name.endswith("scale")} == {
+        "table/scale": (1, 8), "kernels/scale": (16, 1, 1, 1),
+    }  # fmt: skip
+    for name, value in given.items():
+        scale = stored[f"{name}/scale"]
+        assert (np.abs(stored[f"{name}/bytes"] * scale - value) <= scale * 0.501).all()
 
 
 def dense(width: int = 64) -> tuple[Model, dict[str, np.ndarray]]:
