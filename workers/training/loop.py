@@ -29,6 +29,7 @@ from workers.training.trainer import holds, make_trainer, quiet, rules
 
 _CHECKPOINT = "torch.ckpt"
 _EVALUATION_BATCH = 1024
+_SAVE_S = 1.0  # between checkpoints: less is sooner learnt again than written down
 _LOSS_EVERY = 20  # optimizer steps between points of the live loss curve
 
 
@@ -54,12 +55,26 @@ class _Learner(LightningModule):
         elif spec.swa is not None:
             self.average = mean_of_epochs(network)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        """As a module, but for the name of the hook under way: Lightning sets it 40 times a step."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, cast("nn.Module", value))
+
     @property
     def judged(self) -> nn.Module:
         """What validation rows judge and what is kept: the weights, or their average once there is one."""
         if self.average is None or not int(self.average.n_averaged):
             return self.network
         return self.average.module
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """As Lightning does it, which takes its time to find nothing to do on a CPU."""
+        found: Batch = (
+            batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        )
+        return found
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         inputs, y = batch
@@ -123,11 +138,11 @@ class _BestWeights(Callback):
 
 
 class _Watch(Callback):
-    """Live metrics and progress; a checkpoint after each epoch, announced as often as the spec says; a way to stop."""
+    """Live metrics and progress; a checkpoint after epochs, announced as often as the spec says; a way to stop."""
 
     def __init__(self, job: JobContext, spec: TrainingSpec) -> None:
         self.job, self.spec = job, spec
-        self.announced = self.started = time.monotonic()
+        self.announced = self.written = self.started = time.monotonic()
         self.first_epoch = 0
         self.saved = self.over = False
 
@@ -142,7 +157,7 @@ class _Watch(Callback):
             self.stop()
 
     def stop(self) -> NoReturn:
-        """Announce the last whole epoch, which is on disk, and end."""
+        """Announce the last whole epoch that is on disk, and end."""
         if self.saved:
             self.job.checkpointed()
         raise Stopped
@@ -155,12 +170,15 @@ class _Watch(Callback):
         left = (time.monotonic() - self.started) / (epoch - self.first_epoch) * (self.spec.epochs - epoch)
         self.job.progress(0.1 + 0.7 * epoch / self.spec.epochs, f"epoch {epoch} of at most {self.spec.epochs}", left)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        self.over = trainer.should_stop
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.over, now = trainer.should_stop, time.monotonic()
+        alone = cast("_Learner", pl_module).rank.size == 1  # ranks save together, and each has a clock of its own
+        if alone and now - self.written < min(_SAVE_S, self.spec.checkpoint_every_s):
+            return
         _save(trainer, self.job.checkpoint / _CHECKPOINT)
-        self.saved = True
-        if time.monotonic() - self.announced >= self.spec.checkpoint_every_s:
-            self.announced = time.monotonic()
+        self.saved, self.written = True, now
+        if now - self.announced >= self.spec.checkpoint_every_s:
+            self.announced = now
             self.job.checkpointed()
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,7 +207,7 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
     """Train `network` in place and leave it on the CPU, in evaluation mode, with its best weights.
 
     When the device's memory is too small, batches are halved, as many more make up a step, and the run goes on from
-    its last whole epoch. With `spec.devices` above 1, as many processes learn, each from its rows of every batch.
+    its checkpoint. With `spec.devices` above 1, as many processes learn, each from its rows of every batch.
 
     Args:
         network: maps the input tensors of `data` to logits [N, K] or values [N, 1].
@@ -207,7 +225,7 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
         the size of batches, if it had to be halved; the learning rate, if it was to be found.
 
     Raises:
-        Stopped: the job was asked to stop; its checkpoint holds the last whole epoch.
+        Stopped: the job was asked to stop; its checkpoint holds an epoch that ended within its last second.
         InvalidSpec: the loss was not finite before any epoch was good; a layer is not there; fp16 on a CPU; the rows
             cannot be shared by so many devices.
         MemoryExceeded: a single row does not fit the device's memory.

@@ -18,6 +18,7 @@ from app.specs.families import family
 from app.specs.training import SchedulerSpec, TrainingSpec
 from workers.families.base import load_family
 from workers.jobs import train
+from workers.training import loop
 from workers.training.averages import mean_of_epochs, moving_average
 from workers.training.batches import Batches, Tensors
 from workers.training.loop import train as train_network
@@ -89,13 +90,28 @@ def test_out_of_memory_halves_the_batch_and_goes_on(make_job: Callable[..., Any]
         return x
 
     job = make_job(mixed)
-    facts = fit(job, Small(mishap), epochs=5)
+    facts = fit(job, Small(mishap), epochs=5, checkpoint_every_s=0)
     assert (facts["batch_size"], facts["accumulate"], facts["epochs"]) == (4, 4, 5)
     assert facts["validation_loss"] < 0.6
     halved = [f"out of memory; going on with batches of {size} rows, {16 // size} a step" for size in (8, 4)]
     assert [m for m in logged(job) if "memory" in m] == halved
     assert batches.count(4) == 16 * (3 if late else 5)
     assert ("resumed from epoch 2" in logged(job)) == late
+
+
+def test_checkpoints_of_short_epochs_are_a_second_apart(
+    make_job: Callable[..., Any], mixed: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+):
+    """Unless each is asked for: a short epoch is sooner learnt again than written down."""
+    saves: list[int] = []
+    monkeypatch.setattr(loop, "_save", lambda trainer, _path: saves.append(trainer.current_epoch))
+    fit(make_job(mixed, name="seldom"), Small(), epochs=4)
+    assert saves == []
+    fit(make_job(mixed, name="each"), Small(), epochs=4, checkpoint_every_s=0)
+    assert saves == [0, 1, 2, 3]
+    monkeypatch.setattr(loop, "_SAVE_S", 0.0)
+    fit(make_job(mixed, name="slow"), Small(), epochs=4)
+    assert saves == 2 * [0, 1, 2, 3]
 
 
 def test_a_row_that_does_not_fit_ends_the_job(make_job: Callable[..., Any], mixed: pl.DataFrame):
@@ -331,7 +347,8 @@ def test_schedule_free_keeps_the_mean_of_its_path_and_that_norms_know_it(
     make_job: Callable[..., Any], mixed: pl.DataFrame
 ):
     job, network = make_job(mixed), Small()
-    facts = fit(job, network, optimizer={"name": "schedule_free", "lr": 0.05}, epochs=6, batch_size=64)
+    asked = {"optimizer": {"name": "schedule_free", "lr": 0.05}, "epochs": 6, "batch_size": 64, "checkpoint_every_s": 0}
+    facts = fit(job, network, **asked)
     assert facts["validation_loss"] < 0.45
     assert facts["best_epoch"] == 6
     torch.manual_seed(1)
