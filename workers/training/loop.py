@@ -142,7 +142,8 @@ class _Watch(Callback):
 
     def __init__(self, job: JobContext, spec: TrainingSpec) -> None:
         self.job, self.spec = job, spec
-        self.announced = self.written = self.started = time.monotonic()
+        self.announced = self.started = time.monotonic()
+        self.written = -math.inf
         self.first_epoch = 0
         self.saved = self.over = False
 
