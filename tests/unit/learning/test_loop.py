@@ -282,6 +282,15 @@ def test_a_range_test_finds_a_rate_that_learns(make_job: Callable[..., Any], mix
     assert fit(job, Small(), optimizer={"lr": found[0][0]}, epochs=8)["validation_loss"] == found[0][1]
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "lion", "schedule_free"])
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_every_optimizer_learns_in_every_precision_with_clipped_gradients(
+    make_job: Callable[..., Any], mixed: pl.DataFrame, optimizer: str, precision: str
+):
+    spec = {"optimizer": {"name": optimizer, "lr": 0.02}, "precision": precision, "gradient_clip": 1.0, "epochs": 10}
+    assert fit(make_job(mixed), Small(), **spec)["validation_loss"] < 0.6
+
+
 def test_fp16_needs_a_gpu(make_job: Callable[..., Any], mixed: pl.DataFrame):
     with pytest.raises(InvalidSpec, match="bf16") as caught:
         fit(make_job(mixed), Small(), precision="fp16")
