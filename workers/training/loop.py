@@ -71,10 +71,10 @@ class _Learner(LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """As Lightning does it, which takes its time to find nothing to do on a CPU."""
-        found: Batch = (
-            batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
-        )
-        return found
+        if device.type == "cpu":
+            return batch
+        moved: Batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         inputs, y = batch
@@ -226,7 +226,7 @@ def train(  # noqa: PLR0913, PLR0917 - a network, its data and its surroundings
         the size of batches, if it had to be halved; the learning rate, if it was to be found.
 
     Raises:
-        Stopped: the job was asked to stop; its checkpoint holds an epoch that ended within its last second.
+        Stopped: the job was asked to stop; its checkpoint holds the last whole epoch that was written down.
         InvalidSpec: the loss was not finite before any epoch was good; a layer is not there; fp16 on a CPU; the rows
             cannot be shared by so many devices.
         MemoryExceeded: a single row does not fit the device's memory.
