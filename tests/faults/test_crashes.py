@@ -44,7 +44,7 @@ class TestChild:
         job = platform.submit(
             **long(
                 "child-killed",
-                training={"epochs": 150, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
+                training={"epochs": 60, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
             )
         )
         until_kept(platform, job["id"])
@@ -137,7 +137,7 @@ class TestAgent:
         job = platform.submit(
             **long(
                 "agent-killed",
-                training={"epochs": 150, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
+                training={"epochs": 60, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 0},
             )
         )
         until_kept(platform, job["id"])
@@ -192,7 +192,7 @@ class TestAgent:
             job = platform.submit(
                 **long(
                     "drained",
-                    training={"epochs": 150, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 60},
+                    training={"epochs": 60, "batch_size": 128, "early_stopping": None, "checkpoint_every_s": 60},
                 )
             )
             until_training(platform, job["id"])

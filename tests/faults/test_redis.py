@@ -9,7 +9,7 @@ from tests.support.servers import ValkeyServer, wait_until
 def test_redis_killed_and_restarted_empty_loses_no_job() -> None:
     with ValkeyServer() as redis, Platform(AIMASS_REDIS_URL=redis.url, **SHORT) as platform:
         platform.upload("tumours", breast_cancer_csv())
-        running = platform.submit(**long("running", training={"epochs": 80, "batch_size": 128, "early_stopping": None}))
+        running = platform.submit(**long("running", training={"epochs": 50, "batch_size": 128, "early_stopping": None}))
         wait_until(lambda: platform.job(running["id"])["progress"]["fraction"] > 0, 60, "the first job trains")
         queued = [platform.submit(**quick(f"queued-{n}")) for n in range(3)]
         redis.kill()

@@ -1,18 +1,20 @@
 """Products with weights in integers, floating point in between: what ONNX Runtime's fastest kernel for them takes."""
 
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir
-from onnxscript.rewriter import RewriteRule, RewriteRuleSet, rewrite
+import onnx
 
 from workers.compression.graphs import PRODUCTS, Model, weights_of
+
+if TYPE_CHECKING:
+    import onnx_ir
 
 BIG_TABLE = 1 << 16  # numbers of a table that is worth quantizing
 _MATRIX = 2  # axes
 _SAME_RANK = frozenset({"Transpose", "Cast", "Identity"})
 _LAST = (1, -1)
-_INTEGERS = frozenset({onnx_ir.DataType.INT8, onnx_ir.DataType.UINT8})
+_INTEGERS = frozenset[int]({onnx.TensorProto.INT8, onnx.TensorProto.UINT8})
 
 
 def weighted(model: Model, operators: frozenset[str]) -> list[str]:
@@ -43,6 +45,12 @@ def with_their_bias(model: Model) -> Model:
 
     ONNX Runtime makes that node itself when it loads a model, but leaves the Add beside it.
     """
+    from onnxscript.rewriter import (  # noqa: PLC0415 - slow to load, and most jobs quantize no products
+        RewriteRule,
+        RewriteRuleSet,
+        rewrite,
+    )
+
     rule = RewriteRule(_sum, _one_node, _fits, remove_nodes=False)
     made: Model = rewrite(model, RewriteRuleSet([rule], commute=True))
     return made
@@ -59,7 +67,7 @@ def _one_node(op: Any, **found: Any) -> Any:  # noqa: ANN401 - the rewriter's ob
     return op.MatMulIntegerToFloat(*inputs, _domain="com.microsoft", _version=1)
 
 
-def _fits(_: object, **found: onnx_ir.Value) -> bool:
+def _fits(_: object, **found: "onnx_ir.Value") -> bool:
     """True for 8-bit weights [K, N] with one scale, or one a column, a bias [N], and nobody else who reads the product.
 
     An imported graph may hold other forms, which the kernel does not take.
@@ -72,7 +80,7 @@ def _fits(_: object, **found: onnx_ir.Value) -> bool:
     )
     if x_scale is None or w is None or w_scale is None or w_zero is None or bias is None:
         return False
-    if w.dtype not in _INTEGERS or len(w.shape) != _MATRIX or x_scale.size != 1 or "block_size" in read.attributes:
+    if w.dtype.value not in _INTEGERS or len(w.shape) != _MATRIX or x_scale.size != 1 or "block_size" in read.attributes:
         return False
     axis = read.attributes["axis"].as_int() if "axis" in read.attributes else _LAST[0]
     columns = w.shape[1]
