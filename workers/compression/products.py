@@ -80,7 +80,9 @@ def _fits(_: object, **found: "onnx_ir.Value") -> bool:
     )
     if x_scale is None or w is None or w_scale is None or w_zero is None or bias is None:
         return False
-    if w.dtype.value not in _INTEGERS or len(w.shape) != _MATRIX or x_scale.size != 1 or "block_size" in read.attributes:
+    if w.dtype.value not in _INTEGERS or len(w.shape) != _MATRIX:
+        return False
+    if x_scale.size != 1 or "block_size" in read.attributes:
         return False
     axis = read.attributes["axis"].as_int() if "axis" in read.attributes else _LAST[0]
     columns = w.shape[1]
