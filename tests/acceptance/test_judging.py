@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from skl2onnx import to_onnx
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import roc_auc_score
 
 from tests.acceptance.problems import check_problem
@@ -111,6 +113,35 @@ class TestImported:
         answer = platform.call("POST", "/api/v1/endpoints/foreign/predict", json={"instances": instances})
         served = np.array([prediction["logits"][0] for prediction in answer["predictions"]])
         assert roc_auc_score(foreign.y, served) == pytest.approx(again["metrics"]["int8"]["roc_auc"], abs=0.005)
+
+    def test_a_forest_is_taught_to_few_trees_that_tell_its_labels(self, platform: Platform, foreign: Foreign) -> None:
+        """As scikit-learn's exporter writes it, with texts for labels beside the probabilities."""
+        labels = np.array(foreign.classes)[foreign.y]
+        forest = RandomForestClassifier(200, random_state=0).fit(foreign.x[:300], labels[:300])
+        graph = to_onnx(forest, foreign.x[:1], options={"zipmap": False}, target_opset={"": 21, "ai.onnx.ml": 3})
+        files = {"model": ("forest.onnx", graph.SerializeToString())}
+        platform.wait(platform.call("POST", "/api/v1/models/forest/versions", 202, files=files)["id"], "succeeded")
+        mapping = MAPPING | {"inputs": {"X": {"columns": foreign.columns}}, "classes": forest.classes_.tolist()}
+        spec = {"model": "forest", "version": 1, "dataset": "cancer@1", "mapping": mapping}
+        budget = {"max_metric_drop": 0.3, "objective": "bytes", "time_limit_s": 2}
+        result = ended(platform, kind="compress", budget=budget, **spec)
+        name = result["compression"]["winner"]
+        assert name.startswith("distilled"), result["compression"]
+        base, small = (
+            next(
+                one for one in platform.call("GET", "/api/v1/models/forest/versions/1")["variants"] if one["name"] == n
+            )
+            for n in ("fp32", name)
+        )
+        assert small["bytes"] < base["bytes"] / 2
+        routes = [{"version": 1, "variant": name}]
+        platform.call("PUT", "/api/v1/endpoints/forest", 201, json={"model": "forest", "routes": routes})
+        rows = foreign.x[300:]
+        answer = platform.call("POST", "/api/v1/endpoints/forest/predict", json={"instances": rows.tolist()})
+        told = [prediction["label"] for prediction in answer["predictions"]]
+        shares = np.array([prediction["probabilities"] for prediction in answer["predictions"]])
+        assert told == forest.classes_[shares.argmax(axis=1)].tolist()
+        assert (forest.predict(rows) == told).mean() > 0.9
 
     @pytest.mark.parametrize(
         ("change", "loc"),

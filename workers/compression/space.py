@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workers.compression.graphs import PRODUCTS, TREES, Model, operators_of
+from workers.compression.graphs import PRODUCTS, Model, operators_of
 from workers.compression.int8 import CONVOLUTIONS, EVERYTHING
 from workers.compression.layers import shorter_encoders
 from workers.compression.material import Material
@@ -12,6 +12,7 @@ from workers.compression.pruning import can_prune
 from workers.compression.recipes import Step
 from workers.compression.students import BOOSTERS, can_boost, can_teach, smaller
 from workers.compression.trees import FRACTIONS, Forest, has_tree_order
+from workers.evaluation.complexity import TREE_OPERATORS
 
 _NONE = "none"
 _SHARES = tuple(map(str, FRACTIONS))
@@ -62,7 +63,9 @@ class Space:
     @classmethod
     def of(cls, material: Material, graph: Model) -> "Space":
         """Everything that suits the graph; without choices nothing does."""
-        return _trees(material, graph) if TREES in operators_of(graph) else _network(material, graph)
+        operators = operators_of(graph)
+        network = bool(operators & (PRODUCTS | {"Conv"})) and not operators & TREE_OPERATORS
+        return _network(material, graph) if network else _trees(material, graph)
 
     def recipe(self, picked: Picked) -> list[Step] | None:
         """The steps in their order; None if they do not go together."""
@@ -103,8 +106,6 @@ def _trees(material: Material, graph: Model) -> Space:
 def _network(material: Material, graph: Model) -> Space:
     operators = operators_of(graph)
     products, convolutions = operators & PRODUCTS, "Conv" in operators
-    if not products and not convolutions:
-        return Space({}, [], trees=False)
     looked_up = bool(weighted(graph, frozenset({"Gather"})))
     names = ["convolutions", *(name for name in _PRECISIONS if name.startswith("static"))] if convolutions else []
     if products and (not convolutions or "LayerNormalization" in operators):

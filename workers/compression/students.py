@@ -9,6 +9,7 @@ import numpy as np
 from app.specs.families import family
 from app.specs.training import TrainingSpec
 from workers.automl.trial import Trial
+from workers.compression.foreign_tables import in_its_place, is_table, table_of, table_signature
 from workers.compression.graphs import Model
 from workers.compression.material import Material
 from workers.compression.teaching import in_time, soft_data, standard_of, trained_here
@@ -35,8 +36,11 @@ def boosted_student(material: Material, size: str) -> Model:
     """Boosted trees that take the same raw columns, taught by the full model's answers to real and made-up rows.
 
     A made-up row is a training row some of whose cells are those of other training rows, each column by itself.
+
+    Raises:
+        ValueError: the full model was imported, and it is not known how to say all that it says.
     """
-    prepared = material.prepared
+    prepared, signature = material.prepared, material.prepared.signature
     rng = np.random.default_rng(material.seed)
     rows = material.learnt()[:_MOST_ROWS]
     real = take(prepared.inputs, rows)
@@ -47,10 +51,14 @@ def boosted_student(material: Material, size: str) -> Model:
     standard, y, answers = standard_of(material, rows), prepared.y[rows], material.answers(inputs)
     if material.judge.task == "regression":
         y, answers = standard.shrink(y), standard.shrink(answers)
+    imported = signature.task == "inference"
+    if imported:
+        real, inputs = table_of(signature, real), table_of(signature, inputs)
+        signature = table_signature(real, material.judge.task, answers.shape[1] if answers.ndim > 1 else 0)
     part, training = Part(real, y), TrainingSpec(seed=material.seed)
-    data = LearningData(prepared.signature, part, part, standard, training, material.threads)
-    student = fit_student(data, inputs, answers, **BOOSTERS[size], learning_rate=_RATE)
-    return student.to_onnx()
+    data = LearningData(signature, part, part, standard, training, material.threads)
+    student = fit_student(data, inputs, answers, **BOOSTERS[size], learning_rate=_RATE).to_onnx()
+    return in_its_place(student, material) if imported else student
 
 
 def network_student(material: Material, size: str, deadline: float) -> Model:
@@ -85,18 +93,21 @@ def can_teach(material: Material) -> bool:
 
 def can_boost(material: Material) -> bool:
     """Whether rows are tables of numbers and categories, as trees read them."""
-    signature = material.prepared.signature
+    signature, judge = material.prepared.signature, material.judge
+    if signature.task == "inference":
+        return is_table(signature, judge.answering, judge.task)
     tabular = {tensor.name for tensor in signature.inputs} <= {"numeric", "categorical"} and bool(signature.columns)
     return tabular and can_teach(material)
 
 
 def _mixed(values: Array, rng: np.random.Generator) -> Array:
-    """Rows [N, n] some of whose cells come from the same column of another row."""
-    rows, columns = values.shape
+    """Rows [N, …] some of whose cells come from the same column of another row."""
+    flat = values.reshape(len(values), -1)
+    rows, columns = flat.shape
     source = np.where(
         rng.random((rows, columns)) < _SWAPPED, rng.integers(0, rows, (rows, columns)), np.arange(rows)[:, None]
     )
-    return values[source, np.arange(columns)]
+    return flat[source, np.arange(columns)].reshape(values.shape)
 
 
 def _widths(name: str, least: int = 8) -> Callable[[Params, float], Params]:

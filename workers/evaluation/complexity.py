@@ -5,7 +5,7 @@ from typing import Any
 
 import onnx
 
-_TREES = {"TreeEnsembleRegressor", "TreeEnsembleClassifier", "TreeEnsemble"}
+TREE_OPERATORS = frozenset({"TreeEnsembleRegressor", "TreeEnsembleClassifier", "TreeEnsemble"})
 
 
 def complexity(model: bytes) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def complexity(model: bytes) -> dict[str, Any]:
     graph = onnx.load_from_string(model).graph
     sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     found: dict[str, Any] = {"parameters": sum(prod(shape) for shape in sizes.values()), "bytes": len(model)}
-    trees = [node for node in graph.node if node.op_type in _TREES]
+    trees = [node for node in graph.node if node.op_type in TREE_OPERATORS]
     if trees:
         found["trees"] = sum(len(set(_ints(node, "nodes_treeids"))) for node in trees)
         found["tree_nodes"] = sum(len(_ints(node, "nodes_nodeids")) for node in trees)
