@@ -89,16 +89,16 @@ def _adult(path: Path, rows: int | None) -> str:
     return "adult.csv"
 
 
-# ResNet-18's channels and blocks; few epochs in bf16, for on two cores each takes minutes.
+# ResNet-18's channels and blocks; few epochs in bf16, for on two cores each takes three minutes.
 RESNET = {
     "family": "resnet", "params": {"widths": [64, 128, 256, 512], "depth": 2},
-    "training": {"epochs": 8, "precision": "bf16", "optimizer": {"lr": 0.004}},
+    "training": {"epochs": 4, "precision": "bf16", "optimizer": {"lr": 0.004}},
 }  # fmt: skip
 MOBILENET = {"family": "mobilenet", "params": {"width": 1.0}, "training": {"epochs": 8, "optimizer": {"lr": 0.003}}}
 TEXT = {"family": "transformer", "params": {"depth": 6, "max_tokens": 64}}
 FOREST = {"family": "random_forest", "params": {"n_estimators": 300}}
 CASES = [
-    Case("resnet", _pictures, {"target": "label", **RESNET}, (8, 10, 0.005)),
+    Case("resnet", _pictures, {"target": "label", **RESNET}, (8, 10, 0.005), search_s=1200.0),
     Case("mobilenet", _pictures, {"target": "label", **MOBILENET}, (3, 4, 0.01)),
     Case("text", _texts, {"target": "label", **TEXT}, (5, 8, 0.01)),
     Case("ensemble", _adult, {"target": "income", "family": "auto"}, (5, 5, 0.002), "latency", 600.0),
