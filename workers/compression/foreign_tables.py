@@ -1,7 +1,6 @@
 """Tables as imported models take them: their tensors as boosted trees read them, and trees that take their place."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +27,9 @@ _LEAST = 1e-7  # probability that has a logarithm
 
 def is_table(signature: Signature, answering: Answering, task: Task) -> bool:
     """Whether rows are numbers and texts, and everything that is answered follows from classes or values."""
-    read = all(len(tensor.shape) <= _RANK and tensor.datatype in _NUMBERS | {"BYTES"} for tensor in signature.inputs)
+    read = all(
+        1 <= len(tensor.shape) <= _RANK and tensor.datatype in _NUMBERS | {"BYTES"} for tensor in signature.inputs
+    )
     told = all(
         tensor.datatype in _FLOATS
         if tensor.name == answering.output
@@ -73,8 +74,8 @@ def in_its_place(student: Model, material: Material) -> Model:
     told = graph.include(student, "student", inputs)
     for tensor in signature.outputs:
         answer = _answer(graph, tensor, told, material)
-        shape = graph.constant([-1, *tensor.shape[1:]], np.int64)
-        graph.add("Reshape", answer, shape, output=names[tensor.name])
+        shape = [-1] if len(tensor.shape) < _RANK else [0, -1]  # as many rows as it has, and what is left
+        graph.add("Reshape", answer, graph.constant(shape, np.int64), output=names[tensor.name])
     ends = [
         [Tensor(names[tensor.name], tensor.datatype, tensor.shape) for tensor in tensors]
         for tensors in (signature.inputs, signature.outputs)
@@ -101,8 +102,8 @@ def _answer(graph: Graph, tensor: Tensor, told: str, material: Material) -> str:
     """What this output says, from the student's probabilities [N, K] or values [N]."""
     answering = material.judge.answering
     if tensor.name != answering.output:
-        labels = _labels(material, tensor)
-        return graph.add("Gather", graph.constant(labels, labels.dtype), graph.add("ArgMax", told, axis=1, keepdims=0))
+        labels, likeliest = _labels(material, tensor), graph.add("ArgMax", told, axis=1, keepdims=0)
+        return graph.add("Gather", graph.constant(labels, labels.dtype), likeliest)
     answer = told
     if answering.form in {"logits", "logit"}:
         answer = graph.add("Log", graph.add("Max", told, graph.constant(_LEAST, np.float32)))
@@ -134,7 +135,7 @@ def _labels(material: Material, tensor: Tensor) -> Array:
 def _renamed(model: Model, names: Mapping[str, str]) -> Model:
     """With inputs and outputs of these names, which no other value can have."""
     prefix = "student/"
-    made: Any = compose.add_prefix(model, prefix)
+    made: Model = compose.add_prefix(model, prefix)
     to = {prefix + mine: theirs for mine, theirs in names.items()}
     for value in (*made.graph.input, *made.graph.output):
         value.name = to[value.name]
@@ -142,5 +143,4 @@ def _renamed(model: Model, names: Mapping[str, str]) -> Model:
         node.input[:] = [to.get(name, name) for name in node.input]
         node.output[:] = [to.get(name, name) for name in node.output]
     onnx.checker.check_model(made)
-    model_made: Model = made
-    return model_made
+    return made

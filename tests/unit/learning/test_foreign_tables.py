@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import polars as pl
 import pytest
+from onnx import TensorProto
 from skl2onnx import to_onnx
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.compose import make_column_transformer
@@ -172,7 +173,7 @@ def test_answers_take_the_form_that_the_full_model_gives(form: Any, read: Any, t
     student = Graph()
     student.add("Identity", "numeric", output="probabilities")
     pair = (Tensor("numeric", "FP32", (-1, 2)),), (Tensor("probabilities", "FP32", (-1, 2)),)
-    columns = read(shares).shape[1]
+    columns = -1 if form in {"probabilities", "logits"} else 1
     signature = Signature("inference", (Tensor("v0", "FP64", (-1, 2)),), (Tensor("c0", "FP16", (-1, columns)),), ())
     nothing, split = np.empty(0), Split(np.arange(2), np.arange(0), np.arange(0), "given")
     prepared = Prepared(signature, {"v0": shares.astype(np.float64)}, np.arange(2), np.arange(2), split, Notes())
@@ -181,6 +182,43 @@ def test_answers_take_the_form_that_the_full_model_gives(form: Any, read: Any, t
     (told,) = run(made, {"v0": shares.astype(np.float64)})
     assert told.dtype == np.float16
     assert told == pytest.approx(read(shares), abs=0.02)
+
+
+@pytest.mark.parametrize(("shares", "told", "why"), [
+    ([[0.2, 0.8], [0.7, 0.3]], "ArgMin", None),  # what it calls its classes is its own affair
+    ([[0.2, 0.8], [0.3, 0.7]], "ArgMax", "no row is of class 0"),
+    ([[0.2, 0.8], [0.7, 0.3], [0.6, 0.4]], "Above", "tells the likeliest class of 67%"),
+])  # fmt: skip
+def test_labels_are_those_of_the_likeliest_class_or_are_not_known(
+    shares: list[list[float]], told: str, why: str | None, tmp_path: Path
+):
+    """Of a model that gives its input as probabilities; `Above` tells whether the first class has more than 0.65."""
+    rows = np.array(shares, np.float32)
+    graph = Graph()
+    graph.add("Identity", "x", output="p")
+    if told == "Above":
+        first = graph.add("Gather", "x", graph.constant(0, np.int64), axis=1)
+        graph.add("Cast", graph.add("Less", graph.constant(0.65, np.float32), first), to=TensorProto.INT64, output="l")
+    else:
+        graph.add(told, "x", axis=1, keepdims=0, output="l")
+    ends = (Tensor("x", "FP32", (-1, 2)),), (Tensor("p", "FP32", (-1, 2)), Tensor("l", "INT64", (-1,)))
+    full = graph.model(*ends)
+    student = Graph()
+    student.add("Identity", "numeric", output="probabilities")
+    pair = (Tensor("numeric", "FP32", (-1, 2)),), (Tensor("probabilities", "FP32", (-1, 2)),)
+    count = np.arange(len(rows))
+    prepared = Prepared(
+        Signature("inference", *ends, ()), {"x": rows}, count % 2, count, Split(count, count[:0], count[:0], "given"),
+        Notes(),
+    )  # fmt: skip
+    judge = Judge("classification", {}, np.empty(0), Rule(), 1, Answering("p", 32, "probabilities"))
+    material = Material(full.SerializeToString(), prepared, judge, 0, tmp_path)
+    if why is not None:
+        with pytest.raises(ValueError, match=why):
+            in_its_place(student.model(*pair), material)
+        return
+    made = in_its_place(student.model(*pair), material)
+    assert [one.tolist() for one in run(made, {"x": rows})] == [one.tolist() for one in run(full, {"x": rows})]
 
 
 @pytest.mark.parametrize(
