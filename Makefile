@@ -74,7 +74,7 @@ bench-large: $(STAMP) ## memory and speed of trainings on 20 million rows
 bench-training: $(STAMP) ## speed of trainings beside the same ones written by hand
 	$(BIN)/python -m bench.training
 
-# Hours: it trains five models first. `python -m bench.compress --quick` is minutes.
+# Hours: it trains six models first. `python -m bench.compress --quick` is minutes.
 bench-compress: $(STAMP) ## compressed models beside plain quantizers
 	$(BIN)/python -m bench.compress
 

@@ -4,9 +4,10 @@
 
 Each model is trained here on `../shared/data`, then compressed by a `compress` job within one point (0.01). Beside it
 stand ONNX Runtime's `quantize_dynamic` and `quantize_static` as their guides have them, measured by the same rows: the
-test rows of the training. (Of `imported` the job divides all rows anew, so some of these have decided in it.) `--quick`
-takes few rows, few epochs and a short search: it shows that everything runs, and its numbers mean little. NNCF is set
-beside them if AIMASS_BENCH_NNCF names an interpreter that has it; its dependencies do not go with ours.
+test rows of the training. (Of `imported` and `forest` the job divides all rows anew, so some of these have decided in
+it.) `--quick` takes few rows, few epochs and a short search: it shows that everything runs, and its numbers mean
+little. NNCF is set beside them if AIMASS_BENCH_NNCF names an interpreter that has it; its dependencies do not go with
+ours.
 """
 
 import argparse

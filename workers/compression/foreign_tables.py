@@ -58,12 +58,23 @@ def table_signature(table: Inputs, task: Task, classes: int) -> Signature:
     return Signature(task, inputs, (answer,), (), tuple(map(str, range(classes))))
 
 
-def in_its_place(student: Model, material: Material) -> Model:
-    """The student with the inputs and outputs of the full model, in their types.
+def labels_told(material: Material, rows: Array, answers: Array) -> dict[str, Array]:
+    """What the full model tells where each class is the likeliest, [K], by each output of labels.
+
+    Args:
+        material: with the full model.
+        rows: of the data set.
+        answers: the full model's to these rows: probabilities [N, K], or values [N] of a model that tells no labels.
 
     Raises:
         ValueError: it is not known which label is told for a class.
     """
+    outputs = [one for one in material.prepared.signature.outputs if one.name != material.judge.answering.output]
+    return {tensor.name: _labels(material, tensor, rows[:_LOOKED_AT], answers[:_LOOKED_AT]) for tensor in outputs}
+
+
+def in_its_place(student: Model, material: Material, labels: Mapping[str, Array]) -> Model:
+    """The student with the inputs and outputs of the full model, in their types; `labels` as `labels_told` has them."""
     signature, graph = material.prepared.signature, Graph()
     names = {tensor.name: f"x{at}" for at, tensor in enumerate(signature.inputs)}
     names |= {tensor.name: f"y{at}" for at, tensor in enumerate(signature.outputs)}
@@ -73,7 +84,7 @@ def in_its_place(student: Model, material: Material) -> Model:
     inputs = {kind: graph.add("Concat", *some, axis=1) if len(some) > 1 else some[0] for kind, some in parts.items()}
     told = graph.include(student, "student", inputs)
     for tensor in signature.outputs:
-        answer = _answer(graph, tensor, told, material)
+        answer = _answer(graph, tensor, told, material.judge.answering, labels)
         shape = [-1] if len(tensor.shape) < _RANK else [0, -1]  # as many rows as it has, and what is left
         graph.add("Reshape", answer, graph.constant(shape, np.int64), output=names[tensor.name])
     ends = [
@@ -98,12 +109,11 @@ def _columns(graph: Graph, tensor: Tensor, name: str) -> str:
     return graph.add("Cast", name, to=onnx.TensorProto.FLOAT)
 
 
-def _answer(graph: Graph, tensor: Tensor, told: str, material: Material) -> str:
+def _answer(graph: Graph, tensor: Tensor, told: str, answering: Answering, labels: Mapping[str, Array]) -> str:
     """What this output says, from the student's probabilities [N, K] or values [N]."""
-    answering = material.judge.answering
-    if tensor.name != answering.output:
-        labels, likeliest = _labels(material, tensor), graph.add("ArgMax", told, axis=1, keepdims=0)
-        return graph.add("Gather", graph.constant(labels, labels.dtype), likeliest)
+    if (known := labels.get(tensor.name)) is not None:
+        likeliest = graph.add("ArgMax", told, axis=1, keepdims=0)
+        return graph.add("Gather", graph.constant(known, known.dtype), likeliest)
     answer = told
     if answering.form in {"logits", "logit"}:
         answer = graph.add("Log", graph.add("Max", told, graph.constant(_LEAST, np.float32)))
@@ -113,13 +123,9 @@ def _answer(graph: Graph, tensor: Tensor, told: str, material: Material) -> str:
     return answer if tensor.datatype == "FP32" else graph.add("Cast", answer, to=_FLOATS[tensor.datatype])
 
 
-def _labels(material: Material, tensor: Tensor) -> Array:
-    """What the full model tells where each class is the likeliest, [K]."""
-    rows = material.learnt()[:_LOOKED_AT]
+def _labels(material: Material, tensor: Tensor, rows: Array, answers: Array) -> Array:
     session = open_session(material.model, material.threads)
-    inputs = take(material.prepared.inputs, rows)
-    labels = predict(session, inputs, material.batch, tensor.name).reshape(-1)
-    answers = material.answers(inputs)
+    labels = predict(session, take(material.prepared.inputs, rows), material.batch, tensor.name).reshape(-1)
     likeliest, found = answers.argmax(axis=1), []
     for index in range(answers.shape[1]):
         values, counts = np.unique(labels[likeliest == index], return_counts=True)

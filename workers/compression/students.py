@@ -9,7 +9,7 @@ import numpy as np
 from app.specs.families import family
 from app.specs.training import TrainingSpec
 from workers.automl.trial import Trial
-from workers.compression.foreign_tables import in_its_place, is_table, table_of, table_signature
+from workers.compression.foreign_tables import in_its_place, is_table, labels_told, table_of, table_signature
 from workers.compression.graphs import Model
 from workers.compression.material import Material
 from workers.compression.teaching import in_time, soft_data, standard_of, trained_here
@@ -53,12 +53,13 @@ def boosted_student(material: Material, size: str) -> Model:
         y, answers = standard.shrink(y), standard.shrink(answers)
     imported = signature.task == "inference"
     if imported:
+        labels = labels_told(material, rows, answers[: len(rows)])  # before the trees are grown: it may not be known
         real, inputs = table_of(signature, real), table_of(signature, inputs)
         signature = table_signature(real, material.judge.task, answers.shape[1] if answers.ndim > 1 else 0)
     part, training = Part(real, y), TrainingSpec(seed=material.seed)
     data = LearningData(signature, part, part, standard, training, material.threads)
     student = fit_student(data, inputs, answers, **BOOSTERS[size], learning_rate=_RATE).to_onnx()
-    return in_its_place(student, material) if imported else student
+    return in_its_place(student, material, labels) if imported else student
 
 
 def network_student(material: Material, size: str, deadline: float) -> Model:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from workers.compression.graphs import TREES, Model, copied
+from workers.compression.graphs import TREES, Model, copied, operators_of
 
 FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.33, 0.5, 0.67, 0.8)
 NOTE = "int8 does not apply to trees, whose thresholds decide on raw values; the last trees are left out instead"
@@ -16,8 +16,8 @@ _ORDER = "trees"
 
 
 def has_tree_order(model: Model) -> bool:
-    """True for a graph exported here, whose property `trees` says how its trees add up."""
-    return any(entry.key == _ORDER for entry in model.metadata_props)
+    """True for a graph exported here, with an ensemble and the property `trees`, which says how its trees add up."""
+    return TREES in operators_of(model) and any(entry.key == _ORDER for entry in model.metadata_props)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ class Compressor:
     @staticmethod
     def _usual_recipe(graph: onnx.ModelProto, measuring: Measuring) -> Recipe | None:
         """The fewest trees within the budget, empty if all are needed; or how a network is quantized; or nothing."""
-        if TREES in operators_of(graph) and has_tree_order(graph):
+        if has_tree_order(graph):
             return next((one for one in shorter(graph) if measuring.loss(measuring.maker.make(one)).within), [])
         step = usual_precision(graph)
         return None if step is None else [step]
