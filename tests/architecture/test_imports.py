@@ -90,6 +90,7 @@ def loaded_by(module: str) -> set[str]:
         ("app.gateway.main", {"httpx", "rich", "obstore"}),  # memory of every gateway, for a few of them alone
         ("workers.agent", {"fastapi", "starlette", "uvicorn", "torch", "sklearn", "polars", "onnxruntime"}),
         ("workers.child", {"fastapi", "sqlalchemy", "redis", "obstore", "httpx", "torch"}),
+        ("workers.jobs.train", {"torch", "optuna", "onnxscript", "sympy"}),  # seconds of each start, for some alone
         ("app.cli.main", {"fastapi", "torch", "onnxruntime", "sklearn", "workers"}),
     ],
 )
