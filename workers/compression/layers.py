@@ -1,32 +1,31 @@
 """Layer dropping: an encoder of some of the full model's layers learns its answers again."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from app.specs.families import family
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material
-from workers.compression.teaching import in_time, labelled, same_answers, soft_data, trained_here
-from workers.families.base import Fitted, load_family
+from workers.compression.teaching import can_rebuild, in_time, network_family, rebuilt, soft_data, trained_here
+from workers.families.base import Fitted
 
-if TYPE_CHECKING:  # it loads torch, which jobs without networks do without
-    from workers.families.transformer import Network, Transformer
-
+_FAMILIES = frozenset({"transformer", "vit"})
 _RATE = 0.5  # times the full model's learning rate: the layers know much already, but not to stand next to each other
 _NARROWER = 4  # times narrower the table of words becomes, if it does
 
 
-def shorter_encoders(material: Material) -> dict[str, Mapping[str, Any]]:
-    """Steps by name, the shortest first; none of other networks, of published weights and of one layer."""
-    origin = material.origin
-    if origin is None or origin.family != "transformer" or origin.params.get("weights"):
+def shorter_encoders(material: Material, graph: Model) -> dict[str, Mapping[str, Any]]:
+    """Steps by name, what takes least time to teach first; none of other networks, and of one layer."""
+    if not can_rebuild(material) or trained_here(material)[0].family not in _FAMILIES:
         return {}
-    depth, rank = origin.params["depth"], max(8, origin.params["width"] // _NARROWER)
+    depth = network_family(material).depth_of(graph)
+    tables: list[int | None] = [None]
+    if (width := _words_width(graph)) is not None:
+        tables = [max(8, int(width) // _NARROWER), None]
     found: dict[str, Mapping[str, Any]] = {}
-    for keep in sorted({max(1, depth // 2), max(1, depth // 3), 1} - {depth}):  # what takes least time to teach
-        for narrow in (rank, None):
-            name = f"{keep} of {depth} layers" + (f", table of {rank}" if narrow else "")
+    for keep in sorted({keep for keep in (depth // 2, depth // 3, 1) if 0 < keep < depth}):
+        for narrow in tables:
+            name = f"{keep} of {depth} layers" + (f", table of {narrow}" if narrow else "")
             found[name] = {"step": "drop_layers", "keep": keep, "table_rank": narrow}
     return found
 
@@ -40,15 +39,18 @@ def short_encoder(material: Material, keep: int, table_rank: int | None, deadlin
         Stopped: the job was asked to stop.
     """
     origin, _ = trained_here(material)
-    needed = origin.seconds * keep / origin.params["depth"]
+    model = material.graph()
+    needed = origin.seconds * keep / network_family(material).depth_of(model)
 
     def teach(job: Trial) -> Fitted:
-        learner = cast("Transformer", load_family(family(origin.family), origin.params))
-        model = material.graph()
-        fitted = learner.rebuild(model, labelled(material, material.prepared.split.train), job)
-        same_answers(material, model, fitted)
-        network = cast("Network", fitted.network)
-        network.shorten(keep, table_rank)
-        return learner.teach(fitted.reader, lambda: network, soft_data(material, origin.training.epochs, _RATE), job)
+        learner, fitted = rebuilt(material, model, job)
+        learner.shorten(fitted.network, keep, table_rank)
+        return learner.teach(fitted, soft_data(material, origin.training.epochs, _RATE), job)
 
     return in_time(material, f"layers-{keep}-{table_rank}", needed, deadline, teach)
+
+
+def _words_width(graph: Model) -> int | None:
+    """Numbers that stand for a word in the table of words, if the network reads words."""
+    tables = (tensor.dims[1] for tensor in graph.graph.initializer if tensor.name.endswith("word_embeddings.weight"))
+    return next(tables, None)

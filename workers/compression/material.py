@@ -1,6 +1,6 @@
 """What recipes are made from: the model, its rows, and where it comes from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from workers.data.prepare import Prepared
 from workers.evaluation.judge import Judge
 from workers.export.runtime import open_session, predict
 from workers.learning import Array, Inputs, take
+
+_PART_BYTES = 64 << 20  # of the rows that are read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class Material:
     folder: Path  # for files of this run
     origin: Origin | None = None
     job: JobContext | None = None
-    _told: list[Array] = field(default_factory=list)  # answers to what it has learnt from, once they are asked for
+    _kept: dict[str, Any] = field(default_factory=dict)  # what was asked for once
 
     @property
     def threads(self) -> int:
@@ -72,9 +74,31 @@ class Material:
 
     def told(self) -> Array:
         """`answers` to the rows of `learnt`, in their order; asked once, for there may be many."""
-        if not self._told:
-            self._told.append(self.answers(take(self.prepared.inputs, self.learnt())))
-        return self._told[0]
+        told: Array = self.once("told", lambda: self.answers_to(self.learnt()))
+        return told
+
+    def answers_to(self, rows: Array, watch: Callable[[], None] = lambda: None) -> Array:
+        """`answers` to rows of the data set, of which few are read at once; `watch` is called between and may raise."""
+        session, answering = open_session(self.model, self.threads), self.judge.answering
+        found = []
+        for part in self.parts(rows):
+            watch()
+            said = predict(session, take(self.prepared.inputs, part), self.batch, answering.output)
+            found.append(answering.read(said).astype(np.float64))
+        return np.concatenate(found)
+
+    def parts(self, rows: Array) -> list[Array]:
+        """Rows of the data set in parts that do not take much memory."""
+        width = sum(array[:1].nbytes for array in self.prepared.inputs.values())
+        most = max(1, _PART_BYTES // width)
+        most -= most % min(most, self.batch)
+        return [rows[at : at + most] for at in range(0, len(rows), most)]
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever it makes
+        """What `make` gives, made the first time that it is asked for."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
 
     def graph(self) -> Model:
         """The full model, to be changed."""

@@ -3,17 +3,16 @@
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
-from app.specs.families import family
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material
-from workers.compression.teaching import in_time, labelled, same_answers, soft_data, trained_here
-from workers.families.base import Fitted, load_family
+from workers.compression.teaching import can_rebuild, in_time, labelled, rebuilt, soft_data, trained_here
+from workers.families.base import Fitted
 
 if TYPE_CHECKING:  # it loads torch, which jobs without networks do without
-    from workers.families.pictures import FittedPictures, Importance, Pictures
+    from workers.families.pictures import Importance, Pictures
 
-FAMILIES = frozenset({"cnn", "resnet", "mobilenet", "convnext"})
+_FAMILIES = frozenset({"cnn", "resnet", "mobilenet", "convnext"})
 # Of the channels that go, how many are gone after each round; and how long it then learns, as a share of the epochs.
 _ROUNDS = ((0.5, 0.25), (1.0, 0.75))
 _JUDGING = 1024  # rows that say what matters
@@ -21,8 +20,7 @@ _JUDGING = 1024  # rows that say what matters
 
 def can_prune(material: Material) -> bool:
     """Whether the network can be made again from its version, and has channels."""
-    origin = material.origin
-    return origin is not None and origin.family in FAMILIES and not origin.params.get("weights")
+    return can_rebuild(material) and trained_here(material)[0].family in _FAMILIES
 
 
 def pruned_network(material: Material, keep: float, importance: "Importance", deadline: float) -> Model:
@@ -40,24 +38,12 @@ def pruned_network(material: Material, keep: float, importance: "Importance", de
     needed = origin.seconds / epochs * sum(n * share**2 for n, share in zip(lengths, left, strict=True))
 
     def teach(job: Trial) -> Fitted:
-        learner, fitted = rebuilt(material, material.graph())
+        learner, fitted = rebuilt(material, material.graph(), job)
         hard = labelled(material, material.learnt()[:_JUDGING])
         for at, (before, after) in enumerate(pairwise([1.0, *left])):
-            learner.prune(fitted.network, after / before, importance, hard)
+            cast("Pictures", learner).prune(fitted.network, after / before, importance, hard)  # _FAMILIES are
             data = soft_data(material, lengths[at])
-            fitted = learner.teach(fitted.network, data, Trial.of(job, f"{job.name}-{at}", job.deadline))
-        return fitted
+            fitted = learner.teach(fitted, data, Trial.of(job, f"{job.name}-{at}", job.deadline))
+        return cast("Fitted", fitted)
 
     return in_time(material, f"pruned-{keep}-{importance}", needed, deadline, teach)
-
-
-def rebuilt(material: Material, model: Model) -> "tuple[Pictures, FittedPictures]":
-    """The family, and the network that `model` was exported from, which answers as it does.
-
-    Unreadable, ParityFailed: it cannot be made from the graph.
-    """
-    origin, _ = trained_here(material)
-    learner = cast("Pictures", load_family(family(origin.family), origin.params))  # FAMILIES are
-    fitted = learner.rebuild(model, labelled(material, material.learnt()))
-    same_answers(material, model, fitted)
-    return learner, fitted

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx
 
+from workers.compression.foreign_pictures import picture_student
 from workers.compression.fuse import fuse
 from workers.compression.graphs import Model
 from workers.compression.int8 import Static, quantize_weights
@@ -90,6 +91,8 @@ def _quantize(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
 def _student(maker: Maker, _: Recipe, given: dict[str, Any]) -> Model:
     if given["of"] == "trees":
         return boosted_student(maker.material, given["size"])
+    if given["of"] == "pictures":
+        return picture_student(maker.material, given["size"], maker.deadline)
     return network_student(maker.material, given["size"], maker.deadline)
 
 

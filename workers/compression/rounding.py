@@ -7,8 +7,7 @@ from dataclasses import replace
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material
-from workers.compression.pruning import rebuilt
-from workers.compression.teaching import in_time, soft_data, trained_here
+from workers.compression.teaching import in_time, rebuilt, soft_data, trained_here
 from workers.families.base import Fitted
 
 _EPOCHS = 0.25  # times the full model's
@@ -20,7 +19,7 @@ def rounding_network(material: Material, model: Model, operators: Sequence[str],
 
     Args:
         material: with the full model, whose answers are learnt.
-        model: as it was exported: the full model, or a pruned one, or a student.
+        model: as it was exported: the full model, or a pruned or a shorter one, or a student.
         operators: that are to be quantized.
         deadline: of the monotonic clock.
 
@@ -33,11 +32,11 @@ def rounding_network(material: Material, model: Model, operators: Sequence[str],
     epochs = max(1, round(origin.training.epochs * _EPOCHS))
 
     def teach(job: Trial) -> Fitted:
-        learner, fitted = rebuilt(material, model)
+        learner, fitted = rebuilt(material, model, job)
         data = soft_data(material, epochs, _RATE)
         # Blocks that are computed anew for the gradient would move their ranges a second time.
         once = data.training.model_copy(update={"gradient_checkpointing": False})
-        return learner.teach_rounded(fitted.network, operators, replace(data, training=once), job)
+        return learner.teach_rounded(fitted, operators, replace(data, training=once), job)
 
     name = f"rounded-{hashlib.sha256(model.SerializeToString()).hexdigest()[:16]}"
     return in_time(material, name, origin.seconds * epochs / origin.training.epochs, deadline, teach)

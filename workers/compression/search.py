@@ -11,10 +11,13 @@ from workers.compression.mixed import RANKING_ROWS, evaluations, fewest_float, r
 from workers.compression.pruning import can_prune
 from workers.compression.recipes import Recipe, Step
 from workers.compression.space import Picked, Space
+from workers.compression.teaching import can_rebuild
 from workers.context import JobContext, Stopped
 from workers.learning import take
 
 _REPEATS = 30  # proposals in a row that were measured before end the search
+_NEARLY = 2.0  # times the allowed loss, from where learning to be rounded may lead into the budget
+_EXPORTED = frozenset({"student", "prune", "drop_layers"})  # steps that give a network as a family exports it
 
 
 @dataclass(slots=True)
@@ -39,6 +42,9 @@ class Search:
         self.measuring.maker.deadline = self._begun + self.limit_s
         if self.usual:
             self._try(self.usual)
+        for alone in self.space.alone:
+            if not self._over():
+                self._try(alone)
         study = self._study()
         for picked in self.space.first:
             study.enqueue_trial(dict(picked))
@@ -46,6 +52,7 @@ class Search:
             if self._over():
                 return self.notebook.all()
             self._next(study)
+            self._learn_rounding(_NEARLY)  # which takes less time than another network
         self._mix()
         self._learn_rounding()
         repeats = 0
@@ -131,16 +138,28 @@ class Search:
         if found is not None and len(found) < len(layers):
             self._try(recipe(found))
 
-    def _learn_rounding(self) -> None:
-        """The int8 graph whose answers are least beyond the budget, of those that can be taught to round, is taught."""
-        if not can_prune(self.measuring.maker.material) or self._over():
+    def _learn_rounding(self, most: float = float("inf")) -> None:
+        """The int8 graph whose answers are least beyond the budget, of those that can be taught to round, is taught.
+
+        Args:
+            most: times the allowed loss that it may be at.
+        """
+        material = self.measuring.maker.material
+        if not can_rebuild(material) or self._over():
             return
-        tried = [one for one in self.notebook.all() if _teachable(one)]
-        fits = max((one.speed_up for one in tried if one.loss["at_most"] <= one.loss["allowed"]), default=0.0)
-        short = [one for one in tried if one.loss["at_most"] > one.loss["allowed"] and one.speed_up > fits]
-        for one in sorted(short, key=lambda one: one.loss["at_most"]):
-            before, step = one.recipe[:-1], one.recipe[-1]
-            found, _ = self._try([*before, {"step": "learn_rounding", "operators": step["operators"]}, step])
+        # A student of an encoder has words of its own, which are not in its graph's weights.
+        exported = _EXPORTED if can_prune(material) else _EXPORTED - {"student"}
+        tried = [one for one in self.notebook.all() if _teachable(one, exported)]
+        made = [one for one in self.notebook.all() if one.failed is None]
+        fits = max((one.speed_up for one in made if _share(one) <= 1), default=0.0)
+        short = [one for one in tried if 1 < _share(one) <= most and one.speed_up > fits]
+        for one in sorted(short, key=_share):
+            step = {"step": "learn_rounding", "operators": one.recipe[-1]["operators"]}
+            before, after = ([s for s in one.recipe if (s["step"] in exported) is side] for side in (True, False))
+            recipe = [*before, step, *after]
+            if self.measuring.maker.hopeless(recipe):
+                continue
+            found, _ = self._try(recipe)
             if found.failed is None or self._over():
                 return
 
@@ -152,11 +171,17 @@ class Search:
         return optuna.create_study(directions=["maximize"] * 3, sampler=sampler)
 
 
-def _teachable(one: Candidate) -> bool:
-    """It is int8 of a network that was exported, and nothing else."""
+def _share(one: Candidate) -> float:
+    """Of the allowed loss, that it may be at."""
+    share: float = one.loss["at_most"] / one.loss["allowed"] if one.loss["allowed"] else float("inf")
+    return share
+
+
+def _teachable(one: Candidate, exported: frozenset[str]) -> bool:
+    """It is int8 of a network that one of these steps has exported, or none, with fused nodes at most."""
     before, step = one.recipe[:-1], one.recipe[-1]
-    exported = all(earlier["step"] in {"prune", "student"} for earlier in before)
-    return one.failed is None and step.get("method") == "static" and "keep_float" not in step and exported
+    plain = all(earlier["step"] in exported | {"fuse"} for earlier in before)
+    return one.failed is None and step.get("method") == "static" and "keep_float" not in step and plain
 
 
 def _static(one: Candidate) -> Step | None:

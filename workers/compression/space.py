@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from workers.compression.foreign_pictures import NETWORKS, is_picture
 from workers.compression.graphs import PRODUCTS, Model, operators_of
 from workers.compression.int8 import CONVOLUTIONS, EVERYTHING
 from workers.compression.layers import shorter_encoders
@@ -10,11 +11,13 @@ from workers.compression.material import Material
 from workers.compression.products import weighted
 from workers.compression.pruning import can_prune
 from workers.compression.recipes import Step
-from workers.compression.students import BOOSTERS, can_boost, can_teach, smaller
+from workers.compression.students import BOOSTERS, can_boost, smaller
+from workers.compression.teaching import can_teach
 from workers.compression.trees import FRACTIONS, Forest, has_tree_order
 from workers.evaluation.complexity import TREE_OPERATORS
 
 _NONE = "none"
+_LARGE = 100_000  # bytes of a network that trees may be faster than
 _SHARES = tuple(map(str, FRACTIONS))
 _TOLERANCES = ("0.02", "0.1", "0.3")
 _ENERGIES = ("0.98", "0.9", "0.75")
@@ -53,12 +56,13 @@ _PRECISIONS: dict[str, Step] = {
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """`choices` have options by name, `first` are picked before any search."""
+    """`choices` have options by name, `first` are picked before any search; `alone` are whole recipes."""
 
     choices: Mapping[str, Sequence[str]]
     first: Sequence[Picked]
     trees: bool
-    networks: Mapping[str, Step] = field(default_factory=dict)  # that are taught, by the name of the choice
+    students: Mapping[str, Step] = field(default_factory=dict)  # of networks, by the name of the choice
+    alone: Sequence[Sequence[Step]] = ()
 
     @classmethod
     def of(cls, material: Material, graph: Model) -> "Space":
@@ -69,7 +73,7 @@ class Space:
 
     def recipe(self, picked: Picked) -> list[Step] | None:
         """The steps in their order; None if they do not go together."""
-        return _tree_recipe(picked) if self.trees else _network_recipe(picked, self.networks)
+        return _tree_recipe(picked) if self.trees else _network_recipe(picked, self.students)
 
 
 def usual_precision(graph: Model) -> Step | None:
@@ -117,20 +121,33 @@ def _network(material: Material, graph: Model) -> Space:
         choices["rank"] = (_NONE, *_ENERGIES)
     if {"Softmax", "LayerNormalization", "MatMul"} <= operators:
         choices["graph"] = (_NONE, "fused", "fused, fast GELU") if "Gelu" in operators else (_NONE, "fused")
-    if networks := _smaller_networks(material):
-        choices["student"] = (_NONE, *networks)
-    return Space(choices, [_whole(choices, some) for some in _network_first(choices)], trees=False, networks=networks)
+    if students := _students(material, graph):
+        choices["student"] = (_NONE, *students)
+    first = [_whole(choices, some) for some in _network_first(choices)]
+    return Space(choices, first, trees=False, students=students, alone=_trees_in_its_place(material))
 
 
-def _smaller_networks(material: Material) -> dict[str, Step]:
-    """Those that can be taught; first those that begin with the full model's weights, for they learn in less time."""
+def _students(material: Material, graph: Model) -> dict[str, Step]:
+    """What can be taught; first networks that begin with the full model's weights, for they learn in less time."""
     origin = material.origin
-    if origin is None or material.job is None or not can_teach(material):
+    if material.job is None:
+        return {}
+    signature, judge = material.prepared.signature, material.judge
+    if origin is None and is_picture(signature, judge.answering, judge.task):
+        return {f"{size} network": {"step": "student", "of": "pictures", "size": size} for size in NETWORKS}
+    if origin is None or not can_teach(material):
         return {}
     students = {
         size: {"step": "student", "of": "networks", "size": size} for size in smaller(origin.family, origin.params)
     }
-    return {**(_PRUNED if can_prune(material) else {}), **shorter_encoders(material), **students}
+    return {**(_PRUNED if can_prune(material) else {}), **shorter_encoders(material, graph), **students}
+
+
+def _trees_in_its_place(material: Material) -> list[list[Step]]:
+    """Trees that learn what a network over tables answers, unless it is so small that no trees are faster."""
+    if material.job is None or len(material.model) < _LARGE or not can_boost(material):
+        return []
+    return [[{"step": "student", "of": "trees", "size": size}] for size in BOOSTERS]
 
 
 def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
@@ -141,7 +158,7 @@ def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     first: list[Picked] = [{"precision": best}]
     fused = {"graph": choices["graph"][-1]} if "graph" in choices and best != "static" else {}
     together = {"precision": best, **fused}
-    first += [{"student": size, **together} for size in choices.get("student", ())[1:]]
+    first += [{"student": name, **together} for name in choices.get("student", ())[1:]]
     first += [{"graph": name, "precision": best} for name in choices.get("graph", ())[-1:]]
     first += [{"precision": name} for name in sorted(precisions) if name != best]
     first += [{"precision": "convolutions" if best == "static" else best, "storage": "bytes"}]
@@ -155,10 +172,10 @@ def _whole(choices: Mapping[str, Sequence[str]], some: Picked) -> Picked:
     return {name: some.get(name, options[0]) for name, options in choices.items()}
 
 
-def _network_recipe(picked: Picked, networks: Mapping[str, Step]) -> list[Step] | None:
+def _network_recipe(picked: Picked, students: Mapping[str, Step]) -> list[Step] | None:
     steps: list[Step] = []
-    if (size := picked.get("student", _NONE)) != _NONE:
-        steps.append(networks[size])
+    if (name := picked.get("student", _NONE)) != _NONE:
+        steps.append(students[name])
     if (energy := picked.get("rank", _NONE)) != _NONE:
         steps.append({"step": "low_rank", "energy": float(energy)})
     if (form := picked.get("graph", _NONE)) != _NONE:

@@ -9,13 +9,14 @@ import numpy as np
 from app.specs.families import family
 from app.specs.training import TrainingSpec
 from workers.automl.trial import Trial
-from workers.compression.foreign_tables import in_its_place, is_table, labels_told, table_of, table_signature
+from workers.compression.foreign import in_its_place, labels_told
+from workers.compression.foreign_tables import is_table, table_of, table_signature
 from workers.compression.graphs import Model
 from workers.compression.material import Material
-from workers.compression.teaching import in_time, soft_data, standard_of, trained_here
+from workers.compression.teaching import can_teach, in_time, soft_data, standard_of, trained_here, watching
 from workers.families.base import Fitted, load_family
 from workers.families.student import fit_student
-from workers.learning import Array, LearningData, Part, take
+from workers.learning import Array, Inputs, LearningData, Part, take
 
 # Boosting rounds and leaves of students of tables; later rounds can still be left out.
 BOOSTERS: dict[str, dict[str, int]] = {
@@ -26,6 +27,7 @@ BOOSTERS: dict[str, dict[str, int]] = {
 _RATE = 0.1
 _MOST_ROWS = 100_000  # that a student of a table learns from
 _COPIES = 4  # made-up rows for each real one
+_LOOKED_AT, _DISTINCT = 1000, 0.5  # rows that tell texts from categories, by their share of different values
 _SWAPPED = 0.3  # of a made-up row's cells are another row's
 _LONGER = 3  # times the full model's epochs: a student learns more from soft answers, and each epoch is cheaper
 SIZES = {"slim": 0.6, "half": 0.5, "quarter": 0.25}  # of widths or depth
@@ -39,16 +41,13 @@ def boosted_student(material: Material, size: str) -> Model:
 
     Raises:
         ValueError: the full model was imported, and it is not known how to say all that it says.
+        Stopped: the job was asked to stop.
     """
     prepared, signature = material.prepared, material.prepared.signature
-    rng = np.random.default_rng(material.seed)
     rows = material.learnt()[:_MOST_ROWS]
     real = take(prepared.inputs, rows)
-    copies = max(0, min(_COPIES, _MOST_ROWS // len(rows) - 1))
-    inputs = {
-        name: np.concatenate([value, *(_mixed(value, rng) for _ in range(copies))]) for name, value in real.items()
-    }
-    standard, y, answers = standard_of(material, rows), prepared.y[rows], material.answers(inputs)
+    inputs, answers = material.once("rows made up", lambda: _lesson(material, real))
+    standard, y = standard_of(material, rows), prepared.y[rows]
     if material.judge.task == "regression":
         y, answers = standard.shrink(y), standard.shrink(answers)
     imported = signature.task == "inference"
@@ -58,8 +57,19 @@ def boosted_student(material: Material, size: str) -> Model:
         signature = table_signature(real, material.judge.task, answers.shape[1] if answers.ndim > 1 else 0)
     part, training = Part(real, y), TrainingSpec(seed=material.seed)
     data = LearningData(signature, part, part, standard, training, material.threads)
-    student = fit_student(data, inputs, answers, **BOOSTERS[size], learning_rate=_RATE).to_onnx()
+    watch = watching(material, float("inf"))
+    student = fit_student(data, inputs, answers, **BOOSTERS[size], learning_rate=_RATE, watch=watch).to_onnx()
     return in_its_place(student, material, labels) if imported else student
+
+
+def _lesson(material: Material, real: Inputs) -> tuple[Inputs, Array]:
+    """Real and made-up rows, the real ones first, and what the full model says to them."""
+    rng, count = np.random.default_rng(material.seed), len(next(iter(real.values())))
+    copies = max(0, min(_COPIES, _MOST_ROWS // count - 1))
+    inputs = {
+        name: np.concatenate([value, *(_mixed(value, rng) for _ in range(copies))]) for name, value in real.items()
+    }
+    return inputs, material.answers(inputs)
 
 
 def network_student(material: Material, size: str, deadline: float) -> Model:
@@ -87,18 +97,25 @@ def smaller(name: str, params: Params) -> dict[str, Params]:
     return {size: changed for size, changed in found.items() if any(params.get(n) != v for n, v in changed.items())}
 
 
-def can_teach(material: Material) -> bool:
-    """Whether a row's answer is one class or one value, which is what students learn."""
-    return material.judge.task in {"classification", "regression"} and not material.prepared.signature.coverage
-
-
 def can_boost(material: Material) -> bool:
     """Whether rows are tables of numbers and categories, as trees read them."""
     signature, judge = material.prepared.signature, material.judge
     if signature.task == "inference":
-        return is_table(signature, judge.answering, judge.task)
+        return is_table(signature, judge.answering, judge.task) and not _reads_texts(material)
     tabular = {tensor.name for tensor in signature.inputs} <= {"numeric", "categorical"} and bool(signature.columns)
     return tabular and can_teach(material)
+
+
+def _reads_texts(material: Material) -> bool:
+    """Whether a column holds another text in nearly every row, which is no category."""
+    rows = material.learnt()[:_LOOKED_AT]
+    columns = [
+        column
+        for array in take(material.prepared.inputs, rows).values()
+        if array.dtype.kind in "OU"
+        for column in array.reshape(len(rows), -1).T
+    ]
+    return any(len(set(column.tolist())) > _DISTINCT * len(rows) for column in columns)
 
 
 def _mixed(values: Array, rng: np.random.Generator) -> Array:

@@ -2,20 +2,24 @@
 
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 
 from app.core.errors import AimassError
 from app.specs.augment import AugmentSpec
+from app.specs.families import family
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material, Origin
 from workers.context import JobContext, Stopped
 from workers.export.parity import MIN_ROWS, check_parity
-from workers.families.base import Fitted
-from workers.learning import Array, LearningData, Part, Standard, take
+from workers.families.base import Fitted, Network, load_family
+from workers.learning import Array, Inputs, LearningData, Part, Standard, take
 
-_WATCHED = 0.1  # of the training rows end a network's training
+_NETWORKS = frozenset({"cnn", "resnet", "mobilenet", "convnext", "vit", "transformer"})  # that are read back
+WATCHED = 0.1  # of the training rows end a network's training
+_WHOLE = 0.1  # times the rate of a network most of whose weights were not to learn
 _SHARE = 0.5  # of the time that is left may go to one network
 
 
@@ -23,11 +27,61 @@ class NoTime(AimassError):
     """A network was not finished in time."""
 
 
+def job_of(material: Material) -> JobContext:
+    """That the model is compressed by. ValueError if there is none."""
+    if material.job is None:
+        raise ValueError("only a job teaches")
+    return material.job
+
+
 def trained_here(material: Material) -> tuple[Origin, JobContext]:
     """How the full model was trained, and the job. ValueError if it was not trained here."""
     if material.origin is None or material.job is None:
         raise ValueError("only of a model that was trained here")
     return material.origin, material.job
+
+
+def can_teach(material: Material) -> bool:
+    """Whether a row's answer is one class or one value, which is what students learn."""
+    return material.judge.task in {"classification", "regression"} and not material.prepared.signature.coverage
+
+
+def can_rebuild(material: Material) -> bool:
+    """Whether the network can be made again from its graph, and be taught."""
+    known = material.origin is not None and material.origin.family in _NETWORKS
+    return known and material.job is not None and can_teach(material)
+
+
+def network_family(material: Material) -> Network:
+    """That the full model is of."""
+    origin, _ = trained_here(material)
+    return cast("Network", load_family(family(origin.family), origin.params))  # _NETWORKS are
+
+
+def rebuilt(material: Material, model: Model, job: JobContext) -> tuple[Network, Any]:
+    """The family, and the trained network that `model` was exported from, which answers as it does.
+
+    Raises:
+        Unreadable, ParityFailed: it cannot be made from the graph.
+        InvalidSpec: the published weights that it began with are no longer there.
+    """
+    learner = network_family(material)
+    fitted = learner.rebuild(model, labelled(material, material.learnt()), job)
+    same_answers(material, model, fitted)
+    return learner, fitted
+
+
+def watching(material: Material, deadline: float) -> Callable[[], None]:
+    """A check to be called now and then: NoTime after half of the time until `deadline`, Stopped if the job is to."""
+    job, end = material.job, time.monotonic() + (deadline - time.monotonic()) * _SHARE
+
+    def check() -> None:
+        if job is not None and job.should_stop():
+            raise Stopped
+        if time.monotonic() > end:
+            raise NoTime("asking the full model takes too much of the time that was left; raise time_limit_s")
+
+    return check
 
 
 def soft_data(material: Material, epochs: int, rate: float = 1.0) -> LearningData:
@@ -41,6 +95,8 @@ def soft_data(material: Material, epochs: int, rate: float = 1.0) -> LearningDat
     origin, _ = trained_here(material)
     spec = origin.training
     optimizer = spec.optimizer
+    if spec.freeze is not None or origin.params.get("lora") is not None:  # few weights had learnt; now all of them do
+        rate *= _WHOLE
     if not isinstance(optimizer.lr, str):
         optimizer = optimizer.model_copy(update={"lr": optimizer.lr * rate})
     training = spec.model_copy(
@@ -50,7 +106,7 @@ def soft_data(material: Material, epochs: int, rate: float = 1.0) -> LearningDat
         }
     )  # fmt: skip
     rows = material.learnt()
-    held = max(1, round(len(rows) * _WATCHED))
+    held = max(1, round(len(rows) * WATCHED))
     standard = standard_of(material, rows)
     answers = material.told()
     if material.judge.task == "regression":
@@ -77,7 +133,10 @@ def standard_of(material: Material, rows: Array) -> Standard:
     return Standard.of(material.prepared.y[rows]) if material.judge.task == "regression" else Standard()
 
 
-def in_time(material: Material, name: str, needed: float, deadline: float, teach: Callable[[Trial], Fitted]) -> Model:
+def in_time(
+    material: Material, name: str, needed: float, deadline: float, teach: Callable[[Trial], Fitted],
+    read: Callable[[Inputs], Inputs] = lambda inputs: inputs,
+) -> Model:  # fmt: skip
     """What `teach` has taught, exported and compared with itself.
 
     Args:
@@ -86,13 +145,14 @@ def in_time(material: Material, name: str, needed: float, deadline: float, teach
         needed: seconds that it takes, about.
         deadline: of the monotonic clock. One network must not take all the time.
         teach: gets a trial that ends by then.
+        read: the inputs of what is taught from those of the full model.
 
     Raises:
         NoTime: it would hardly be finished, or was not.
         ParityFailed: the exported network does not answer as the trained one.
         Stopped: the job was asked to stop.
     """
-    _, job = trained_here(material)
+    job = job_of(material)
     left = deadline - time.monotonic()
     if needed > left * _SHARE:
         raise NoTime(f"it takes about {needed:.0f} s, too much of the {left:.0f} s left; raise time_limit_s")
@@ -105,13 +165,15 @@ def in_time(material: Material, name: str, needed: float, deadline: float, teach
             raise
         raise NoTime("it was not finished in its share of the time; raise time_limit_s") from None
     model = fitted.to_onnx()
-    same_answers(material, model, fitted)
+    same_answers(material, model, fitted, read)
     return model
 
 
-def same_answers(material: Material, model: Model, fitted: Fitted) -> None:
-    """The parity gate, on training rows. ParityFailed: they differ."""
-    sample = take(material.prepared.inputs, material.learnt()[:MIN_ROWS])
+def same_answers(
+    material: Material, model: Model, fitted: Fitted, read: Callable[[Inputs], Inputs] = lambda inputs: inputs
+) -> None:
+    """The parity gate, on training rows as `read` gives them. ParityFailed: they differ."""
+    sample = read(take(material.prepared.inputs, material.learnt()[:MIN_ROWS]))
     spread = float(np.std(material.prepared.y)) if material.judge.task == "regression" else 0.0
     judge = material.judge
     check_parity(model.SerializeToString(), fitted.predict, sample, judge.task, judge.threads, spread, judge.rule)

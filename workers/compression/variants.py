@@ -24,7 +24,7 @@ from workers.compression.naming import described, name_of, names_of
 from workers.compression.recipes import Maker, Recipe, key_of
 from workers.compression.space import Space, shorter, usual_precision
 from workers.compression.trees import NOTE, Forest, has_tree_order
-from workers.context import JobContext
+from workers.context import JobContext, Stopped
 from workers.data.prepare import Prepared
 from workers.evaluation.judge import Judge
 from workers.evaluation.latency import usual_batch
@@ -110,9 +110,9 @@ class Compressor:
         search = Search(measuring, space, notebook, limit_s, usual, self.job, self.span)
         tried = search.run() if space.choices else []
         maker.deadline = float("inf")  # what was measured by an earlier attempt is made again
-        front = [_as_made(one, measuring) for one in front_of(tried, self.budget.objective)]
-        best = nearest(tried)
-        shown = front or ([best] if best is not None else [])
+        front, tried = self._made_again(tried, measuring)
+        best = None if front else nearest(tried)
+        shown = front if best is None else [_as_made(best, measuring)]
         names = names_of(shown)
         variants = [self.variant(n, one, maker, output) for n, one in zip(names, shown, strict=True)]
         variants = [self._with_memory(one, maker, output) for one in variants]
@@ -131,6 +131,16 @@ class Compressor:
             "seconds": round(time.monotonic() - begun, 2),
         }
         return variants
+
+    def _made_again(self, tried: list[Candidate], measuring: Measuring) -> tuple[list[Candidate], list[Candidate]]:
+        """The front of what this attempt can make, and everything that was tried as it is now known."""
+        made: dict[str, Candidate] = {}
+        while True:
+            tried = [made.get(key_of(one.recipe), one) for one in tried]
+            front = front_of(tried, self.budget.objective)
+            if not (new := [one for one in front if key_of(one.recipe) not in made]):
+                return front, tried
+            made |= {key_of(one.recipe): _as_made(one, measuring) for one in new}
 
     def anew(self, name: str, raw: bytes) -> Variant:
         """A variant that exists, measured on this host by the rows that decide; without a file."""
@@ -195,8 +205,13 @@ def _stopped_by(shown: Sequence[Candidate]) -> list[str]:
 
 
 def _as_made(one: Candidate, measuring: Measuring) -> Candidate:
-    """The same, or measured anew if this attempt makes another file, as a network does with other threads."""
-    raw = measuring.maker.make(one.recipe)
+    """The same, or measured anew if this attempt makes another file, as a network does with other threads, or none."""
+    try:
+        raw = measuring.maker.make(one.recipe)
+    except (Stopped, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - it says why when it is tried out
+        return measuring.try_out(one.recipe)
     return one if hashlib.sha256(raw).hexdigest() == one.sha256 else measuring.measure(one.recipe, raw)
 
 

@@ -19,17 +19,19 @@ class Unreadable(AimassError):
     """A graph does not hold a network's weights."""
 
 
-def restore(network: nn.Module, model: onnx.ModelProto, prefix: str) -> None:
+def restore(network: nn.Module, model: onnx.ModelProto, prefix: str, *, frozen: bool = False) -> None:
     """Give `network` the weights of `model`; layers that were pruned get the size they have there.
 
     The exporter keeps the names of parameters, but for two. A linear layer over sequences is a product with an unnamed
     matrix; these come in the order of the layers. A batch norm behind a convolution is folded into it; here it becomes
-    one that only adds the convolution's bias, until `settle_norms`.
+    one that only adds the convolution's bias, until `settle_norms`. Equal vectors, such as biases of layers whose
+    answers are added, have one name; a convolution's bias is therefore what its node reads.
 
     Args:
         network: as the family makes it, with any weights; it is changed, and left in evaluation mode.
         model: the exported graph.
         prefix: of the names of the network's parameters in the graph.
+        frozen: most of its weights were not to learn; vectors whose names are not there stay as they are.
 
     Raises:
         Unreadable: a parameter is not there.
@@ -39,6 +41,7 @@ def restore(network: nn.Module, model: onnx.ModelProto, prefix: str) -> None:
     products = iter(
         _array(found[node.input[1]]) for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in found
     )
+    biases = {node.input[1]: node.input[2] for node in model.graph.node if node.op_type == "Conv" and node.input[2:]}
     norms = norms_of(network)
     names = {module: name for name, module in network.named_modules()}
     try:
@@ -46,15 +49,32 @@ def restore(network: nn.Module, model: onnx.ModelProto, prefix: str) -> None:
             if isinstance(module, nn.Linear) and f"{name}.weight" not in arrays:
                 arrays[f"{name}.weight"] = _next(products, f"{name}.weight").T
             if isinstance(module, nn.Conv2d):
-                bias = arrays.get(f"{name}.weight_bias", arrays.get(f"{name}.bias"))
-                _set_convolution(module, norms.get(module), arrays[f"{name}.weight"], bias)
+                bias = found.get(biases.get(f"{prefix}{name}.weight", ""))
+                shift = None if bias is None else _array(bias)
+                _set_convolution(module, norms.get(module), arrays[f"{name}.weight"], shift)
             elif module not in norms.values():
-                for part, _ in list(module.named_parameters(recurse=False)):
-                    module.register_parameter(part, _parameter(arrays[f"{name}.{part}".removeprefix(".")]))
+                for part, now in list(module.named_parameters(recurse=False)):
+                    full = f"{name}.{part}".removeprefix(".")
+                    if not (frozen and now.ndim == 1 and full not in arrays):
+                        module.register_parameter(part, _parameter(arrays[full]))
                 _set_sizes(module)
     except KeyError as error:
         raise Unreadable(f"the weights of this graph cannot be read back: {error} is not there") from None
     network.eval()
+
+
+def attention_layers(model: onnx.ModelProto) -> int:
+    """How many times something is weighed by a softmax. Names do not say it: equal weights of two layers have one."""
+    factors = {name for node in model.graph.node if node.op_type == "MatMul" for name in node.input}
+    return sum(node.op_type == "Softmax" and node.output[0] in factors for node in model.graph.node)
+
+
+def keep_layers(network: nn.Module, name: str, keep: int) -> None:
+    """Let the list of layers of this name keep so many, evenly spaced from the first; it is changed."""
+    room, _, last = name.rpartition(".")
+    layers = list(network.get_submodule(name).children())
+    kept = nn.ModuleList([layers[at * len(layers) // keep] for at in range(keep)])
+    network.get_submodule(room).register_module(last, kept)
 
 
 def norms_of(network: nn.Module) -> Folded:
@@ -71,6 +91,8 @@ def settle_norms(network: nn.Module, batches: list[tuple[Tensor, ...]]) -> None:
         batches: real rows, each the network's inputs.
     """
     seen: dict[nn.BatchNorm2d, list[tuple[int, Tensor, Tensor]]] = {norm: [] for norm in norms_of(network).values()}
+    if not seen:
+        return
 
     def look(norm: nn.Module, given: tuple[Tensor, ...]) -> None:
         values = given[0].double()

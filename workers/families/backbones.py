@@ -102,6 +102,7 @@ class Vit(Pictures):
     """Vision transformer (Dosovitskiy et al. 2021)."""
 
     published = "vit"
+    layers = "model.vit.layers"
 
     def network(self, shape: tuple[int, ...], classes: int) -> nn.Module:
         """Layers by `width`, `depth`, `heads` and `patch`. InvalidSpec: the patch is larger than the picture."""

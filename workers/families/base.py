@@ -1,6 +1,6 @@
 """What a family is: it fits on typed arrays and gives back a model that predicts and exports itself."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -54,6 +54,31 @@ class Family(Protocol):
 
     def fit(self, data: LearningData, job: JobContext) -> Fitted:
         """Learn; raises `workers.context.Stopped` when the job was asked to stop."""
+
+
+class Network(Family, Protocol):
+    """A family whose networks can be made again from their graphs, and taught further. What `fit` gives is changed."""
+
+    def rebuild(self, model: onnx.ModelProto, data: LearningData, job: JobContext) -> Any:  # noqa: ANN401 - its own kind
+        """The trained model whose graph this is, or that of a smaller one that was made of it; `Unreadable` if not.
+
+        Args:
+            model: as `to_onnx` gave it.
+            data: the rows that it has learnt from.
+            job: whose published weights may be read.
+        """
+
+    def depth_of(self, model: onnx.ModelProto) -> int:
+        """How many layers of one shape this graph's network has, if some can be left out, or 0."""
+
+    def shorten(self, network: Any, keep: int, rank: int | None) -> None:  # noqa: ANN401 - torch's
+        """Leave all but `keep` of them out, and let its table of words, if it has one, be one of this rank."""
+
+    def teach(self, fitted: Any, data: LearningData, job: JobContext) -> Fitted:  # noqa: ANN401 - the same
+        """Train it further, as `fit` does."""
+
+    def teach_rounded(self, fitted: Any, operators: Collection[str], data: LearningData, job: JobContext) -> Fitted:  # noqa: ANN401 - the same
+        """`teach` while layers round as these ONNX operators do in int8; batch norms end in their convolutions."""
 
 
 def load_family(descriptor: Descriptor, params: Mapping[str, Any]) -> Family:

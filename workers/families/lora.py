@@ -38,9 +38,9 @@ def adapted(model: nn.Module, lora: Mapping[str, Any]) -> tuple[nn.Module, dict[
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """The model of `adapted`, as it was made, with what it has learnt added to its weights."""
+    """The model of `adapted`, as it was made, with what it has learnt added to its weights; others stay as they are."""
     if not isinstance(model, LoraModel):
-        raise TypeError("only adapted models are merged")
+        return model
     plain: nn.Module = model.merge_and_unload(safe_merge=True)
     return plain.requires_grad_()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from workers.context import JobContext
 from workers.export.torch_graph import export_module
-from workers.export.torch_weights import fold_norms, restore, settle_norms
+from workers.export.torch_weights import attention_layers, fold_norms, keep_layers, restore, settle_norms
 from workers.families.weight_folders import find_picture_weights
 from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.augment import Augment
@@ -25,6 +25,7 @@ Importance = Literal["taylor", "magnitude"]
 
 _BATCH = 512
 _FEW = 32  # rows whose gradient says what matters
+_ROOM = "network."  # of the weights of a network, within its graph
 _SETTLING = 2048  # rows that tell restored batch norms what they see
 
 
@@ -33,6 +34,7 @@ class Pictures(ABC):
 
     devices = ("cpu", "cuda")
     published: ClassVar[str] = ""  # the name of the family, if it takes published weights
+    layers: ClassVar[str] = ""  # where a network has its list of layers, if they all have one shape
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         self.params = params
@@ -61,20 +63,20 @@ class Pictures(ABC):
         torch.manual_seed(data.training.seed)
         return self._train(self.make(data, job), data, job)
 
-    def teach(self, network: nn.Module, data: LearningData, job: JobContext) -> "FittedPictures":
+    def teach(self, fitted: "FittedPictures", data: LearningData, job: JobContext) -> "FittedPictures":
         """Train a network that is there, as `fit` does; it is changed."""
         torch.manual_seed(data.training.seed)
-        return self._train(network, data, job)
+        return self._train(fitted.network, data, job)
 
     def teach_rounded(
-        self, network: nn.Module, operators: Collection[str], data: LearningData, job: JobContext
+        self, fitted: "FittedPictures", operators: Collection[str], data: LearningData, job: JobContext
     ) -> "FittedPictures":
         """`teach` while layers round as these ONNX operators do in int8; batch norms end in their convolutions."""
-        fold_norms(network)
-        begin_rounding(network, operators)
-        fitted = self.teach(network, data, job)
-        end_rounding(network)
-        return fitted
+        fold_norms(fitted.network)
+        begin_rounding(fitted.network, operators)
+        taught = self.teach(fitted, data, job)
+        end_rounding(fitted.network)
+        return taught
 
     def _train(self, network: nn.Module, data: LearningData, job: JobContext) -> "FittedPictures":
         change = None
@@ -90,16 +92,30 @@ class Pictures(ABC):
         weights = sum(p.numel() for p in network.parameters())
         return FittedPictures(data, network, {**facts, **self.about, "weights": weights})
 
-    def rebuild(self, model: onnx.ModelProto, data: LearningData) -> "FittedPictures":
-        """The network, not of published weights, that `model` was exported from, or one that was pruned since.
+    def rebuild(self, model: onnx.ModelProto, data: LearningData, job: JobContext) -> "FittedPictures":
+        """The network that `model` was exported from, or one that was pruned or shortened since.
 
-        Unreadable: its weights are not in the graph.
+        Raises:
+            Unreadable: its weights are not in the graph.
+            InvalidSpec: the published weights that it began with are no longer there.
         """
-        network = self.network(data.signature.inputs[0].shape[1:], data.n_classes)
-        restore(network, model, "network.")
+        network = self.make(data, job)
+        if "lora" in self.about:
+            network.settle()  # type: ignore[operator]  # it is a published one
+        if depth := self.depth_of(model):
+            keep_layers(network, self.layers, depth)
+        restore(network, model, _ROOM, frozen="lora" in self.about)
         rows = _tensors(data.train)
         settle_norms(network, [(rows.inputs[0][i : i + _BATCH],) for i in range(0, min(len(rows), _SETTLING), _BATCH)])
         return FittedPictures(data, network, {})
+
+    def depth_of(self, model: onnx.ModelProto) -> int:
+        """How many layers the network of this graph repeats; 0 if it is of no kind that can do with fewer."""
+        return attention_layers(model) if self.layers else 0
+
+    def shorten(self, network: nn.Module, keep: int, rank: int | None) -> None:  # noqa: ARG002 - pictures have no table
+        """Keep so many of the layers, evenly spaced from the first."""
+        keep_layers(network, self.layers, keep)
 
     @staticmethod
     def prune(network: nn.Module, keep: float, importance: Importance, data: LearningData) -> None:

@@ -1,6 +1,6 @@
 """What networks over texts share: tokens, fitting, answering, and exporting with the tokens' nodes in front."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from workers.learning import Array, Inputs, LearningData, Part
 from workers.training.batches import Tensors
 from workers.training.loop import train
 from workers.training.losses import class_loss
+from workers.training.rounding import begin_rounding, end_rounding
 from workers.training.token_augment import TokenAugment
 
 _BATCH = 256
@@ -77,12 +78,24 @@ class TextNetworkFamily:
             Stopped: the job was asked to stop.
         """
         reader = self.reader(data.train.inputs["text"], job)
-        return self.teach(reader, lambda: self.make(reader, outputs_of(data), job), data, job)
+        return self._train(reader, lambda: self.make(reader, outputs_of(data), job), data, job)
 
-    def teach(
+    def teach(self, fitted: "FittedText", data: LearningData, job: JobContext) -> "FittedText":
+        """Train a network that is there, as `fit` does; it is changed."""
+        return self._train(fitted.reader, lambda: fitted.network, data, job)
+
+    def teach_rounded(
+        self, fitted: "FittedText", operators: Collection[str], data: LearningData, job: JobContext
+    ) -> "FittedText":
+        """`teach` while layers round as these ONNX operators do in int8."""
+        begin_rounding(fitted.network, operators)
+        taught = self.teach(fitted, data, job)
+        end_rounding(fitted.network)
+        return taught
+
+    def _train(
         self, reader: TokenReader, make: Callable[[], TokenNetwork], data: LearningData, job: JobContext
     ) -> "FittedText":
-        """Train the network that `make` gives, as `fit` does; it is changed."""
         learn, watch = _tensors(reader, data.train), _tensors(reader, data.validation)
         torch.manual_seed(data.training.seed)
         network = make()

@@ -1,5 +1,6 @@
 """Boosted trees that learn from another model's answers in place of labels (distillation)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightgbm as lgb
@@ -11,8 +12,9 @@ from workers.learning import Array, Inputs, LearningData
 
 
 def fit_student(
-    data: LearningData, inputs: Inputs, teacher: Array, *, rounds: int, leaves: int, learning_rate: float
-) -> FittedGbdt:
+    data: LearningData, inputs: Inputs, teacher: Array, *, rounds: int, leaves: int, learning_rate: float,
+    watch: Callable[[], None] = lambda: None,
+) -> FittedGbdt:  # fmt: skip
     """A booster whose answers come near the teacher's; labels only tell how categories are encoded.
 
     Args:
@@ -22,6 +24,7 @@ def fit_student(
         rounds: of boosting.
         leaves: of a tree, at most.
         learning_rate: of boosting.
+        watch: called after each round; what it raises ends the training.
     """
     encoder, _ = TreeEncoder.learn(data, keep_missing=True)
     x = encoder.transform(inputs)
@@ -37,7 +40,7 @@ def fit_student(
     else:
         settings |= {"objective": _SoftLabels(teacher), "num_class": teacher.shape[1]}
         label = teacher.argmax(axis=1)  # LightGBM wants one; the objective has its own
-    booster = lgb.train(settings, lgb.Dataset(x, label=label), rounds)
+    booster = lgb.train(settings, lgb.Dataset(x, label=label), rounds, callbacks=[lambda _: watch()])
     return FittedGbdt(data, encoder, booster, rounds)
 
 

@@ -17,7 +17,7 @@ from app.core.signature import Tensor as GraphTensor
 from workers.context import JobContext
 from workers.export.graph import Graph
 from workers.export.torch_graph import export_module
-from workers.export.torch_weights import restore
+from workers.export.torch_weights import attention_layers, keep_layers, restore
 from workers.families.lora import adapted, merged
 from workers.families.sequences import FittedText, TextNetworkFamily, TokenNetwork, outputs_of
 from workers.families.vocabulary import PADDING, TokenReader
@@ -28,6 +28,8 @@ from workers.learning import Array, LearningData
 
 _FEED_FORWARD = 4  # times as wide as the tokens
 _TYPE = "bert"
+_ROOM = "encoder.network."  # of the network's weights, within its graph
+_LAYERS, _TABLE = "encoder.encoder.layer", "encoder.embeddings.word_embeddings"
 _EXACT: dict[str, Any] = {
     "attn_implementation": "eager"
 }  # the fused one is exported with nodes for rows without tokens
@@ -63,13 +65,11 @@ class Network(TokenNetwork):
             rank: numbers that stand for a word in the table, which a matrix makes as many as they were; the table's
                 singular value decomposition gives both. None: the table stays.
         """
-        bert = cast("BertModel", self.encoder)
-        layers = bert.encoder.layer
-        bert.encoder.layer = nn.ModuleList([layers[at * len(layers) // keep] for at in range(keep)])
+        keep_layers(self, _LAYERS, keep)
         self.config.num_hidden_layers = keep
         if rank is not None:
-            table = bert.embeddings.word_embeddings
-            bert.embeddings.register_module("word_embeddings", _factored(table, rank))
+            embeddings = cast("BertModel", self.encoder).embeddings
+            embeddings.register_module("word_embeddings", _factored(embeddings.word_embeddings, rank))
 
     def recomputable(self) -> list[nn.Module]:
         """The encoder's layers."""
@@ -159,16 +159,31 @@ class Transformer(TextNetworkFamily):
         return network
 
     def rebuild(self, model: onnx.ModelProto, data: LearningData, job: JobContext) -> FittedText:
-        """The network, not of published weights, that `model` was exported from; `data` is what it has learnt from.
+        """The network that `model` was exported from, or one that was shortened since.
 
-        Unreadable: its weights are not in the graph.
+        Raises:
+            Unreadable: its weights are not in the graph.
+            InvalidSpec: the published weights that it began with are no longer there.
         """
         reader = self.reader(data.train.inputs["text"], job)
-        network = self.make(reader, outputs_of(data), job)
-        restore(network, model, "encoder.network.")
+        network = cast("Network", self.make(reader, outputs_of(data), job))
+        self.settle(network)
+        narrow = next((t.dims[1] for t in model.graph.initializer if t.name == f"{_ROOM}{_TABLE}.0.weight"), None)
+        network.shorten(self.depth_of(model), narrow)
+        restore(network, model, _ROOM, frozen=self.params["lora"] is not None)
         return FittedText(data, reader, network, {})
+
+    @staticmethod
+    def depth_of(model: onnx.ModelProto) -> int:
+        """Layers of the network of this graph."""
+        return attention_layers(model)
+
+    @staticmethod
+    def shorten(network: nn.Module, keep: int, rank: int | None) -> None:
+        """As the network's own."""
+        cast("Network", network).shorten(keep, rank)
 
     def settle(self, network: TokenNetwork) -> None:
         """Add what LoRA has learnt to the published weights."""
-        if isinstance(network, Network) and self.params["lora"] is not None:
+        if isinstance(network, Network):
             network.encoder = merged(network.encoder)

@@ -1,6 +1,7 @@
 """Networks made again from their graphs, to be pruned, taught under rounding, or left without layers."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,20 @@ import pytest
 import torch
 from torch import nn
 
+from app.specs.compression import CompressBudget
 from app.specs.jobs import TrainSpec
 from tests.unit.learning.test_text import reviews
+from workers.compression.candidate import Candidate, Notebook
 from workers.compression.graphs import operators_of, weights_of
 from workers.compression.material import Material, Origin
+from workers.compression.measuring import Measuring
 from workers.compression.recipes import Maker
+from workers.compression.search import Search
+from workers.compression.space import WEIGHTS_ALONE, Space
 from workers.data.prepare import prepare
 from workers.evaluation.judge import Judge
 from workers.export.torch_weights import Unreadable
+from workers.families.weight_folders import with_their_size
 from workers.jobs import train
 from workers.learning import Rule
 from workers.training.rounding import begin_rounding, end_rounding
@@ -33,7 +40,8 @@ def maker_of(job: Any, folder: Path) -> Maker:
     """Of a version that is trained now; validation rows judge."""
     if not (job.output / "model.onnx").exists():
         train.run(job)
-    spec = TrainSpec.model_validate(job.spec).check_family()
+    spec = TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"}).check_family()
+    spec = with_their_size(job, spec)
     prepared = prepare(job, spec)
     judge = Judge("classification", *prepared.part("validation"), Rule(), 1)
     origin = Origin(spec.family, spec.params, spec.training)
@@ -53,7 +61,7 @@ def test_a_pruned_network_is_narrower_learns_to_be_rounded_and_is_the_same_each_
     prune = {"step": "prune", "keep": 0.5, "importance": "taylor"}
     raw = maker.make([prune])
     shutil.rmtree(job.folder / "trials")
-    assert Maker(replace(maker.material, folder=tmp_path / "again", _told=[])).make([prune]) == raw
+    assert Maker(replace(maker.material, folder=tmp_path / "again", _kept={})).make([prune]) == raw
     full, pruned = (weights_of(model) for model in (maker.material.graph(), onnx.load_from_string(raw)))
     kernels = [name for name, tensor in full.items() if len(tensor.dims) == 4]
     assert all(pruned[name].dims[0] % 8 == 0 for name in kernels)
@@ -68,7 +76,7 @@ def test_a_pruned_network_is_narrower_learns_to_be_rounded_and_is_the_same_each_
     graph = maker.graph([])
     next(t for t in graph.graph.initializer if t.name.endswith("head.weight")).name = "other"
     next(n for n in graph.graph.node if n.op_type == "Gemm").input[1] = "other"
-    strange = Maker(replace(maker.material, model=graph.SerializeToString(), folder=tmp_path / "strange", _told=[]))
+    strange = Maker(replace(maker.material, model=graph.SerializeToString(), folder=tmp_path / "strange", _kept={}))
     with pytest.raises(Unreadable, match=r"cannot be read back: 'head.weight' is not there"):
         strange.make([prune])
 
@@ -97,3 +105,44 @@ def test_an_encoder_without_some_layers_answers_nearly_as_before(make_job: MakeJ
     assert sum(".attention.output.dense.bias" in name for name in short) == 1
     assert len(maker.make([step])) < len(maker.material.model)
     assert accuracy(maker, [step]) > accuracy(maker, []) - 0.1
+
+
+def test_an_encoder_learns_to_be_rounded_short_as_it_is(make_job: MakeJob, tmp_path: Path):
+    params = {"depth": 2, "width": 32, "heads": 2, "max_tokens": 16, "dropout": 0.0}
+    training = {**TRAINING, "epochs": 4}
+    maker = maker_of(make_job(reviews(), family="transformer", params=params, training=training), tmp_path)
+    short = {"step": "drop_layers", "keep": 1, "table_rank": 8}
+    rounded = {"step": "learn_rounding", "operators": ["MatMul", "Gemm"]}
+    for before in ([], [short]):
+        assert operators_of(maker.graph([*before, rounded])) == operators_of(maker.graph(before))
+        told, full = (maker.material.judge.metrics(maker.make(recipe)) for recipe in ([*before, rounded], before))
+        assert told["log_loss"] < full["log_loss"] + 0.1  # what it knew is still there
+        int8 = [*before, rounded, {"step": "fuse", "fast_gelu": False}, WEIGHTS_ALONE]
+        assert accuracy(maker, int8) > accuracy(maker, before) - 0.1
+
+
+def test_a_vision_transformer_loses_layers_and_learns_to_be_rounded(
+    make_job: MakeJob, digits: pl.DataFrame, tmp_path: Path
+):
+    params = {"depth": 3, "width": 32, "heads": 2, "dropout": 0.0}
+    job = make_job(digits[:800], data="image", target="label", family="vit", params=params, training=TRAINING)
+    maker = maker_of(job, tmp_path)
+    short = {"step": "drop_layers", "keep": 2, "table_rank": None}
+    names = weights_of(maker.graph([short]))
+    assert {name.split("layers.")[1].split(".")[0] for name in names if "layers." in name} == {"0", "1"}
+    assert accuracy(maker, [short]) > accuracy(maker, []) - 0.1
+    int8 = [short, {"step": "learn_rounding", "operators": ["MatMul", "Gemm"]}, WEIGHTS_ALONE]
+    assert accuracy(maker, int8) > accuracy(maker, [short]) - 0.05
+    assert len(maker.make(int8)) < 0.5 * len(maker.make([short]))
+    # A search teaches the int8 graph that is beyond the budget; what changes nodes alone comes after that.
+    fused = {"step": "fuse", "fast_gelu": False}
+    budget = CompressBudget(max_metric_drop=0.5)
+    measuring = Measuring(maker, maker.material.judge, "accuracy", budget)
+    search = Search(measuring, Space.of(maker.material, maker.graph([])), Notebook(None, "host", "model"), 600.0)
+    beyond = Candidate([short, fused, WEIGHTS_ALONE], loss={"at_most": 1.0, "allowed": 0.5}, speed_up=2.0)
+    search.notebook.add(beyond, 0.0)
+    search._begun = time.monotonic()
+    search._learn_rounding()
+    found = search.notebook.all()[-1]
+    assert found.recipe == [short, {"step": "learn_rounding", "operators": ["MatMul", "Gemm"]}, fused, WEIGHTS_ALONE]
+    assert (found.failed, found.stops) == (None, [])

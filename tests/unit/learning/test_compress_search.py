@@ -121,3 +121,18 @@ def test_a_model_that_knows_its_validation_rows_is_judged_by_half_of_the_test_ro
     assert sorted(visits[0] + visits[1]) == visits[2]
     learnt = Material(model, prepared, judge, 0, job.folder, origin).learnt()
     assert set(learnt.tolist()) == {*prepared.split.train.tolist(), *prepared.split.validation.tolist()}
+
+
+def test_a_network_over_tables_is_taught_to_trees(
+    make_job: MakeJob, mixed: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("workers.compression.space._LARGE", 0)
+    training = {"epochs": 3, "optimizer": {"lr": 0.01}}
+    trained = make_job(mixed, name="mlp", family="mlp", features={"drop": ["amount"]}, training=training)
+    train.run(trained)
+    job = make_job(mixed, name="smaller", kind="compress")
+    job.spec = {"kind": "compress", "model": "m", "version": 1, "budget": {"max_metric_drop": 0.5, "time_limit_s": 1.0}}
+    (job.input / "model").symlink_to(trained.output)
+    found = compress.run(job)["compression"]["candidates"]
+    taught = [one for one in found if one["recipe"][0] == {"step": "student", "of": "trees", "size": "small"}]
+    assert [(len(one["recipe"]), one["failed"], one["stops"]) for one in taught] == [(1, None, [])]

@@ -17,7 +17,9 @@ from app.core.errors import InvalidSpec
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from bench.texts import divisions
+from tests.unit.learning.test_compress_networks import accuracy, maker_of
 from tests.unit.learning.test_text import ODD, WIDE, reviews
+from workers.compression.space import WEIGHTS_ALONE
 from workers.data.prepare import prepare
 from workers.families.base import load_family
 from workers.families.weight_folders import find_weights
@@ -83,18 +85,19 @@ class TestWordPiece:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of folders; `tiny` has a small BERT that nobody has trained."""
+    """A folder of folders; `tiny` has a small BERT that nobody has trained, `two` one of two layers."""
     root = tmp_path_factory.mktemp("weights")
-    folder = root / "tiny"
-    folder.mkdir()
-    tokenizer = tokenizer_of(reviews()["text"].to_list(), folder)
-    torch.manual_seed(3)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    for name, layers in (("tiny", 1), ("two", 2)):
+        folder = root / name
+        folder.mkdir()
+        tokenizer = tokenizer_of(reviews()["text"].to_list(), folder)
+        torch.manual_seed(3)
+        config = BertConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=layers, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=64,
+        )  # fmt: skip
+        BertModel(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return root
 
 
@@ -138,6 +141,19 @@ def test_lora_changes_queries_and_values_alone(make_job: MakeJob, weights: Path)
     changed = {name for name, value in found.items() if not torch.equal(value, published[name])}
     assert changed == {f"encoder.layer.0.attention.self.{end}.weight" for end in ("query", "value")}
     assert fitted.facts()["lora"]["weights_that_learn"] == 2 * 2 * (32 + 32)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_what_was_fine_tuned_loses_layers_and_learns_to_be_rounded(
+    make_job: MakeJob, weights: Path, tmp_path: Path, lora: dict[str, Any] | None
+):
+    job = job_of(make_job, weights, "two", params={"lora": lora}, training={**TRAINING, "optimizer": {"lr": 0.01}})
+    maker = maker_of(job, tmp_path)
+    short = {"step": "drop_layers", "keep": 1, "table_rank": 8}
+    assert len(maker.make([short])) < len(maker.material.model) - 4 * 10_000  # numbers of a layer, at least
+    assert accuracy(maker, [short]) > accuracy(maker, []) - 0.1
+    int8 = [short, {"step": "learn_rounding", "operators": ["MatMul", "Gemm"]}, WEIGHTS_ALONE]
+    assert accuracy(maker, int8) > accuracy(maker, [short]) - 0.1
 
 
 def broken(root: Path, tmp_path: Path, change: Callable[[Path], object]) -> Path:

@@ -22,8 +22,10 @@ from sklearn.preprocessing import OneHotEncoder
 from sklearn.svm import SVC
 
 from app.core.signature import Signature, Tensor
-from workers.compression.foreign_tables import in_its_place, is_table, labels_told
+from workers.compression.foreign import in_its_place, labels_told
+from workers.compression.foreign_tables import is_table
 from workers.compression.material import Material
+from workers.compression.students import can_boost
 from workers.data.prepare import Prepared
 from workers.data.splits import Split
 from workers.data.tables import Notes
@@ -236,6 +238,17 @@ def test_labels_are_those_of_the_likeliest_class_or_are_not_known(
         return
     made = in_its_place(student.model(*pair), material, labels_told(material, count, rows))
     assert [one.tolist() for one in run(made, {"x": rows})] == [one.tolist() for one in run(full, {"x": rows})]
+
+
+@pytest.mark.parametrize(("texts", "known"), [(["red", "green"] * 20, True), ([f"room {i}" for i in range(40)], False)])
+def test_texts_that_differ_in_every_row_are_no_categories(texts: list[str], known: bool, tmp_path: Path):  # noqa: FBT001 - a parameter
+    """As a network over texts has them, whose one input has the form of a column."""
+    ends = (Tensor("text", "BYTES", (-1, 1)),), (Tensor("p", "FP32", (-1, 2)),)
+    rows, inputs = np.arange(40), {"text": np.array(texts, object).reshape(-1, 1)}
+    split = Split(rows, rows[:0], rows[:0], "given")
+    prepared = Prepared(Signature("inference", *ends, ()), inputs, rows % 2, rows, split, Notes())
+    judge = Judge("classification", {}, np.empty(0), Rule(), 1, Answering("p", 32, "probabilities"))
+    assert can_boost(Material(b"", prepared, judge, 0, tmp_path)) is known
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,13 @@ from transformers import (
 )
 
 from app.core.errors import InvalidSpec
+from app.specs.compression import CompressBudget
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
+from tests.unit.learning.test_compress_networks import accuracy, maker_of
 from tests.unit.learning.test_resume import _same_when_resumed
+from workers.compression.measuring import Measuring
+from workers.compression.recipes import Maker
 from workers.data.prepare import prepare
 from workers.families.base import load_family
 from workers.families.picture_weights import published_network
@@ -110,6 +115,34 @@ def test_it_learns_on_and_exports(
     assert card["params"]["image_size"] == SIDE
     assert "oading" not in "".join(capfd.readouterr())  # of transformers
     assert [t["shape"] for t in result["signature"]["inputs"]] == [(-1, 1, SIDE, SIDE)]  # grey, shown three times
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_was_fine_tuned_is_made_smaller(
+    make_job: MakeJob, digits: pl.DataFrame, weights: Path, tmp_path: Path, name: str
+):
+    """Channels leave it, or layers, also where LoRA has taught it; and it learns to be rounded. Not without a folder.
+
+    Mobilenet's channels are as few as vector instructions take at once, and it is too deep to learn from nothing here.
+    """
+    lora = {"params": {"lora": {"rank": 4}}} if name == "vit" else {}
+    training = {"epochs": 12, "batch_size": 32, "optimizer": {"lr": 0.01}}
+    maker = maker_of(job_of(make_job, weights, digits[:1000], name, **lora, training=training), tmp_path)
+    smaller: dict[str, Any] = {"step": "prune", "keep": 0.5, "importance": "taylor"}
+    if name == "vit":
+        smaller = {"step": "drop_layers", "keep": 1, "table_rank": None}
+    rounded = {"step": "learn_rounding", "operators": ["Conv", "Gemm", "MatMul"]}
+    told = [accuracy(maker, recipe) for recipe in ([], [smaller], [smaller, rounded])]
+    if name != "mobilenet":
+        assert len(maker.make([smaller])) < 0.9 * len(maker.material.model)
+        assert told[0] > 0.5
+        assert told[1] > 0.7 * told[0]
+        assert told[2] > 0.9 * told[1]
+    assert maker.material.job is not None
+    elsewhere = replace(maker.material.job, spec={**maker.material.job.spec, "limits": {"threads": 1}})
+    strange = Maker(replace(maker.material, job=elsewhere, _kept={}))
+    found = Measuring(strange, maker.material.judge, "accuracy", CompressBudget()).try_out([smaller])
+    assert "no folder of weights" in str(found.failed)
 
 
 def test_lora_changes_what_it_names_by_its_rank_and_nothing_else(
