@@ -1,18 +1,19 @@
 """Compression beside plain quantizers: speed, bytes and loss of each, on this host, in one run.
 
-    python -m bench.compress [--quick] [NAME …]
+    python -m bench.compress [--quick] [--keep FOLDER] [NAME …]
 
 Each model is trained here on `../shared/data`, then compressed by a `compress` job within one point (0.01). Beside it
 stand ONNX Runtime's `quantize_dynamic` and `quantize_static` as their guides have them, measured by the same rows: the
 test rows of the training. (Of `imported` and `forest` the job divides all rows anew, so some of these have decided in
 it.) `--quick` takes few rows, few epochs and a short search: it shows that everything runs, and its numbers mean
-little. NNCF is set beside them if AIMASS_BENCH_NNCF names an interpreter that has it; its dependencies do not go with
-ours.
+little. `--keep` leaves the trained models in a folder, and takes those that are there. NNCF is set beside them if
+AIMASS_BENCH_NNCF names an interpreter that has it; its dependencies do not go with ours.
 """
 
 import argparse
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from bench.quality import DATA, _job
 from bench.tables import PART, TABLES
 from bench.texts import as_csv, divisions
 from workers.compression.int8 import CALIBRATION_ROWS, _Reader
-from workers.context import JobContext
+from workers.context import Events, JobContext
 from workers.data.prepare import reload
 from workers.evaluation.judge import Judge
 from workers.evaluation.metrics import metric_drop
@@ -90,17 +91,20 @@ def _adult(path: Path, rows: int | None) -> str:
     return "adult.csv"
 
 
-# ResNet-18's channels and blocks; few epochs in bf16, for on two cores each takes three minutes.
+# ResNet-18's channels and blocks, and MobileNetV2's; few epochs in bf16, for on two cores each takes minutes.
 RESNET = {
     "family": "resnet", "params": {"widths": [64, 128, 256, 512], "depth": 2},
     "training": {"epochs": 4, "precision": "bf16", "optimizer": {"lr": 0.004}},
 }  # fmt: skip
-MOBILENET = {"family": "mobilenet", "params": {"width": 1.0}, "training": {"epochs": 8, "optimizer": {"lr": 0.003}}}
+MOBILENET = {
+    "family": "mobilenet", "params": {"width": 1.0},
+    "training": {"epochs": 4, "precision": "bf16", "optimizer": {"lr": 0.003}},
+}  # fmt: skip
 TEXT = {"family": "transformer", "params": {"depth": 6, "max_tokens": 64}}
 FOREST = {"family": "random_forest", "params": {"n_estimators": 300}}
 CASES = [
     Case("resnet", _pictures, {"target": "label", **RESNET}, (8, 10, 0.005), search_s=1200.0),
-    Case("mobilenet", _pictures, {"target": "label", **MOBILENET}, (3, 4, 0.01)),
+    Case("mobilenet", _pictures, {"target": "label", **MOBILENET}, (3, 4, 0.01), search_s=1500.0),
     Case("text", _texts, {"target": "label", **TEXT}, (5, 8, 0.01)),
     Case("ensemble", _adult, {"target": "income", "family": "auto"}, (5, 5, 0.002), "latency", 600.0),
     Case("imported", _pictures, {"target": "label", "family": "cnn"}, (2, 3.5, 0.01), imported=True),
@@ -111,6 +115,7 @@ CASES = [
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--keep", type=Path)
     parser.add_argument("names", nargs="*")
     chosen = parser.parse_args(arguments)
     if not DATA.exists():
@@ -118,15 +123,16 @@ def main(arguments: list[str]) -> int:
         return 1
     print(f"{host_name()}; speed: rows a second in batches (ensemble: one row); loss on rows that decided nothing")
     print(f"{'model':11}{'recipe':44}{'speed':>8}{'smaller':>9}{'loss':>9}")
-    short = sum(run(case, quick=chosen.quick) for case in CASES if not chosen.names or case.name in chosen.names)
+    cases = [case for case in CASES if not chosen.names or case.name in chosen.names]
+    short = sum(run(case, chosen.keep, quick=chosen.quick) for case in cases)
     return int(short > 0 and not chosen.quick)
 
 
-def run(case: Case, *, quick: bool) -> int:
+def run(case: Case, keep: Path | None, *, quick: bool) -> int:
     """One model; 1 when it falls short of what is wanted."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        trained = _train(case, folder, quick=quick)
+        trained = _train(case, folder if keep is None else keep.resolve() / case.name, quick=quick)
         job = _compress(case, folder, trained, quick=quick)
         result = compress.run(job)
         version = Version(trained.output)
@@ -179,6 +185,10 @@ class _Beside:
 
 
 def _train(case: Case, folder: Path, *, quick: bool) -> JobContext:
+    if (folder / "trained.json").exists():
+        spec = json.loads((folder / "trained.json").read_text())
+        return JobContext("kept", "train", 1, spec, folder / "train", Events(os.open(os.devnull, os.O_WRONLY)))
+    folder.mkdir(parents=True, exist_ok=True)
     uploaded = _job(folder / "ingest", {"dataset": "d@1", "format": "auto"})
     uploaded.input.mkdir(parents=True)
     name = case.upload(uploaded.input / "original", _QUICK_ROWS if quick else None)
@@ -195,6 +205,7 @@ def _train(case: Case, folder: Path, *, quick: bool) -> JobContext:
     job.input.mkdir(parents=True)
     uploaded.output.rename(job.input / "dataset")
     train.run(job)
+    (folder / "trained.json").write_text(json.dumps(spec))
     return job
 
 
