@@ -117,14 +117,11 @@ def test_it_learns_on_and_exports(
     assert [t["shape"] for t in result["signature"]["inputs"]] == [(-1, 1, SIDE, SIDE)]  # grey, shown three times
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ["vit", "resnet", "convnext"])
 def test_what_was_fine_tuned_is_made_smaller(
     make_job: MakeJob, digits: pl.DataFrame, weights: Path, tmp_path: Path, name: str
 ):
-    """Channels leave it, or layers, also where LoRA has taught it; and it learns to be rounded. Not without a folder.
-
-    Mobilenet's channels are as few as vector instructions take at once, and it is too deep to learn from nothing here.
-    """
+    """Channels leave it, or layers, also where LoRA has taught it; and it learns to be rounded."""
     lora = {"params": {"lora": {"rank": 4}}} if name == "vit" else {}
     training = {"epochs": 12, "batch_size": 32, "optimizer": {"lr": 0.01}}
     maker = maker_of(job_of(make_job, weights, digits[:1000], name, **lora, training=training), tmp_path)
@@ -133,11 +130,10 @@ def test_what_was_fine_tuned_is_made_smaller(
         smaller = {"step": "drop_layers", "keep": 1, "table_rank": None}
     rounded = {"step": "learn_rounding", "operators": ["Conv", "Gemm", "MatMul"]}
     told = [accuracy(maker, recipe) for recipe in ([], [smaller], [smaller, rounded])]
-    if name != "mobilenet":
-        assert len(maker.make([smaller])) < 0.9 * len(maker.material.model)
-        assert told[0] > 0.5
-        assert told[1] > 0.7 * told[0]
-        assert told[2] > 0.9 * told[1]
+    assert len(maker.make([smaller])) < 0.9 * len(maker.material.model)
+    assert told[0] > 0.5
+    assert told[1] > 0.7 * told[0]
+    assert told[2] > 0.9 * told[1]
     assert maker.material.job is not None
     elsewhere = replace(maker.material.job, spec={**maker.material.job.spec, "limits": {"threads": 1}})
     strange = Maker(replace(maker.material, job=elsewhere, _kept={}))
