@@ -124,7 +124,7 @@ def test_a_vision_transformer_loses_layers_and_learns_to_be_rounded(
     make_job: MakeJob, digits: pl.DataFrame, tmp_path: Path
 ):
     params = {"depth": 3, "width": 32, "heads": 2, "dropout": 0.0}
-    job = make_job(digits[:800], data="image", target="label", family="vit", params=params, training=TRAINING)
+    job = make_job(digits[:500], data="image", target="label", family="vit", params=params, training=TRAINING)
     maker = maker_of(job, tmp_path)
     short = {"step": "drop_layers", "keep": 2, "table_rank": None}
     names = weights_of(maker.graph([short]))
