@@ -6,8 +6,8 @@ Each model is trained here on `../shared/data`, then compressed by a `compress` 
 stand ONNX Runtime's `quantize_dynamic` and `quantize_static` as their guides have them, measured by the same rows: the
 test rows of the training. (Of `imported` and `forest` the job divides all rows anew, so some of these have decided in
 it.) `--quick` takes few rows, few epochs and a short search: it shows that everything runs, and its numbers mean
-little. `--keep` leaves the trained models in a folder, and takes those that are there. NNCF is set beside them if
-AIMASS_BENCH_NNCF names an interpreter that has it; its dependencies do not go with ours.
+little. `--keep` leaves the trained models in a folder, and takes those of the same training from there. NNCF is set
+beside them if AIMASS_BENCH_NNCF names an interpreter that has it; its dependencies do not go with ours.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -185,15 +186,28 @@ class _Beside:
 
 
 def _train(case: Case, folder: Path, *, quick: bool) -> JobContext:
-    if (folder / "trained.json").exists():
-        spec = json.loads((folder / "trained.json").read_text())
+    """A training, or the same one that was kept in this folder."""
+    spec = _training(case, quick=quick)
+    kept, told = folder / "trained.json", json.dumps([spec, quick])
+    if kept.exists() and kept.read_text() == told:
         return JobContext("kept", "train", 1, spec, folder / "train", Events(os.open(os.devnull, os.O_WRONLY)))
+    for room in ("ingest", "train"):  # of another one, or of one that was ended
+        shutil.rmtree(folder / room, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     uploaded = _job(folder / "ingest", {"dataset": "d@1", "format": "auto"})
     uploaded.input.mkdir(parents=True)
     name = case.upload(uploaded.input / "original", _QUICK_ROWS if quick else None)
     uploaded = replace(uploaded, spec={**uploaded.spec, "filename": name})
     ingest.run(uploaded)
+    job = _job(folder / "train", spec)
+    job.input.mkdir(parents=True)
+    uploaded.output.rename(job.input / "dataset")
+    train.run(job)
+    kept.write_text(told)
+    return job
+
+
+def _training(case: Case, *, quick: bool) -> dict[str, Any]:
     spec = {"kind": "train", "model": "m", "dataset": "d@1", "task": "classification", **case.spec}
     if case.spec["family"] == "auto":
         spec["params"] = {"time_limit_s": 15 if quick else 300, "members": 4}
@@ -201,12 +215,7 @@ def _train(case: Case, folder: Path, *, quick: bool) -> JobContext:
         spec["training"] = {"epochs": 15, "batch_size": 128, **case.spec.get("training", {})}
         if quick:
             spec["training"]["epochs"] = 1
-    job = _job(folder / "train", spec)
-    job.input.mkdir(parents=True)
-    uploaded.output.rename(job.input / "dataset")
-    train.run(job)
-    (folder / "trained.json").write_text(json.dumps(spec))
-    return job
+    return spec
 
 
 def _compress(case: Case, folder: Path, trained: JobContext, *, quick: bool) -> JobContext:

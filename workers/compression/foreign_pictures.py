@@ -11,7 +11,7 @@ import onnx
 from app.core.signature import Signature, Task, Tensor
 from app.specs.families import family
 from app.specs.mapping import picture_tensor
-from app.specs.training import EarlyStoppingSpec, OptimizerSpec, TrainingSpec
+from app.specs.training import OptimizerSpec, TrainingSpec
 from workers.automl.trial import Trial
 from workers.compression.foreign import in_its_place, is_told, labels_told
 from workers.compression.graphs import Model
@@ -108,7 +108,7 @@ def _data(material: Material, pictures: Array, answers: Array) -> LearningData:
     least, most = _EPOCHS
     training = TrainingSpec(
         epochs=min(most, max(least, ceil(_STEPS * _BATCH / len(pictures)))), batch_size=_BATCH, seed=material.seed,
-        optimizer=OptimizerSpec(lr=_RATE), early_stopping=EarlyStoppingSpec(),
+        optimizer=OptimizerSpec(lr=_RATE),
     )  # fmt: skip
     held = max(1, round(len(pictures) * WATCHED))
     watch, learn = (Part({"image": pictures[s]}, answers[s]) for s in (slice(held), slice(held, None)))

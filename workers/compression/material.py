@@ -15,7 +15,7 @@ from workers.compression.int8 import CALIBRATION_ROWS
 from workers.context import JobContext
 from workers.data.prepare import Prepared
 from workers.evaluation.judge import Judge
-from workers.export.runtime import open_session, predict
+from workers.export.runtime import Session, open_session, predict
 from workers.learning import Array, Inputs, take
 
 _PART_BYTES = 64 << 20  # of the rows that are read at once
@@ -69,8 +69,7 @@ class Material:
 
     def answers(self, inputs: Inputs) -> Array:
         """What the full model says to these rows: probabilities [N, K] or values [N], FP64."""
-        session, answering = open_session(self.model, self.threads), self.judge.answering
-        return answering.read(predict(session, inputs, self.batch, answering.output)).astype(np.float64)
+        return self._asked(open_session(self.model, self.threads), inputs)
 
     def told(self) -> Array:
         """`answers` to the rows of `learnt`, in their order; asked once, for there may be many."""
@@ -79,13 +78,15 @@ class Material:
 
     def answers_to(self, rows: Array, watch: Callable[[], None] = lambda: None) -> Array:
         """`answers` to rows of the data set, of which few are read at once; `watch` is called between and may raise."""
-        session, answering = open_session(self.model, self.threads), self.judge.answering
-        found = []
+        session, found = open_session(self.model, self.threads), []
         for part in self.parts(rows):
             watch()
-            said = predict(session, take(self.prepared.inputs, part), self.batch, answering.output)
-            found.append(answering.read(said).astype(np.float64))
+            found.append(self._asked(session, take(self.prepared.inputs, part)))
         return np.concatenate(found)
+
+    def _asked(self, session: Session, inputs: Inputs) -> Array:
+        answering = self.judge.answering
+        return answering.read(predict(session, inputs, self.batch, answering.output)).astype(np.float64)
 
     def parts(self, rows: Array) -> list[Array]:
         """Rows of the data set in parts that do not take much memory."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from sklearn.neural_network import MLPClassifier
 from app.core.signature import ImageFormat, Signature, Tensor
 from app.specs.jobs import CompressSpec
 from tests.unit.learning.test_foreign_tables import ends, run
-from workers.compression.foreign_pictures import is_picture
+from workers.compression.foreign_pictures import is_picture, picture_student
 from workers.compression.material import Material
 from workers.compression.recipes import Maker
 from workers.compression.space import Space
+from workers.compression.teaching import NoTime
 from workers.data.images import decode_all
 from workers.evaluation.answers import Answering
 from workers.export.graph import Graph
@@ -53,7 +55,10 @@ def full_model(pictures: np.ndarray, labels: list[str], datatype: str) -> onnx.M
 def test_a_network_learns_what_an_imported_one_answers(
     make_job: MakeJob, digits: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datatype: Any
 ):
+    """Read in parts, and timed first, as many pictures are."""
     monkeypatch.setattr("workers.compression.foreign_pictures._STEPS", 150)
+    monkeypatch.setattr("workers.compression.foreign_pictures._TIMED", (1, 2))
+    monkeypatch.setattr("workers.compression.material._PART_BYTES", 100 * 64 * np.dtype(np.float32).itemsize)
     scaling = {"mean": [MEAN], "std": [STD]} if datatype == "FP32" else {}
     job = make_job(digits, data="image", kind="compress")
     job.spec = {
@@ -74,11 +79,14 @@ def test_a_network_learns_what_an_imported_one_answers(
     material = Material(version.base(), prepared, judge, 0, tmp_path, None, job)
     space, maker = Space.of(material, model), Maker(material)
     assert list(space.choices["student"]) == ["none", "small network", "medium network"]
+    with pytest.raises(NoTime, match="asking the full model takes too much"):
+        picture_student(material, "small", monotonic() - 1)
     picked = {**{name: options[0] for name, options in space.choices.items()}, "student": "small network"}
     recipe = space.recipe(picked)
     assert recipe is not None
     small = maker.graph(recipe)
     assert ends(small) == ends(model)
+    assert [path.name for path in (job.folder / "trials").iterdir()] == ["student-small"]  # no clocks are left
     told = {"picture": prepared.inputs["picture"][prepared.split.test]}
     (scores, digit), (small_scores, small_digit) = run(model, told), run(small, told)
     assert small_digit.tolist() == small_scores.argmax(axis=1).tolist()
@@ -96,5 +104,7 @@ def test_what_no_network_can_take_the_place_of():
         ((picture,), (answer, Tensor("features", "FP32", (-1, 100)))),
     ):
         assert not is_picture(Signature("inference", inputs, outputs, ()), answering, "classification")
+    halves = Tensor("x", "BF16", picture.shape)
+    assert not is_picture(Signature("inference", (halves,), (answer,), ()), answering, "classification")
     assert not is_picture(Signature("inference", (picture,), (answer,), ()), answering, "regression")
     assert is_picture(Signature("inference", (picture,), (answer,), ()), answering, "classification")

@@ -28,8 +28,10 @@ from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from tests.unit.learning.test_compress_networks import accuracy, maker_of
 from tests.unit.learning.test_resume import _same_when_resumed
+from workers.compression.candidate import Candidate
 from workers.compression.measuring import Measuring
 from workers.compression.recipes import Maker
+from workers.compression.variants import _as_made
 from workers.data.prepare import prepare
 from workers.families.base import load_family
 from workers.families.picture_weights import published_network
@@ -137,8 +139,8 @@ def test_what_was_fine_tuned_is_made_smaller(
     assert maker.material.job is not None
     elsewhere = replace(maker.material.job, spec={**maker.material.job.spec, "limits": {"threads": 1}})
     strange = Maker(replace(maker.material, job=elsewhere, _kept={}))
-    found = Measuring(strange, maker.material.judge, "accuracy", CompressBudget()).try_out([smaller])
-    assert "no folder of weights" in str(found.failed)
+    measuring = Measuring(strange, maker.material.judge, "accuracy", CompressBudget())
+    assert "no folder of weights" in str(_as_made(Candidate([smaller]), measuring).failed)  # by another attempt
 
 
 def test_lora_changes_what_it_names_by_its_rank_and_nothing_else(
