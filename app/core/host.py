@@ -23,3 +23,8 @@ def host_name() -> str:
 def host_class(name: str | None = None) -> str:
     """The instruction sets in a host's name, this host's by default: hosts of a class choose the same kernels."""
     return (name or host_name()).rpartition(" (")[2].removesuffix(")")
+
+
+def serving_class(provider: str) -> str:
+    """The class of this host where models run on `provider`: no compressed model is measured on a GPU."""
+    return host_class() if provider == "cpu" else provider.partition(":")[0]

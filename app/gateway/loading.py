@@ -300,9 +300,10 @@ class Loader:
     async def _load(
         self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec
     ) -> tuple[ServedModel, str]:
-        chosen = choose_variant(version, None) if variant is None else fit_variant(version, variant)
-        folder, onnx = await serve_version(self._platform, version, chosen)
         defaults = self._platform.settings.serving
+        on = defaults.provider
+        chosen = choose_variant(version, None, on) if variant is None else fit_variant(version, variant, on)
+        folder, onnx = await serve_version(self._platform, version, chosen)
         batching = Batching(
             spec.batching.max_batch or defaults.max_batch,
             spec.batching.max_queue or defaults.max_queue,
@@ -317,7 +318,7 @@ class Loader:
     async def _renew(self, source: ModelSource) -> ModelSource:
         """Files of a model that slept: they are verified again, and fetched if they are gone."""
         found = await self._version(source.model, source.version)
-        chosen = fit_variant(found, source.variant)
+        chosen = fit_variant(found, source.variant, self._platform.settings.serving.provider)
         folder, onnx = await serve_version(self._platform, found, chosen)
         return replace(source, variant=chosen.name, folder=folder, onnx=onnx)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.core.errors import Conflict, Corrupt
-from app.core.host import host_class
+from app.core.host import serving_class
 from app.core.resources import BASE_VARIANT, ModelVersion, StoredFile, Variant
 from app.core.version_folder import GOLDEN, NAMES, SIGNATURE
 from app.services.keep_files import lay_out, stored
@@ -21,9 +21,12 @@ log = logging.getLogger("aimass.serving")
 NEEDED = frozenset({SIGNATURE, GOLDEN})
 
 
-def choose_variant(version: ModelVersion, name: str | None) -> Variant:
-    """The variant called `name`, else the fastest accepted one. Conflict, saying why, if none may be served here."""
-    host = host_class()
+def choose_variant(version: ModelVersion, name: str | None, provider: str = "cpu") -> Variant:
+    """The variant called `name`, else the fastest accepted one. Conflict, saying why, if none may be served here.
+
+    `provider` is what ONNX Runtime runs models on, by the setting.
+    """
+    host = serving_class(provider)
     chosen = version.variant(name, host)
     if chosen is not None:
         return chosen
@@ -33,6 +36,11 @@ def choose_variant(version: ModelVersion, name: str | None) -> Variant:
         names = ", ".join(v.name for v in version.variants if v.serves(host))
         raise Conflict(f"'{what}' has no variant '{name}'; it has: {names}")
     found = known if known.state == "rejected" else known.measured(host)
+    if found is None and provider != "cpu":
+        raise Conflict(
+            f"variant '{name}' of '{what}' was measured on processors, and AIMASS_SERVING_PROVIDER is {provider}: "
+            "take fp32"
+        )
     if found is None:
         raise Conflict(
             f"variant '{name}' of '{what}' has not been measured on hosts with {host}, and may answer otherwise there; "
@@ -41,19 +49,20 @@ def choose_variant(version: ModelVersion, name: str | None) -> Variant:
     raise Conflict(f"variant '{name}' of '{what}' was rejected: {found.reason}")
 
 
-def fit_variant(version: ModelVersion, name: str) -> Variant:
+def fit_variant(version: ModelVersion, name: str, provider: str = "cpu") -> Variant:
     """As an endpoint was given it: the base until, or unless, its variant is found good for this class of hosts.
 
     An endpoint that was routed on another host serves on, exactly, if slower. Conflict if there is no such variant.
     """
     known = next((v for v in version.variants if v.name == name and v.state == "accepted"), None)
-    if known is None or known.serves(host_class()):
-        return choose_variant(version, name)
+    host = serving_class(provider)
+    if known is None or known.serves(host):
+        return choose_variant(version, name, provider)
     log.warning(
-        "%s@%d: %s is served, since variant '%s' is not known to be good on hosts with %s; run a measure job",
-        version.model, version.version, BASE_VARIANT, name, host_class(),
+        "%s@%d: %s is served, since variant '%s' is not known to be good on hosts with %s%s",
+        version.model, version.version, BASE_VARIANT, name, host, "; run a measure job" if provider == "cpu" else "",
     )  # fmt: skip
-    return choose_variant(version, BASE_VARIANT)
+    return choose_variant(version, BASE_VARIANT, provider)
 
 
 async def serve_version(platform: Platform, version: ModelVersion, variant: Variant) -> tuple[Path, Path]:

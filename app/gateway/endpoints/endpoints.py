@@ -71,7 +71,7 @@ async def _version(state: Gateway, model: str, route: RouteSpec) -> ModelVersion
             number = route.version or await models.resolve_alias(model, route.alias or "")
             version = await models.version(model, number)
     with about("routes", 0, "variant"):
-        choose_variant(version, route.variant)
+        choose_variant(version, route.variant, state.platform.settings.serving.provider)
     return version
 
 

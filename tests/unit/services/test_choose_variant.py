@@ -1,0 +1,52 @@
+"""Which variant answers: one that was measured on this class of hosts, and on a GPU the full model."""
+
+import logging
+from typing import Any
+
+import pytest
+
+from app.core.errors import Conflict
+from app.core.host import host_name
+from app.core.resources import ModelVersion, Variant
+from app.services.serve_version import choose_variant, fit_variant
+
+ELSEWHERE = "another processor (sve)"
+
+
+def variant(name: str, host: str, rate: float, state: Any = "accepted") -> Variant:
+    latency = {"host": host, "items_per_s": rate}
+    return Variant(name, state, None, {}, f"variants/{name}/model.onnx", 10, {}, latency)
+
+
+def version(host: str) -> ModelVersion:
+    variants = variant("fp32", host, 100), variant("int8", host, 300)
+    return ModelVersion(
+        "id", "m", 1, "ready", "classification", "mlp", "accuracy", {}, {}, {}, {}, "f" * 64, 0.0, variants
+    )
+
+
+def test_the_fastest_that_was_measured_here():
+    assert choose_variant(version(host_name()), None).name == "int8"
+    assert choose_variant(version(ELSEWHERE), None).name == "fp32"
+
+
+def test_one_that_was_measured_elsewhere_is_refused():
+    with pytest.raises(Conflict, match="run a job of kind measure"):
+        choose_variant(version(ELSEWHERE), "int8")
+
+
+def test_on_a_gpu_the_full_model_answers(caplog: pytest.LogCaptureFixture):
+    known = version(host_name())
+    assert choose_variant(known, None, "cuda:1").name == "fp32"
+    with pytest.raises(Conflict, match=r"measured on processors, and AIMASS_SERVING_PROVIDER is cuda:1: take fp32"):
+        choose_variant(known, "int8", "cuda:1")
+    with caplog.at_level(logging.WARNING):
+        assert fit_variant(known, "int8", "cuda:1").name == "fp32"
+    assert "'int8' is not known to be good on hosts with cuda" in caplog.text
+
+
+def test_an_endpoint_keeps_its_variant_where_it_is_good(caplog: pytest.LogCaptureFixture):
+    assert fit_variant(version(host_name()), "int8").name == "int8"
+    assert not caplog.text
+    assert fit_variant(version(ELSEWHERE), "int8").name == "fp32"
+    assert "run a measure job" in caplog.text
