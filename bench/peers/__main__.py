@@ -28,6 +28,7 @@ from bench.product import gateway
 from tests.support.platform import Platform
 
 TWO = "ours-2"  # this platform with two gateway processes
+PROTOTYPE = "prototype"  # measured when it is named
 PEERS = ("kserve", "mlserver", "pytriton", "torchserve", "litserve", "bentoml", "mlflow", "ray")
 RESULTS = setup.WORK / "results.jsonl"
 
@@ -186,8 +187,9 @@ def _shown(line: Result) -> str:
 def main() -> None:
     """Measure, then print the tables."""
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    known = ["ours", TWO, PROTOTYPE, "naive", *PEERS]
     parser.add_argument(
-        "servers", nargs="*", metavar="SERVER", help=f"of ours, {TWO}, naive, {', '.join(PEERS)}; all without"
+        "servers", nargs="*", metavar="SERVER", help=f"of {', '.join(known)}; all without, but the prototype"
     )
     parser.add_argument("--rounds", type=int, help="5 of ours, 3 of a peer")
     parser.add_argument("--minutes", type=float, default=60, help="no server is started after this")
@@ -197,7 +199,7 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="print the tables of the newest results and do nothing")
     arguments = parser.parse_args()
     names = arguments.servers or ["ours", TWO, *PEERS]
-    if unknown := set(names) - {"ours", TWO, "naive", *PEERS}:
+    if unknown := set(names) - set(known):
         parser.error(f"no such server: {', '.join(sorted(unknown))}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # so that what was started is stopped
     if not arguments.report:

@@ -11,4 +11,4 @@ def _command(launch: Launch) -> list[str]:
     return [str(launch.python), "-m", "uvicorn", "--app-dir", str(SERVERS), "naive_app:app", *options]
 
 
-PEER = Peer("naive", _command)
+PEER = Peer("naive", _command, installed=False)

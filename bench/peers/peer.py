@@ -32,7 +32,7 @@ def script(name: str) -> Callable[[Launch], list[str]]:
 
 @dataclass(frozen=True)
 class Peer:
-    """How to start and address one server. Its packages are those of `requirements/{name}.txt`."""
+    """How to start and address one server. If it is installed, its packages are those of `requirements/{name}.txt`."""
 
     name: str
     command: Callable[[Launch], list[str]]
@@ -40,6 +40,7 @@ class Peer:
     forms: Mapping[str, Form] = field(default_factory=dict)  # of the JSON bodies, by model, if not `plain`
     binary: bool = False  # takes the binary tensors of the Open Inference Protocol
     one_model: bool = False  # a process serves one model
+    installed: bool = True  # in an environment of its own; or it runs in this repository's
     prepare: Callable[[Launch], None] | None = None  # before the command; into the folder
     environment: Mapping[str, str] = field(default_factory=dict)  # {folder} in a value is the launch's
 

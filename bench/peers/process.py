@@ -32,7 +32,7 @@ def running(peer: Peer, models: Path, model: str = "") -> Iterator[Server]:
     folder = setup.WORK / "run" / peer.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    python = Path(sys.executable) if peer.name == "naive" else setup.environment(peer.name)
+    python = setup.environment(peer.name) if peer.installed else Path(sys.executable)
     launch = Launch(python, folder, models, [free_port() for _ in range(_PORTS)], model)
     if peer.prepare is not None:
         peer.prepare(launch)
