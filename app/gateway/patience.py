@@ -1,7 +1,7 @@
-"""Clients that begin a request and do not go on with it: their connections are closed, however many they are.
+"""Clients that begin a request and do not go on with it, or begin none: their connections are closed, however many.
 
 Nothing is timed on the way of a request. Every few seconds all connections are looked at, and those whose client owes
-the server the same thing as at earlier looks, for too long, are closed.
+the server the same thing as at earlier looks, or is idle, for too long, are closed.
 """
 
 import asyncio
@@ -15,8 +15,16 @@ _LOOKS = 6  # within the time that a client has
 class Connection(Protocol):
     """A connection as this module sees it."""
 
+    @property
+    def idle_since(self) -> float | None:
+        """On the loop's clock, when the last answer was sent; None if there was none, or something has come since."""
+        ...
+
     def awaited(self) -> object | None:
-        """What the client owes the server, equal for as long as it makes no progress; None if it owes nothing."""
+        """What the client owes the server, equal for as long as it makes no progress; None if it owes nothing.
+
+        Of a connection that is not idle.
+        """
         ...
 
     def expire(self) -> None:
@@ -25,18 +33,22 @@ class Connection(Protocol):
 
 
 class Patience:
-    """Looks at the connections that `connections` gives; a client has `limit_s` seconds for each step of a request."""
+    """Looks at the connections that `connections` gives.
 
-    def __init__(self, connections: Callable[[], Collection[Connection]], limit_s: float) -> None:
+    A client has `limit_s` seconds for each step of a request, and at least `idle_s`, up to twice that, between two.
+    """
+
+    def __init__(self, connections: Callable[[], Collection[Connection]], limit_s: float, idle_s: float) -> None:
         self._connections = connections
         self._limit_s = limit_s
+        self._idle_s = idle_s
         self._since: dict[Connection, tuple[object, float]] = {}
 
     async def run(self) -> None:
         """Look for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(self._limit_s / _LOOKS)
+            await asyncio.sleep(min(self._limit_s / _LOOKS, self._idle_s))
             await self.look(loop.time())
 
     async def look(self, now: float) -> int:
@@ -46,6 +58,12 @@ class Patience:
         for number, connection in enumerate(list(self._connections())):
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
+            idle_since = connection.idle_since
+            if idle_since is not None:
+                if now - idle_since >= self._idle_s:
+                    connection.expire()
+                    closed += 1
+                continue
             awaited = connection.awaited()
             if awaited is None:
                 continue

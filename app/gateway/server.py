@@ -17,7 +17,7 @@ class GatewayServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, own: Path | None, request_timeout_s: float) -> None:
         super().__init__(config)
         self._own = own
-        self._patience = Patience(self._connections, request_timeout_s)
+        self._patience = Patience(self._connections, request_timeout_s, config.timeout_keep_alive)
         self._looking: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -11,6 +11,7 @@ from app.gateway.patience import Patience
 from app.gateway.predict.protocol import BODY_STEP, JoiningProtocol
 
 LIMIT_S = 30.0
+IDLE_S = 5.0
 HEAD = b"POST /x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
 
 
@@ -52,7 +53,7 @@ class Client:
         self._early, self._answers = early, answers
         self.protocol, self.wire = JoiningProtocol(config, ServerState(), {}), Wire()
         self.protocol.connection_made(self.wire)
-        self.patience = Patience(lambda: [self.protocol], LIMIT_S)
+        self.patience = Patience(lambda: [self.protocol], LIMIT_S, IDLE_S)
 
     async def _app(self, _scope: Any, receive: Any, send: Any) -> None:
         while not self._early and (await receive()).get("more_body"):
@@ -69,10 +70,6 @@ class Client:
 
     async def closed_at(self, now: float) -> bool:
         return await self.patience.look(now) == 1
-
-    def end(self) -> None:
-        if self.protocol.timeout_keep_alive_task:
-            self.protocol.timeout_keep_alive_task.cancel()
 
 
 async def test_a_connection_that_says_nothing_is_closed_without_a_word():
@@ -101,15 +98,29 @@ async def test_each_request_has_its_own_time():
         await client.send((HEAD % 2)[10:] + b"ab")
         assert not await client.closed_at(now)
     assert client.wire.written.count(b"200 OK") == 10
-    client.end()
 
 
-async def test_between_two_requests_uvicorns_timer_runs_alone():
+async def test_a_client_that_asks_no_more_is_closed_without_a_word():
     client = Client()
     await client.send(HEAD % 2 + b"ab")
-    for now in (0.0, LIMIT_S, 3 * LIMIT_S):
-        assert not await client.closed_at(now)
-    client.end()
+    answered = asyncio.get_running_loop().time()
+    assert not await client.closed_at(answered + IDLE_S - 1)
+    await client.send(HEAD % 2 + b"ab")
+    answered = asyncio.get_running_loop().time()
+    assert not await client.closed_at(answered + IDLE_S - 1)
+    written = client.wire.written
+    assert await client.closed_at(answered + IDLE_S)
+    assert (client.wire.closed, client.wire.written) == (True, written)
+
+
+async def test_a_client_that_begins_the_next_request_is_not_idle():
+    client = Client()
+    await client.send(HEAD % 2 + b"ab")
+    await client.send(b"P")
+    answered = asyncio.get_running_loop().time()
+    assert not await client.closed_at(answered + 2 * IDLE_S)
+    assert await client.closed_at(answered + 2 * IDLE_S + LIMIT_S)
+    assert b" 408 " in client.wire.written
 
 
 async def test_a_body_that_trickles_is_closed_with_408():
@@ -130,7 +141,6 @@ async def test_a_long_body_may_take_as_long_as_it_goes_on():
         assert not await client.closed_at(turn * LIMIT_S * 0.9)
         await client.send(b"x" * BODY_STEP)
     assert client.wire.written.startswith(b"HTTP/1.1 200 ")
-    client.end()
 
 
 @pytest.mark.parametrize("rest", [b"x", b"x" * 100])
@@ -138,7 +148,7 @@ async def test_the_rest_of_a_body_that_was_answered_early_is_not_waited_for_for_
     client = Client(early=True)
     await client.send(HEAD % 1000)
     assert client.wire.written.startswith(b"HTTP/1.1 200 ")
-    await client.send(rest)  # ends uvicorn's own timer
+    await client.send(rest)  # which is no idle connection
     assert not await client.closed_at(0.0)
     assert await client.closed_at(LIMIT_S)
     assert client.wire.written.count(b"HTTP/1.1") == 1

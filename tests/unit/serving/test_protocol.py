@@ -155,3 +155,24 @@ async def test_headers_of_the_servers_own_are_not_lost():
     theirs = await talk(HttpToolsProtocol, answering(), POST, **more)
     assert b"".join(ours.writes) == b"".join(theirs.writes)
     assert b"x-server: one\r\n" in b"".join(ours.writes)
+
+
+async def test_a_task_that_ends_is_not_waited_for():
+    done = asyncio.Event()
+
+    async def waiting(scope: Any, receive: Any, send: Any) -> None:
+        await done.wait()
+        await answering()(scope, receive, send)
+
+    settings = uvicorn.Config(waiting, log_config=None, access_log=False)
+    settings.load()
+    state = ServerState()
+    protocol = JoiningProtocol(settings, state, {})
+    protocol.connection_made(Wire())
+    protocol.data_received(POST)
+    await asyncio.sleep(0)
+    assert len(state.tasks) == 1
+    done.set()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (len(state.tasks), state.total_requests) == (0, 1)
