@@ -120,6 +120,7 @@ def test_an_encoder_learns_to_be_rounded_short_as_it_is(make_job: MakeJob, tmp_p
     assert accuracy(maker, int8) > accuracy(maker, [short]) - 0.1
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_loses_layers_and_learns_to_be_rounded(
     make_job: MakeJob, digits: pl.DataFrame, tmp_path: Path
 ):

@@ -144,6 +144,7 @@ def test_lora_changes_queries_and_values_alone(make_job: MakeJob, weights: Path)
     assert fitted.facts()["lora"]["weights_that_learn"] == 2 * 2 * (32 + 32)
 
 
+@pytest.mark.slow
 def test_what_lora_has_taught_loses_layers_and_learns_to_be_rounded(make_job: MakeJob, weights: Path, tmp_path: Path):
     job = job_of(
         make_job, weights, "two", params={"lora": {"rank": 4}}, training={**TRAINING, "optimizer": {"lr": 0.01}}

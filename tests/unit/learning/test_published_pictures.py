@@ -119,7 +119,7 @@ def test_it_learns_on_and_exports(
     assert [t["shape"] for t in result["signature"]["inputs"]] == [(-1, 1, SIDE, SIDE)]  # grey, shown three times
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet"])
+@pytest.mark.parametrize("name", [pytest.param("vit", marks=pytest.mark.slow), "resnet"])
 def test_what_was_fine_tuned_is_made_smaller(
     make_job: MakeJob, digits: pl.DataFrame, weights: Path, tmp_path: Path, name: str
 ):
