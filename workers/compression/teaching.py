@@ -21,6 +21,7 @@ _NETWORKS = frozenset({"cnn", "resnet", "mobilenet", "convnext", "vit", "transfo
 WATCHED = 0.1  # of the training rows end a network's training
 _WHOLE = 0.1  # times the rate of a network most of whose weights were not to learn
 _SHARE = 0.5  # of the time that is left may go to one network
+_LABELS = 0.5  # how much the rows' own classes count beside the full model's answers, which are right less often
 
 
 class NoTime(AimassError):
@@ -85,7 +86,7 @@ def watching(material: Material, deadline: float) -> Callable[[], None]:
 
 
 def soft_data(material: Material, epochs: int, rate: float = 1.0) -> LearningData:
-    """Training rows with the full model's answers in place of labels; a share of them is watched.
+    """Training rows with the full model's answers in place of labels, of classes half and half; a share is watched.
 
     Args:
         material: with the full model.
@@ -111,6 +112,8 @@ def soft_data(material: Material, epochs: int, rate: float = 1.0) -> LearningDat
     answers = material.told()
     if material.judge.task == "regression":
         answers = standard.shrink(answers)
+    else:
+        answers = (1 - _LABELS) * answers + _LABELS * np.eye(answers.shape[1])[material.prepared.y[rows]]
     inputs = material.prepared.inputs
     watch, learn = (
         Part(take(inputs, rows[s]), answers[s].astype(np.float32)) for s in (slice(held), slice(held, None))

@@ -24,6 +24,7 @@ from workers.compression.measuring import Measuring
 from workers.compression.recipes import Maker
 from workers.compression.search import Search
 from workers.compression.space import WEIGHTS_ALONE, Space
+from workers.compression.teaching import soft_data
 from workers.data.prepare import prepare
 from workers.evaluation.judge import Judge
 from workers.export.torch_weights import Unreadable
@@ -105,6 +106,16 @@ def test_an_encoder_without_some_layers_answers_nearly_as_before(make_job: MakeJ
     assert sum(".attention.output.dense.bias" in name for name in short) == 1
     assert len(maker.make([step])) < len(maker.material.model)
     assert accuracy(maker, [step]) > accuracy(maker, []) - 0.1
+    learns_answers_and_labels_alike(maker.material)
+
+
+def learns_answers_and_labels_alike(material: Material) -> None:
+    data = soft_data(material, 1)
+    rows = material.learnt()
+    told = np.concatenate([data.validation.y, data.train.y])
+    labels = (told - 0.5 * material.told()).round(5)
+    assert sorted(np.unique(labels)) == [0.0, 0.5]
+    assert (labels.argmax(axis=1) == material.prepared.y[rows]).all()
 
 
 def test_an_encoder_learns_to_be_rounded_short_as_it_is(make_job: MakeJob, tmp_path: Path):
