@@ -298,6 +298,7 @@ class TestTargets:
         assert {label for label, p in told if p < 0.05} == {"benign"}
         assert any(0.05 <= p < 0.5 for _, p in told)
 
+    @pytest.mark.slow
     def test_a_row_may_have_several_labels(self, platform: Platform) -> None:
         pairs = [(a, b) for a in range(12) for b in range(12)]
         labels = {(a, b): "|".join(["high"] * (a > 6) + ["even"] * (b > 4)) or "|" for a, b in pairs}
@@ -319,6 +320,7 @@ class TestTargets:
         files = [file["path"] for file in platform.call("GET", "/api/v1/models/tags/versions/1/files")["items"]]
         assert {"plots/roc.svg", "plots/calibration.svg", "card.html"} <= set(files)
 
+    @pytest.mark.slow
     def test_predictions_come_with_intervals(self, platform: Platform) -> None:
         spec = {"kind": "train", "model": "areas", "dataset": "cancer@1", "task": "regression", "target": "mean area"}
         spec |= {"family": "linear", "deploy": {"endpoint": "areas"}, "features": {"drop": ["mean perimeter"]}}
