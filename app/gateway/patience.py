@@ -17,7 +17,10 @@ class Connection(Protocol):
 
     @property
     def idle_since(self) -> float | None:
-        """On the loop's clock, when the last answer was sent; None if there was none, or something has come since."""
+        """On the loop's clock, when the last answer was sent; None if there was none, or something has come since.
+
+        None too of a connection that is being closed.
+        """
         ...
 
     def awaited(self) -> object | None:

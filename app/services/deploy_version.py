@@ -28,7 +28,7 @@ async def deploy_version(session: WriteSession, endpoint: str, version: ModelVer
         spec = EndpointSpec(model=version.model, routes=routes)
     else:
         spec = EndpointSpec.model_validate(current.spec).model_copy(update={"routes": routes})
-    variant = choose_variant(version, None)
+    variant = choose_variant(version, None, "cpu")  # a gateway whose models run elsewhere takes the full one
     await endpoints.put(endpoint, version.model, version.version, variant.name, spec.model_dump(mode="json"))
     return {"endpoint": endpoint}
 

@@ -21,7 +21,7 @@ log = logging.getLogger("aimass.serving")
 NEEDED = frozenset({SIGNATURE, GOLDEN})
 
 
-def choose_variant(version: ModelVersion, name: str | None, provider: str = "cpu") -> Variant:
+def choose_variant(version: ModelVersion, name: str | None, provider: str) -> Variant:
     """The variant called `name`, else the fastest accepted one. Conflict, saying why, if none may be served here.
 
     `provider` is what ONNX Runtime runs models on, by the setting.
@@ -36,20 +36,16 @@ def choose_variant(version: ModelVersion, name: str | None, provider: str = "cpu
         names = ", ".join(v.name for v in version.variants if v.serves(host))
         raise Conflict(f"'{what}' has no variant '{name}'; it has: {names}")
     found = known if known.state == "rejected" else known.measured(host)
-    if found is None and provider != "cpu":
-        raise Conflict(
-            f"variant '{name}' of '{what}' was measured on processors, and AIMASS_SERVING_PROVIDER is {provider}: "
-            "take fp32"
-        )
     if found is None:
+        remedy = "run a job of kind measure on such a host, or take fp32" if provider == "cpu" else "take fp32"
         raise Conflict(
             f"variant '{name}' of '{what}' has not been measured on hosts with {host}, and may answer otherwise there; "
-            "run a job of kind measure on such a host, or take fp32"
+            f"{remedy}"
         )
     raise Conflict(f"variant '{name}' of '{what}' was rejected: {found.reason}")
 
 
-def fit_variant(version: ModelVersion, name: str, provider: str = "cpu") -> Variant:
+def fit_variant(version: ModelVersion, name: str, provider: str) -> Variant:
     """As an endpoint was given it: the base until, or unless, its variant is found good for this class of hosts.
 
     An endpoint that was routed on another host serves on, exactly, if slower. Conflict if there is no such variant.

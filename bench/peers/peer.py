@@ -30,6 +30,14 @@ def script(name: str) -> Callable[[Launch], list[str]]:
     return lambda launch: [str(launch.python), str(SERVERS / name), str(launch.ports[0])]
 
 
+def application(folder: Path, name: str) -> Callable[[Launch], list[str]]:
+    """The command of an ASGI application, `module:name` in a folder, in one uvicorn worker."""
+    return lambda launch: [
+        str(launch.python), "-m", "uvicorn", "--app-dir", str(folder), name, "--host", "127.0.0.1", "--port",
+        str(launch.ports[0]), "--no-access-log", "--log-level", "warning",
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Peer:
     """How to start and address one server. If it is installed, its packages are those of `requirements/{name}.txt`."""

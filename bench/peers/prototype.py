@@ -5,7 +5,7 @@ in this repository's own environment.
 """
 
 from bench.peers.open_inference import FORMS
-from bench.peers.peer import Launch, Peer
+from bench.peers.peer import Launch, Peer, application
 from bench.peers.servers.common import INPUTS
 from bench.peers.setup import ROOT
 
@@ -23,14 +23,9 @@ def _prepare(launch: Launch) -> None:
         (folder / f"{name}.onnx").symlink_to(launch.models / f"{model}.onnx")
 
 
-def _command(launch: Launch) -> list[str]:
-    options = ["--host", "127.0.0.1", "--port", str(launch.ports[0]), "--no-access-log", "--log-level", "warning"]
-    return [str(launch.python), "-m", "uvicorn", "--app-dir", str(FOLDER), "app:asgi", *options]
-
-
 PEER = Peer(
     "prototype",
-    _command,
+    application(FOLDER, "app:asgi"),
     path=lambda model: f"/v2/models/{_NAMES[model]}/infer",
     forms=FORMS,
     binary=True,

@@ -47,7 +47,9 @@ async def make(platform: Platform, folder: Path, job: str = "job-1") -> ModelVer
 async def serve(platform: Platform, number: int, name: str = "fp32") -> Path:
     async with platform.database.read() as session:
         version = await ModelReader(session).version("m", number)
-    return (await serve_version(platform, version, choose_variant(version, name)))[1]
+    return (await serve_version(platform, version, choose_variant(version, name, platform.settings.serving.provider)))[
+        1
+    ]
 
 
 async def exchange(platform: Platform, version: ModelVersion, path: str, other: str) -> None:

@@ -27,7 +27,7 @@ from app.specs.compression import CompressBudget
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
 from tests.unit.learning.test_compress_networks import accuracy, maker_of
-from tests.unit.learning.test_resume import _same_when_resumed
+from tests.unit.learning.test_resume import assert_same_when_resumed
 from workers.compression.candidate import Candidate
 from workers.compression.measuring import Measuring
 from workers.compression.recipes import Maker
@@ -165,7 +165,7 @@ def test_lora_changes_what_it_names_by_its_rank_and_nothing_else(
 def test_lora_resumes_to_the_very_same_weights(make_job: MakeJob, digits: pl.DataFrame, weights: Path):
     training = {"epochs": 4, "batch_size": 64, "checkpoint_every_s": 0, "gradient_checkpointing": True}
     params = {"weights": "vit", "lora": {"rank": 2, "dropout": 0.1}}
-    _same_when_resumed(make_job, digits.head(200), data="image", family="vit", target="label", params=params,
+    assert_same_when_resumed(make_job, digits.head(200), data="image", family="vit", target="label", params=params,
                        training=training, limits={"threads": 1, "weights": str(weights)})  # fmt: skip
 
 

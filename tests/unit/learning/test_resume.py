@@ -49,14 +49,14 @@ def _stopped(make_job: MakeJob, frame: pl.DataFrame, name: str, step: str, **spe
 
 def test_a_network_resumes_to_the_very_same_weights(make_job: MakeJob, mixed: pl.DataFrame):
     training = {"epochs": 6, "batch_size": 64, "checkpoint_every_s": 0}
-    _same_when_resumed(make_job, mixed, family="mlp", training=training, **SPEC)
+    assert_same_when_resumed(make_job, mixed, family="mlp", training=training, **SPEC)
 
 
 def test_a_network_behind_a_recipe_resumes_to_the_very_same_weights(make_job: MakeJob, mixed: pl.DataFrame):
     steps = [{"step": "impute", "flag": True}, {"step": "target_encode"}, {"step": "select", "k": 4}]
     training = {"epochs": 4, "batch_size": 64, "checkpoint_every_s": 0}
     features = {"drop": ["amount"], "steps": steps}
-    _same_when_resumed(make_job, mixed, family="mlp", training=training, features=features)
+    assert_same_when_resumed(make_job, mixed, family="mlp", training=training, features=features)
 
 
 def test_a_network_of_pictures_resumes_with_its_changes_and_its_average(make_job: MakeJob, digits: pl.DataFrame):
@@ -66,7 +66,7 @@ def test_a_network_of_pictures_resumes_with_its_changes_and_its_average(make_job
         "scheduler": {"name": "cosine", "warm_up": 0.3},
     }  # fmt: skip
     params = {"widths": [8, 8], "dropout": 0.1}
-    _same_when_resumed(make_job, digits.head(300), data="image", family="resnet", target="label", params=params,
+    assert_same_when_resumed(make_job, digits.head(300), data="image", family="resnet", target="label", params=params,
                        training=training, limits={"threads": 1})  # fmt: skip
 
 
@@ -76,7 +76,9 @@ def test_residual_blocks_lion_and_a_plateau_resume(make_job: MakeJob, mixed: pl.
         "optimizer": {"name": "lion", "lr": 0.01}, "scheduler": {"name": "plateau", "patience": 0, "factor": 0.5},
     }  # fmt: skip
     params = {"hidden": [16, 16, 8], "residual": True, "activation": "gelu"}
-    _same_when_resumed(make_job, mixed, family="mlp", params=params, training=training, limits={"threads": 1}, **SPEC)
+    assert_same_when_resumed(
+        make_job, mixed, family="mlp", params=params, training=training, limits={"threads": 1}, **SPEC
+    )
 
 
 def test_frozen_layers_and_the_mean_of_late_epochs_resume(make_job: MakeJob, mixed: pl.DataFrame):
@@ -84,7 +86,7 @@ def test_frozen_layers_and_the_mean_of_late_epochs_resume(make_job: MakeJob, mix
         "epochs": 6, "batch_size": 128, "checkpoint_every_s": 0, "swa": 0.3, "optimizer": {"lr": "auto"},
         "freeze": {"layers": ["table"], "epochs": 4},
     }  # fmt: skip
-    _same_when_resumed(make_job, mixed, family="mlp", training=training, limits={"threads": 1}, **SPEC)
+    assert_same_when_resumed(make_job, mixed, family="mlp", training=training, limits={"threads": 1}, **SPEC)
 
 
 def test_schedule_free_and_blocks_computed_anew_resume(make_job: MakeJob, digits: pl.DataFrame):
@@ -94,11 +96,11 @@ def test_schedule_free_and_blocks_computed_anew_resume(make_job: MakeJob, digits
         "augment": {"rand_augment": {"operations": 2, "magnitude": 9}},
     }  # fmt: skip
     params = {"widths": [8, 8], "dropout": 0.1}
-    _same_when_resumed(make_job, digits.head(300), data="image", family="resnet", target="label", params=params,
+    assert_same_when_resumed(make_job, digits.head(300), data="image", family="resnet", target="label", params=params,
                        training=training, limits={"threads": 1})  # fmt: skip
 
 
-def _same_when_resumed(make_job: MakeJob, frame: pl.DataFrame, **spec: Any) -> None:
+def assert_same_when_resumed(make_job: MakeJob, frame: pl.DataFrame, **spec: Any) -> None:
     whole = make_job(frame, name="whole", **spec)
     train.run(whole)
     checkpoint = _stopped(make_job, frame, "stopped", "epoch 3 of", **spec)

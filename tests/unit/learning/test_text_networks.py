@@ -14,7 +14,7 @@ from app.core.signature import Tensor
 from app.specs.augment import AugmentSpec
 from app.specs.families import family
 from app.specs.jobs import TrainSpec
-from tests.unit.learning.test_resume import _same_when_resumed
+from tests.unit.learning.test_resume import assert_same_when_resumed
 from tests.unit.learning.test_text import ODD, column, reviews
 from workers.export.graph import Graph
 from workers.export.runtime import open_session
@@ -139,7 +139,7 @@ def test_it_resumes_to_the_very_same_weights(make_job: MakeJob, opinions: pl.Dat
         "epochs": 4, "batch_size": 32, "checkpoint_every_s": 0, "ema": 0.9,
         "augment": {"token_dropout": 0.2, "token_swap": 0.2},
     }  # fmt: skip
-    _same_when_resumed(make_job, opinions.head(60), family=name, params={**TINY[name], "dropout": 0.1},
+    assert_same_when_resumed(make_job, opinions.head(60), family=name, params={**TINY[name], "dropout": 0.1},
                        features={"drop": ["stars"]}, training=training, limits={"threads": 1})  # fmt: skip
 
 

@@ -26,19 +26,19 @@ def version(host: str) -> ModelVersion:
 
 
 def test_the_fastest_that_was_measured_here():
-    assert choose_variant(version(host_name()), None).name == "int8"
-    assert choose_variant(version(ELSEWHERE), None).name == "fp32"
+    assert choose_variant(version(host_name()), None, "cpu").name == "int8"
+    assert choose_variant(version(ELSEWHERE), None, "cpu").name == "fp32"
 
 
 def test_one_that_was_measured_elsewhere_is_refused():
     with pytest.raises(Conflict, match="run a job of kind measure"):
-        choose_variant(version(ELSEWHERE), "int8")
+        choose_variant(version(ELSEWHERE), "int8", "cpu")
 
 
 def test_on_a_gpu_the_full_model_answers(caplog: pytest.LogCaptureFixture):
     known = version(host_name())
     assert choose_variant(known, None, "cuda:1").name == "fp32"
-    with pytest.raises(Conflict, match=r"measured on processors, and AIMASS_SERVING_PROVIDER is cuda:1: take fp32"):
+    with pytest.raises(Conflict, match=r"not been measured on hosts with cuda, .* there; take fp32$"):
         choose_variant(known, "int8", "cuda:1")
     with caplog.at_level(logging.WARNING):
         assert fit_variant(known, "int8", "cuda:1").name == "fp32"
@@ -46,7 +46,7 @@ def test_on_a_gpu_the_full_model_answers(caplog: pytest.LogCaptureFixture):
 
 
 def test_an_endpoint_keeps_its_variant_where_it_is_good(caplog: pytest.LogCaptureFixture):
-    assert fit_variant(version(host_name()), "int8").name == "int8"
+    assert fit_variant(version(host_name()), "int8", "cpu").name == "int8"
     assert not caplog.text
-    assert fit_variant(version(ELSEWHERE), "int8").name == "fp32"
+    assert fit_variant(version(ELSEWHERE), "int8", "cpu").name == "fp32"
     assert "run a measure job" in caplog.text

@@ -23,12 +23,14 @@ class Wire(asyncio.Transport):
         self.written = b""
         self.unsent = 0
         self.closed = self.aborted = False
+        self.gone = asyncio.Event()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += bytes(data)
 
     def close(self) -> None:
         self.closed = True
+        self.gone.set()
 
     def abort(self) -> None:
         self.aborted = True
@@ -111,6 +113,29 @@ async def test_a_client_that_asks_no_more_is_closed_without_a_word():
     written = client.wire.written
     assert await client.closed_at(answered + IDLE_S)
     assert (client.wire.closed, client.wire.written) == (True, written)
+
+
+async def test_an_idle_client_that_has_not_fetched_its_answer_may_still_do_so():
+    client = Client()
+    await client.send(HEAD % 2 + b"ab")
+    client.wire.unsent = 5000
+    now = asyncio.get_running_loop().time() + IDLE_S
+    assert await client.closed_at(now)  # for more requests; what was written is still sent
+    for turn in range(1, 4):
+        client.wire.unsent -= 1000
+        assert not await client.closed_at(now + turn * LIMIT_S * 0.9)
+    assert not client.wire.aborted
+    assert await client.closed_at(now + 4 * LIMIT_S)
+    assert client.wire.aborted
+
+
+async def test_it_is_looked_as_often_as_idle_clients_need():
+    client = Client()
+    await client.send(HEAD % 2 + b"ab")
+    patience = Patience(lambda: [client.protocol], LIMIT_S, 0.01)
+    looking = asyncio.create_task(patience.run())
+    await asyncio.wait_for(client.wire.gone.wait(), LIMIT_S / 10)
+    looking.cancel()
 
 
 async def test_a_client_that_begins_the_next_request_is_not_idle():
