@@ -6,6 +6,7 @@ from typing import Any
 from app.core.signature import Tensor
 from app.serving.host import About
 from app.serving.oip import EXTENSIONS, PLATFORM
+from app.telemetry.metrics import CLIENT_GONE
 
 Json = dict[str, Any]
 SERVER: Json = {
@@ -48,8 +49,9 @@ def statistics(about: About) -> Json:
     counted = about.metrics
     receive, parse, queue, batch, compute, encode = ((sum(h.counts), h.total) for h in counted.phases)
     answered = counted.statuses[200]
+    failed = counted.statuses.total() - answered
     whole = sum(seconds for _, seconds in (receive, parse, queue, batch, compute, encode))
-    none = _duration(0, 0.0)
+    none, gone = _duration(0, 0.0), counted.statuses[CLIENT_GONE]
     (hits, hit_s), (misses, miss_s) = counted.lookups["hit"], counted.lookups["miss"]
     return {
         "name": about.source.endpoint,
@@ -59,13 +61,23 @@ def statistics(about: About) -> Json:
         "execution_count": sum(counted.batch_rows.counts),
         "inference_stats": {
             "success": _duration(answered, whole),
-            "fail": _duration(counted.statuses.total() - answered, 0.0),
+            "fail": _duration(failed, 0.0),
             "queue": _duration(*queue),
             "compute_input": _duration(*batch),
             "compute_infer": _duration(*compute),
             "compute_output": _duration(*encode),
             "cache_hit": _duration(int(hits), hit_s),
             "cache_miss": _duration(int(misses), miss_s),
+        },
+        "response_stats": {  # a request has one
+            "0": {
+                "compute_infer": _duration(*compute),
+                "compute_output": _duration(*encode),
+                "success": _duration(answered, compute[1] + encode[1]),
+                "fail": _duration(failed - gone, 0.0),
+                "empty_response": none,
+                "cancel": _duration(gone, 0.0),
+            }
         },
         "batch_stats": [
             {

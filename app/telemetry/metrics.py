@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from app.telemetry.residency import ResidencyCounts
+from app.telemetry.residency import LABELS, Labels, ResidencyCounts
 
 PREDICT_REQUESTS = "aimass_predict_requests"
 PREDICT_PHASE = "aimass_predict_phase_seconds"
@@ -27,6 +27,7 @@ SERVING_MODEL_LOADED = "aimass_serving_model_loaded"
 JOBS = "aimass_jobs"
 GATEWAY_UP = "aimass_gateway_up"
 
+CLIENT_GONE = 499  # what nginx calls it; a status that nobody receives
 PHASES = ("receive", "parse", "queue", "batch", "compute", "encode")
 PHASE_BOUNDS_S = (25e-6, 50e-6, 1e-4, 25e-5, 5e-4, 1e-3, 25e-4, 5e-3, 1e-2, 25e-3, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 RELEASED_KEPT = 8  # versions and variants of an endpoint that are not in memory, whose counters stay
@@ -65,7 +66,6 @@ class ModelMetrics:
         "labels",
         "last_at",
         "lookups",
-        "model",
         "phases",
         "queue_rows",
         "rejected",
@@ -74,8 +74,7 @@ class ModelMetrics:
     )
 
     def __init__(self, endpoint: str, model: str, version: int, variant: str) -> None:
-        self.labels = (endpoint, str(version), variant)
-        self.model = model
+        self.labels: Labels = (endpoint, model, str(version), variant)
         self.statuses: Counter[int] = Counter()
         self.phases = tuple(Histogram(PHASE_BOUNDS_S) for _ in PHASES)
         self.batch_rows = Histogram(ROW_BOUNDS)
@@ -125,9 +124,6 @@ class ModelMetrics:
             compute.observe(compute_s)
 
 
-_Labels = tuple[str, str, str]  # endpoint, version, variant
-
-
 class ServingMetrics(Collector):
     """Collects the metrics of models; `registry` is where they are exposed.
 
@@ -136,8 +132,8 @@ class ServingMetrics(Collector):
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._models: dict[_Labels, ModelMetrics] = {}  # those not in memory in the order in which they left it
-        self._holders: Counter[_Labels] = Counter()
+        self._models: dict[Labels, ModelMetrics] = {}  # those not in memory in the order in which they left it
+        self._holders: Counter[Labels] = Counter()
         self._endpoints: frozenset[str] | None = None  # all, while nobody has said which there are
         self.refused: Counter[str] = Counter()
         self.residency = ResidencyCounts()
@@ -147,9 +143,7 @@ class ServingMetrics(Collector):
         """The counters of a newly loaded model version, in memory until `release`; loaded again, it counts on."""
         fresh = ModelMetrics(endpoint, model, version, variant)
         self._holders[fresh.labels] += 1
-        found = self._models.setdefault(fresh.labels, fresh)
-        found.model = model  # the endpoint may have been given to another
-        return found
+        return self._models.setdefault(fresh.labels, fresh)
 
     def release(self, metrics: ModelMetrics) -> None:
         """A holder has unloaded the model; with the last of them it is no longer in memory."""
@@ -177,7 +171,7 @@ class ServingMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The samples at this moment."""
-        labels = ("endpoint", "version", "variant")
+        labels = LABELS
         requests = CounterMetricFamily(PREDICT_REQUESTS, "Predictions by HTTP status", labels=(*labels, "status"))
         phases = HistogramMetricFamily(PREDICT_PHASE, "Time of a prediction by phase", labels=(*labels, "phase"))
         batches = HistogramMetricFamily(PREDICT_BATCH_ROWS, "Rows of one run of the model", labels=labels)
@@ -186,7 +180,7 @@ class ServingMetrics(Collector):
             PREDICT_REJECTED, "Predictions that the queue refused or dropped", labels=(*labels, "reason")
         )
         cache = CounterMetricFamily(PREDICT_CACHE, "Looks into the cache of answers", labels=(*labels, "result"))
-        loaded = GaugeMetricFamily(SERVING_MODEL_LOADED, "1 for each model in memory", labels=(*labels, "model"))
+        loaded = GaugeMetricFamily(SERVING_MODEL_LOADED, "1 for each model in memory", labels=labels)
         for model in list(self._models.values()):
             for status, count in sorted(model.statuses.items()):
                 requests.add_metric((*model.labels, str(status)), count)
@@ -199,7 +193,7 @@ class ServingMetrics(Collector):
                 rejected.add_metric((*model.labels, reason), count)
             if model.labels in self._holders:
                 queued.add_metric(model.labels, model.queue_rows)
-                loaded.add_metric((*model.labels, model.model), 1)
+                loaded.add_metric(model.labels, 1)
         refused = CounterMetricFamily(PREDICT_REFUSED, "Predictions refused before a model was found", labels=("code",))
         for code, count in sorted(self.refused.items()):
             refused.add_metric((code,), count)

@@ -11,17 +11,20 @@ EVICTIONS = "aimass_serving_evictions"
 WAKES = "aimass_serving_loads_on_demand"
 TAKEN_OUT = "aimass_serving_taken_out"
 
+LABELS = ("endpoint", "model", "version", "variant")  # of all that is counted of a model behind an endpoint
+Labels = tuple[str, str, str, str]
+
 
 class ResidencyCounts:
     """Plain numbers that the event loop owns."""
 
     def __init__(self) -> None:
-        self._bytes: Counter[tuple[str, str, str]] = Counter()  # by endpoint, version and variant
+        self._bytes: Counter[Labels] = Counter()
         self.evictions: Counter[str] = Counter()  # by endpoint
         self.wakes: Counter[tuple[str, str]] = Counter()  # by endpoint and `loaded` or `failed`
         self.taken_out: Counter[str] = Counter()  # by endpoint
 
-    def resize(self, labels: tuple[str, str, str], change: int) -> None:
+    def resize(self, labels: Labels, change: int) -> None:
         """A model of so many bytes came, or went: two copies are in memory while one takes over from the other."""
         self._bytes[labels] += change
         if self._bytes[labels] <= 0:
@@ -29,7 +32,7 @@ class ResidencyCounts:
 
     def samples(self) -> Iterator[Metric]:
         """The samples at this moment."""
-        sizes = GaugeMetricFamily(MODEL_BYTES, "Measured memory of a model", labels=("endpoint", "version", "variant"))
+        sizes = GaugeMetricFamily(MODEL_BYTES, "Measured memory of a model", labels=LABELS)
         for labels, size in sorted(self._bytes.items()):
             sizes.add_metric(labels, size)
         evictions = CounterMetricFamily(EVICTIONS, "Models put to sleep for room", labels=("endpoint",))

@@ -90,6 +90,9 @@ def test_statistics_count_rows_and_runs(client: Any):
         assert stats["last_inference"] > before["last_inference"]
         members = {"success", "fail", "queue", "compute_input", "compute_infer", "compute_output"}
         assert set(stats["inference_stats"]) == members | {"cache_hit", "cache_miss"}
+        answers = stats["response_stats"]["0"]
+        assert answers["success"]["count"] == stats["inference_stats"]["success"]["count"]
+        assert set(answers) == {"compute_infer", "compute_output", "success", "fail", "empty_response", "cancel"}
         assert all(type(n) is int for entry in stats["inference_stats"].values() for n in entry.values())
         assert stats["inference_stats"]["success"]["count"] - before["inference_stats"]["success"]["count"] == 5
         runs = {entry["batch_size"]: entry["compute_infer"]["count"] for entry in stats["batch_stats"]}

@@ -18,7 +18,7 @@ from app.gateway.predict.v1 import V1Api
 from app.gateway.trace import begin_trace, export, name_request
 from app.serving.host import Host
 from app.settings import ServingSettings
-from app.telemetry.metrics import PHASES
+from app.telemetry.metrics import CLIENT_GONE, PHASES
 from app.telemetry.spans import Exporter
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,6 @@ _PREFIX, _SUFFIX = "/api/v1/endpoints/", "/predict"
 _NAME = re.compile(r"^((?:/api/v1/endpoints|/v[12](?:/repository)?/models)/)[^/:]+")
 _VERSION = re.compile(r"(/versions/)[^/]+")
 _BODIES = 16  # of the largest size that are held at once, where nothing else is said
-_GONE = 499  # what nginx calls it; only ever seen in the metrics
 
 
 class Dispatcher:
@@ -94,7 +93,7 @@ class Dispatcher:
             code = error.code
             await exchange.refuse(error, oip=oip)
         elif isinstance(error, ClientGone):
-            code, exchange.status = "client_gone", _GONE
+            code, exchange.status = "client_gone", CLIENT_GONE
         else:
             _log.error("%s prediction failed", name_request(exchange.request_id, exchange.trace), exc_info=error)
             if exchange.status:  # the answer had begun: only the server can end the connection
@@ -118,9 +117,9 @@ def _export(exporter: Exporter, exchange: Exchange) -> None:
         return
     told = {"http.request.method": exchange.method, "url.path": path, "aimass.request_id": exchange.request_id}
     if counted is not None:
-        endpoint, version, variant = counted.labels
-        told |= {"aimass.endpoint": endpoint, "aimass.model": counted.model, "aimass.version": version}
-        told["aimass.variant"] = variant
+        endpoint, model, version, variant = counted.labels
+        told |= {"aimass.endpoint": endpoint, "aimass.model": model}
+        told |= {"aimass.version": version, "aimass.variant": variant}
     phases = list(zip(PHASES, exchange.phases, strict=False))  # none of a request that failed
     seconds = time.perf_counter() - exchange.started
     export(exporter, trace, f"{exchange.method} {route_of(path)}", seconds, exchange.status, told, phases)

@@ -183,13 +183,14 @@ async def test_metrics_follow_the_models(host: Host, source: Source, table_folde
     with again:
         await again.infer((np.ones((3, 3), np.float32), np.full((3, 1), "red", object)), 3)
     text = generate_latest(registry).decode()
-    labels = 'endpoint="churn",variant="fp32",version="3"'
+    model = 'endpoint="churn",model="telco"'
+    labels = f'{model},variant="fp32",version="3"'
     compute = 'phase="compute",variant="fp32",version="3"'
     for line in (
-        'aimass_predict_requests_total{endpoint="churn",status="200",variant="fp32",version="3"} 1.0',
-        'aimass_predict_requests_total{endpoint="churn",status="422",variant="fp32",version="3"} 2.0',
-        f'aimass_predict_phase_seconds_bucket{{endpoint="churn",le="0.001",{compute}}} 0.0',
-        f'aimass_predict_phase_seconds_bucket{{endpoint="churn",le="0.0025",{compute}}} 1.0',
+        f'aimass_predict_requests_total{{{model},status="200",variant="fp32",version="3"}} 1.0',
+        f'aimass_predict_requests_total{{{model},status="422",variant="fp32",version="3"}} 2.0',
+        f'aimass_predict_phase_seconds_bucket{{endpoint="churn",le="0.001",model="telco",{compute}}} 0.0',
+        f'aimass_predict_phase_seconds_bucket{{endpoint="churn",le="0.0025",model="telco",{compute}}} 1.0',
         f"aimass_predict_batch_rows_sum{{{labels}}} 3.0",
         f"aimass_predict_queue_rows{{{labels}}} 0.0",
         'aimass_serving_model_loaded{endpoint="churn",model="telco",variant="fp32",version="3"} 1.0',
@@ -198,7 +199,7 @@ async def test_metrics_follow_the_models(host: Host, source: Source, table_folde
     await host.remove("churn")
     await asyncio.gather(*host._draining)
     text = generate_latest(registry).decode()
-    assert 'aimass_predict_requests_total{endpoint="churn",status="422",variant="fp32",version="3"} 2.0' in text
+    assert f'aimass_predict_requests_total{{{model},status="422",variant="fp32",version="3"}} 2.0' in text
     assert "aimass_predict_queue_rows{" not in text
     assert "aimass_serving_model_loaded{" not in text
     third = await host.load(source(table_folder))
@@ -231,14 +232,24 @@ def test_counters_of_the_newest_released_versions_stay_until_their_endpoint_goes
     other.statuses[500] += 1
     metrics.release(other)
     assert errors("a") == {str(version): "1.0" for version in (1, *range(8, 16))}
-    again = metrics.bind("a", "n", 8, "fp32")
+    again = metrics.bind("a", "m", 8, "fp32")
     again.statuses[500] += 1
     metrics.release(again)  # the newest now
-    assert (errors("a")["8"], again.model) == ("2.0", "n")
+    assert errors("a")["8"] == "2.0"
     metrics.release(held)
     assert sorted(map(int, errors("a"))) == [1, 8, *range(10, 16)]
     metrics.keep_only(frozenset({"b"}))
     assert (errors("a"), errors("b")) == ({}, {"1": "1.0"})
+
+
+def test_two_models_behind_an_endpoint_are_counted_apart(registry: CollectorRegistry):
+    metrics = ServingMetrics(registry)
+    first, second = (metrics.bind("a", model, 1, "fp32") for model in ("m", "n"))
+    first.statuses[200] += 7
+    assert not second.statuses
+    text = generate_latest(registry).decode()
+    assert 'aimass_predict_requests_total{endpoint="a",model="m",status="200",variant="fp32",version="1"} 7.0' in text
+    assert 'aimass_predict_requests_total{endpoint="a",model="n"' not in text
 
 
 def test_buckets_double_up_to_the_largest_batch():
