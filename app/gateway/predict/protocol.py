@@ -9,9 +9,11 @@ request that has begun. That module ends idle connections as well, so that a req
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.gateway.predict.ports import Send
@@ -22,7 +24,15 @@ WHOLE_ANSWER = "aimass.whole_answer"
 WholeAnswer = Callable[[Send, int, Iterable[tuple[bytes, bytes]], bytes], bool]
 _LARGE = 64 * 1024  # bytes; copying more to join it costs more than the call
 BODY_STEP = 64 * 1024  # bytes of a body that count as progress
+# Bytes in a row that are of no body and begin no request: heads, trailers. What one read has brought may come on top.
+MOST_HEAD = 64 * 1024
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: text/plain\r\n"
+    b"content-length: 57\r\n\r\nThe request's headers are larger than 64 KiB; send less.\n"
+)
+_INVALID = "Invalid HTTP request received."
+_UPGRADES = (b"connection", b"upgrade", b"http2-settings")
 
 
 def _answer(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
@@ -65,7 +75,77 @@ class JoiningProtocol(HttpToolsProtocol):
 
     begun = 0  # requests
     received = 0  # bytes of their bodies
+    _head = 0  # bytes since either has changed
     _answered: float | None = None  # on the loop's clock, between two requests
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's, but heads have an end, and a request that asks for another protocol is answered in this one."""
+        self._answered = None
+        begun, received = self.begun, self.received
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._without_upgrade(memoryview(data), upgrade.args[0])
+        except httptools.HttpParserError:
+            self.logger.warning(_INVALID)
+            self.send_400_response(_INVALID)
+        if begun == self.begun and received == self.received:
+            self._head += len(data)
+            if self._head > MOST_HEAD:
+                self._refuse_head()
+        else:
+            self._head = 0
+
+    def on_headers_complete(self) -> None:
+        """Begin the request, unless the parser stops here and `data_received` will feed it once more."""
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """As uvicorn's, but that `on_headers_complete` may not have begun the request."""
+        if not self.parser.should_upgrade() and not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
+
+    def _without_upgrade(self, data: memoryview, at: int) -> None:
+        """Go on with HTTP/1.1, as RFC 9110 (7.8) lets a server do; httptools takes what follows for another protocol.
+
+        Java's own client asks every server for HTTP/2 like this. `at` is where the head ends in `data`.
+        """
+        while True:
+            head = self._plain_head()
+            if head is None:
+                self.send_400_response(_INVALID)
+                return
+            self.parser = httptools.HttpRequestParser(self)
+            with contextlib.suppress(AttributeError):  # as uvicorn: of httptools before 0.6.3
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            try:
+                self.parser.feed_data(head)
+                data = data[at:]
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:  # of the next request
+                at = upgrade.args[0]
+            else:
+                return
+
+    def _plain_head(self) -> bytes | None:
+        """The head that was read, without what asks for another protocol; None of CONNECT, which is for proxies."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            return None
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % (name, value) for name, value in self.headers if name not in _UPGRADES]
+        if any(name == b"connection" and b"close" in value.lower() for name, value in self.headers):
+            lines.append(b"connection: close")
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _refuse_head(self) -> None:
+        """Answer 431, unless an answer to the same request or the one before is under way, and close."""
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if not busy and not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """Offer the extension to the request that begins."""

@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 
 from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.exchange import JSON, Exchange
-from app.gateway.predict.protocol import WHOLE_ANSWER, JoiningProtocol
+from app.gateway.predict.protocol import MOST_HEAD, WHOLE_ANSWER, JoiningProtocol
 
 POST = b"POST /x HTTP/1.1\r\nHost: h\r\nX-Request-Id: r-1\r\nContent-Length: 4\r\n\r\nbody"
 GONE = b""  # in the place of bytes that arrive: the peer has closed
@@ -46,15 +46,17 @@ def answering(status: int = 200, size: int = 20) -> App:
     """Reads the body and answers as the prediction paths do."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        exchange = Exchange(scope, receive, send, Bodies(1))
+        exchange = Exchange(scope, receive, send, Bodies(1 << 20))
         body = await exchange.body(1 << 20)
         await exchange.answer(status, ((body or b"none") * size)[:size], [JSON])
 
     return app
 
 
-async def talk(kind: type[HttpToolsProtocol], app: App, *arrivals: bytes, paused: bool = False, **config: Any) -> Wire:
-    """Let the bytes arrive one after the other; what went out."""
+async def talk(
+    kind: type[HttpToolsProtocol], app: App, *arrivals: bytes, paused: bool = False, turns: int = 10, **config: Any
+) -> Wire:
+    """Let the bytes arrive one after the other, so many turns of the loop apart; what went out."""
     settings = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, date_header=False, **config)
     settings.load()
     state = ServerState()
@@ -68,11 +70,11 @@ async def talk(kind: type[HttpToolsProtocol], app: App, *arrivals: bytes, paused
             protocol.connection_lost(None)
         else:
             protocol.data_received(data)
-        for _ in range(10):
+        for _ in range(turns):
             await asyncio.sleep(0)
     if paused:
         protocol.resume_writing()
-        for _ in range(10):
+        for _ in range(turns):
             await asyncio.sleep(0)
     if protocol.timeout_keep_alive_task:
         protocol.timeout_keep_alive_task.cancel()
@@ -176,3 +178,78 @@ async def test_a_task_that_ends_is_not_waited_for():
     for _ in range(5):
         await asyncio.sleep(0)
     assert (len(state.tasks), state.total_requests) == (0, 1)
+
+
+H2C = POST.replace(b"h\r\n", b"h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n", 1)
+SOCKET = POST.replace(b"h\r\n", b"h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", 1)
+CHUNKED = SOCKET.replace(b"Content-Length: 4", b"Transfer-Encoding: chunked")[:-4] + b"4\r\nbody\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "answers"),
+    [
+        ([H2C], 1),
+        ([SOCKET], 1),
+        ([CHUNKED], 1),
+        ([H2C[:-4], b"body"], 1),  # as Java sends it
+        ([H2C[:40], H2C[40:-2], b"dy"], 1),
+        ([H2C + POST + SOCKET + CHUNKED + H2C], 5),
+        ([H2C * 1000], 1000),
+        ([POST, H2C, POST], 3),
+    ],
+)
+async def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(arrivals: list[bytes], answers: int):
+    wire = await talk(JoiningProtocol, answering(size=4), *arrivals, turns=2500)
+    assert b"".join(wire.writes).count(b"HTTP/1.1 200 OK\r\n") == answers
+    assert b"".join(wire.writes).count(b"\r\n\r\nbody") == answers
+    assert not wire.closed
+
+
+@pytest.mark.parametrize("data", [b"CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", H2C.replace(b"Length: 4", b"Length: x")])
+async def test_what_is_no_request_is_refused(data: bytes):
+    wire = await talk(JoiningProtocol, answering(), data)
+    assert b"".join(wire.writes).startswith(b"HTTP/1.1 400 ")
+    assert wire.closed
+
+
+async def test_a_connection_that_was_to_be_closed_is_closed_after_an_upgrade_was_ignored():
+    wire = await talk(JoiningProtocol, answering(), H2C.replace(b"Connection: ", b"Connection: close, "))
+    assert b"connection: close\r\n" in b"".join(wire.writes)
+    assert wire.closed
+
+
+PIECE = b"x" * 16_000
+HEADERS = b"".join(b"x-%d: 1\r\n" % n for n in range(2000))
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"POST /x HTTP/1.1\r\nHost: h\r\nX-Large: ", *[PIECE] * 6],
+        [b"GET /", *[PIECE] * 6],
+        [b"POST /x HTTP/1.1\r\n", *[HEADERS] * 5],
+        [POST, b"POST /x HTTP/1.1\r\nX-Large: ", *[PIECE] * 6],
+    ],
+)
+async def test_a_head_that_does_not_end_is_refused(pieces: list[bytes]):
+    wire = await talk(JoiningProtocol, answering(), *pieces)
+    assert wire.writes[-1].startswith(b"HTTP/1.1 431 ")
+    head, _, body = wire.writes[-1].partition(b"\r\n\r\n")
+    assert b"content-length: %d" % len(body) in head
+    assert b"64 KiB" in body
+    assert wire.closed
+
+
+async def test_trailers_that_do_not_end_close_the_connection():
+    head = CHUNKED[: CHUNKED.index(b"0\r\n\r\n")] + b"0\r\nx-trailer: "
+    wire = await talk(JoiningProtocol, answering(), head, *[PIECE] * 6)
+    assert wire.closed
+    assert not any(b" 200 " in data for data in wire.writes)
+
+
+async def test_bodies_and_many_small_heads_are_not_taken_for_a_head():
+    large = POST.replace(b"Length: 4", b"Length: %d" % (8 * len(PIECE)))[:-4]
+    wire = await talk(JoiningProtocol, answering(), large, *[PIECE] * 8, *[POST] * 1000)
+    assert len(POST) * 1000 > MOST_HEAD
+    assert b"".join(wire.writes).count(b" 200 OK") == 1001
+    assert not wire.closed
