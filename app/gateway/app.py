@@ -75,15 +75,15 @@ def create_app(settings: Settings, number: int | None = None) -> Dispatcher:
         job_metrics=JobMetrics(platform),
         exporter=_exporter(settings.telemetry),
     )
+    bodies = Bodies(max(settings.limit.bodies_mb, settings.serving.max_body_mb) << 20)
     api = FastAPI(
         title="AI Mass",
         version=package.__version__,
         description=DESCRIPTION,
-        lifespan=_lifespan(state),
+        lifespan=_lifespan(state, bodies),
         openapi_url=None,  # `document` answers it
         redirect_slashes=False,  # clients of the Open Inference Protocol take a redirect for an error
     )
-    bodies = Bodies(max(settings.limit.bodies_mb, settings.serving.max_body_mb) << 20)
     # Apart: FastAPI reads bodies before it asks for the key, and strangers must not use up what predictions have.
     others = Bodies(
         max(settings.limit.bodies_mb // 4, settings.gateway.max_body_mb) << 20,
@@ -115,7 +115,7 @@ def _beside(settings: Settings, number: int | None) -> dict[int, Path]:
     return {n: settings.gateway_socket(n) for n in range(settings.gateway.processes) if n != number}
 
 
-def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private
+def _lifespan(state: Gateway, bodies: Bodies) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(AimassError):  # without a registry it starts all the same, and /readyz says why
@@ -126,7 +126,7 @@ def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol
             asyncio.create_task(state.processes.run(state.loader.report_all), name="heartbeat"),
             asyncio.create_task(_reconcile(state.platform), name="reconcile"),
         ]
-        grpc = _grpc_server(state)
+        grpc = _grpc_server(state, bodies)
         if grpc is not None:
             await grpc.start()
         try:
@@ -146,11 +146,11 @@ def _lifespan(state: Gateway) -> Any:  # noqa: ANN401 - Starlette's own protocol
     return lifespan
 
 
-def _grpc_server(state: Gateway) -> GrpcServer | None:
+def _grpc_server(state: Gateway, bodies: Bodies) -> GrpcServer | None:
     settings = state.platform.settings
     if settings.gateway.grpc_port < 0:
         return None
-    service = InferenceService(state.host, state.keys, state.loader, state.exporter)
+    service = InferenceService(state.host, state.keys, state.loader, bodies, state.exporter)
     return GrpcServer(service, settings.gateway, settings.serving.max_body_mb << 20)
 
 

@@ -19,6 +19,7 @@ from app.core.principal import Principal
 from app.core.signature import Column, Signature, Tensor
 from app.gateway.grpc.server import GrpcServer
 from app.gateway.grpc.service import InferenceService
+from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.dispatcher import Dispatcher
 from app.gateway.predict.ports import Receive, Scope, Send
 from app.gateway.predict.protocol import JoiningProtocol
@@ -94,19 +95,21 @@ async def nothing(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the server listens, and the host of its models, which belongs to the event loop of its thread."""
+    """Where the server listens, and what it has in memory, which belongs to the event loop of its thread."""
 
     http: str
     grpc: str
     host: Host
+    bodies: Bodies  # that the server holds
 
 
 @contextlib.contextmanager
-def serve(*sources: ModelSource) -> Iterator[Addresses]:
+def serve(*sources: ModelSource, request_timeout_s: float = 30.0) -> Iterator[Addresses]:
     """Serve models over HTTP and gRPC on the loopback, in a thread with an event loop of its own."""
     listener = socket.create_server(("127.0.0.1", 0))
     ports: list[int] = []
     hosts: list[Host] = []
+    bodies = Bodies(1 << 30)
     started, stop = threading.Event(), threading.Event()
 
     async def run() -> None:
@@ -116,12 +119,13 @@ def serve(*sources: ModelSource) -> Iterator[Addresses]:
         for source in sources:
             await host.swap(await host.load(source))
         repository = HostRepository(host)
-        app = Dispatcher(nothing, host, Keys(), repository, settings)
+        app = Dispatcher(nothing, host, Keys(), repository, settings, bodies=bodies)
         server = uvicorn.Server(
             uvicorn.Config(app, http=JoiningProtocol, lifespan="off", access_log=False, log_level="warning")
         )
-        service = InferenceService(host, Keys(), repository)
-        grpc = GrpcServer(service, GatewaySettings(grpc_port=0, drain_s=1.0), settings.max_body_mb << 20)
+        service = InferenceService(host, Keys(), repository, bodies)
+        gateway = GatewaySettings(grpc_port=0, drain_s=1.0, request_timeout_s=request_timeout_s)
+        grpc = GrpcServer(service, gateway, settings.max_body_mb << 20)
         ports.append(await grpc.start())
         hosts.append(host)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -135,7 +139,7 @@ def serve(*sources: ModelSource) -> Iterator[Addresses]:
     thread = threading.Thread(target=asyncio.run, args=(run(),))
     thread.start()
     assert started.wait(60)
-    yield Addresses(f"127.0.0.1:{listener.getsockname()[1]}", f"127.0.0.1:{ports[0]}", hosts[0])
+    yield Addresses(f"127.0.0.1:{listener.getsockname()[1]}", f"127.0.0.1:{ports[0]}", hosts[0], bodies)
     stop.set()
     thread.join(30)
 

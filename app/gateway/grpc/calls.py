@@ -6,13 +6,13 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from app.core.errors import AimassError, Unauthenticated
 from app.core.ids import new_id
-from app.core.principal import Scope
+from app.core.principal import Principal, Scope
 from app.gateway.errors import retry_after
 from app.gateway.predict.exchange import whole_number
 from app.gateway.predict.ports import Authenticator
@@ -20,6 +20,7 @@ from app.serving.host import ServedModel
 
 _log = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
+Metadata = dict[str, str | bytes]
 Result = TypeVar("Result")
 _BEARER = "bearer "
 _TIMEOUT = "x-request-timeout-ms"
@@ -38,6 +39,7 @@ CODES: dict[str, grpc.StatusCode] = {
     "forbidden": grpc.StatusCode.PERMISSION_DENIED,
     "not_built": grpc.StatusCode.UNIMPLEMENTED,
     "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "insufficient_memory": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "unavailable": grpc.StatusCode.UNAVAILABLE,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
     "corrupt": grpc.StatusCode.DATA_LOSS,
@@ -53,7 +55,7 @@ class Call:
         self.started = time.perf_counter()
         self.context = context
         self.method = method
-        self.metadata: dict[str, str | bytes] = dict(context.invocation_metadata() or ())
+        self.metadata: Metadata = dict(context.invocation_metadata() or ())
         self.served: ServedModel | None = None
         self.phases: tuple[float, ...] = ()  # of a prediction that was answered, in the order of PHASES, in seconds
 
@@ -82,22 +84,23 @@ class Guarded(Protocol):
 Method = Callable[[Any, Any, Call], Awaitable[Result]]
 
 
-def call(scope: Scope | None) -> Callable[[Method[Result]], Callable[[Any, Any, Context], Awaitable[Result]]]:
+def call(scope: Scope | None) -> Callable[[Method[Result]], Callable[[Any, Any, Context], Awaitable[Result | None]]]:
     """A unary call that needs this scope (None: open to all), with errors of the tree as statuses."""
 
-    def guard(method: Method[Result]) -> Callable[[Any, Any, Context], Awaitable[Result]]:
+    def guard(method: Method[Result]) -> Callable[[Any, Any, Context], Awaitable[Result | None]]:
         async def admitted(self: Guarded, request: Any, made: Call) -> Result:  # noqa: ANN401 - any message
             if scope is not None:
                 await admit(self.auth, made, scope)
             return await method(self, request, made)
 
         @functools.wraps(method)
-        async def guarded(self: Guarded, request: Any, context: Context) -> Result:  # noqa: ANN401 - any message
+        async def guarded(self: Guarded, request: Any, context: Context) -> Result | None:  # noqa: ANN401 - any message
             made = Call(context, method.__name__)
             try:
                 return await observed(self, made, admitted(self, request, made))
             except AimassError as error:
-                await refuse(context, error)
+                refuse(context, error)
+                return None
 
         return guarded
 
@@ -113,21 +116,29 @@ async def observed(servicer: Guarded, made: Call, answer: Awaitable[Result]) -> 
         late = left_s is not None and left_s <= 0
         servicer.ended(made, grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
         raise
-    except Exception as error:
-        told = error if isinstance(error, AimassError) else unexpected(error)
+    except AimassError as error:
+        servicer.ended(made, status_of(error), error)
+        raise
+    except Exception as error:  # noqa: BLE001 - it is raised again, told apart
+        told = unexpected(error)
         servicer.ended(made, status_of(told), told)
-        if told is error:
-            raise
-        raise told from error
+        try:
+            raise told from error
+        finally:
+            del told  # its traceback has this frame: a cycle, with all of a message in it until the next collection
     servicer.ended(made, grpc.StatusCode.OK)
     return result
 
 
 async def admit(auth: Authenticator, made: Call, scope: Scope) -> None:
     """Unauthenticated without a good key in the metadata, Forbidden if it lacks the scope."""
-    key = _key(made)
-    principal = auth.cached(key) or await auth.verify(key)
-    principal.require(scope)
+    (await authenticate(auth, made.metadata)).require(scope)
+
+
+async def authenticate(auth: Authenticator, metadata: Metadata) -> Principal:
+    """Who calls; Unauthenticated without a good key in the metadata."""
+    key = _key(metadata)
+    return auth.cached(key) or await auth.verify(key)
 
 
 def status_of(error: AimassError) -> grpc.StatusCode:
@@ -142,22 +153,26 @@ def unexpected(error: Exception) -> AimassError:
     return AimassError(f"internal error; the log has it as request {request_id}")
 
 
-async def refuse(context: Context, error: AimassError) -> NoReturn:
-    """End the call with the error's status; when to try again is trailing metadata, as HTTP's header and as gRPC's."""
-    trailing: list[tuple[str, str]] = []
+def refuse(context: Context, error: AimassError) -> None:
+    """The call ends with the error's status once its method returns, whatever that returns.
+
+    When to try again is trailing metadata, as HTTP's header and as gRPC's. `abort` would raise, and the library keeps
+    what it raises: with the message, in its traceback, and in a cycle.
+    """
     if error.retry_after_s is not None:
         wait_s = max(0.0, error.retry_after_s)
-        trailing = [
+        context.set_trailing_metadata((
             ("retry-after", retry_after(wait_s)),
             ("grpc-retry-pushback-ms", str(round(wait_s * 1e3))),
-        ]
-    await context.abort(status_of(error), error.detail, tuple(trailing))
+        ))
+    context.set_code(status_of(error))
+    context.set_details(error.detail)
 
 
-def _key(made: Call) -> bytes:
-    key = made.metadata.get("x-api-key") or ""
+def _key(metadata: Metadata) -> bytes:
+    key = metadata.get("x-api-key") or ""
     if not key:
-        header = made.metadata.get("authorization") or ""
+        header = metadata.get("authorization") or ""
         key = header[len(_BEARER) :].strip() if header[: len(_BEARER)].lower() == _BEARER else ""
     if not key:
         raise Unauthenticated("send the API key as metadata `authorization: Bearer KEY` or `x-api-key: KEY`")

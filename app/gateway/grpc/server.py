@@ -6,6 +6,7 @@ import grpc
 from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
 from app.core.errors import Misconfigured
+from app.gateway.grpc.admission import Admission
 from app.gateway.grpc.service import InferenceService
 from app.settings import GatewaySettings
 
@@ -30,12 +31,14 @@ class GrpcServer:
 
     def __init__(self, service: InferenceService, settings: GatewaySettings, max_message: int) -> None:
         self._settings = settings
+        slow = max(1, service.bodies.most // max_message)
         self._server = grpc.aio.server(
+            interceptors=[Admission(service, service.bodies, slow, settings.request_timeout_s)],
             options=[
                 ("grpc.max_receive_message_length", max_message),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 1),  # the gateway processes of one machine share the port
-            ]
+            ],
         )
         add_GRPCInferenceServiceServicer_to_server(service, self._server)
 

@@ -16,6 +16,7 @@ from app.gateway.grpc.calls import Call, Context, admit, call, observed, refuse,
 from app.gateway.grpc.messages import fill, read_infer, write_infer
 from app.gateway.grpc.spans import export
 from app.gateway.grpc.window import Window
+from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.exchange import OIP_STATUS
 from app.gateway.predict.ports import Authenticator, Repository
 from app.gateway.predict.running import within
@@ -47,9 +48,15 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     """Answers every call from the models of this process."""
 
     def __init__(
-        self, host: Host, auth: Authenticator, repository: Repository, exporter: Exporter | None = None
+        self,
+        host: Host,
+        auth: Authenticator,
+        repository: Repository,
+        bodies: Bodies,
+        exporter: Exporter | None = None,
     ) -> None:
         self.auth = auth
+        self.bodies = bodies
         self._exporter = exporter
         self._host = host
         self._repository = repository
@@ -140,12 +147,14 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             stream.deadline()  # what the metadata has for each request must be right before the first
         except AimassError as error:
             self.ended(stream, status_of(error), error)
-            await refuse(context, error)
+            refuse(context, error)
+            return
         window: Window[pb.ModelStreamInferResponse] = Window(STREAM_WINDOW, STREAM_BYTES)
 
         async def take() -> None:
             async for request in requests:
-                await window.add(request.ByteSize(), partial(self._begin, request, context))
+                size = request.ByteSize()
+                await window.add(size, partial(self._begin, request, size, context))
             await window.end()
 
         reader = asyncio.create_task(take())
@@ -158,21 +167,32 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
             reader.cancel()
             window.cancel()
 
-    def _begin(self, request: pb.ModelInferRequest, context: Context) -> "asyncio.Task[pb.ModelStreamInferResponse]":
-        return asyncio.create_task(self._stream_one(request, context))
+    def _begin(
+        self, request: pb.ModelInferRequest, size: int, context: Context
+    ) -> "asyncio.Task[pb.ModelStreamInferResponse]":
+        return asyncio.create_task(self._stream_one(request, size, context))
 
-    async def _stream_one(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelStreamInferResponse:
+    async def _stream_one(
+        self, request: pb.ModelInferRequest, size: int, context: Context
+    ) -> pb.ModelStreamInferResponse:
         final = request.parameters[_ASKS_FINAL].bool_param if _ASKS_FINAL in request.parameters else False
         request.parameters.pop(_ASKS_FINAL, None)
         made = Call(context, _STREAM)
         try:
-            answer = await observed(self, made, self._infer(request, made))
+            answer = await observed(self, made, self._counted(request, size, made))
         except AimassError as error:
             failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
             return pb.ModelStreamInferResponse(error_message=error.detail, infer_response=failed)
         if final:
             answer.parameters[_FINAL].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=answer)
+
+    async def _counted(self, request: pb.ModelInferRequest, size: int, made: Call) -> pb.ModelInferResponse:
+        held = self.bodies.grow(0, size)
+        try:
+            return await self._infer(request, made)
+        finally:
+            self.bodies.give_back(held)
 
     async def _infer(self, request: pb.ModelInferRequest, made: Call) -> pb.ModelInferResponse:
         name, version, deadline = request.model_name, request.model_version or None, made.deadline()

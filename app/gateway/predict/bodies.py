@@ -14,7 +14,7 @@ class Bodies:
     """
 
     def __init__(self, most: int, setting: str = "AIMASS_LIMIT_BODIES_MB") -> None:
-        self._most = most
+        self.most = most
         self._setting = setting
         self.held = 0
 
@@ -28,10 +28,10 @@ class Bodies:
 
     def check(self, size: int, held: int = 0) -> None:
         """Overloaded where `grow` would be; nothing is held, since what is announced may never come."""
-        if size > SMALL_BODY and self.held + size - held > self._most:
+        if size > SMALL_BODY and self.held + size - held > self.most:
             raise Overloaded(
                 f"{self.held >> 20} MiB of request bodies are held already, with this one they would be more than "
-                f"{self._most >> 20} MiB ({self._setting})",
+                f"{self.most >> 20} MiB ({self._setting})",
                 retry_after_s=_RETRY_S,
             )
 

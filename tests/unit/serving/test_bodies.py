@@ -133,7 +133,7 @@ async def test_what_is_announced_and_does_not_come_takes_nothing(app: Dispatcher
 
 @pytest.mark.parametrize("path", [PREDICT, INFER, "/api/v1/jobs"])
 async def test_what_came_of_a_body_that_grew_too_large_is_given_back(app: Dispatcher, bodies: Bodies, path: str):
-    bodies._most = 4 << 20
+    bodies.most = 4 << 20
     upload = Upload(app, path)
     await upload.sends(b" " * (1 << 20))
     assert bodies.held == 1 << 20
@@ -174,4 +174,4 @@ async def test_uploads_that_go_to_a_file_are_not_counted(app: Dispatcher, bodies
 
 
 def test_an_app_without_a_budget_of_its_own_has_room(host: Host):
-    assert Dispatcher(inner, host, Keys(), HostRepository(host), ServingSettings())._bodies._most == 1 << 30
+    assert Dispatcher(inner, host, Keys(), HostRepository(host), ServingSettings())._bodies.most == 1 << 30
