@@ -47,6 +47,9 @@ def first_run(path: Path, model: ModelProto, threads: int, *, batched: bool | No
         InvalidData: it cannot be opened or run, gives something other than tensors, or another answer each time.
     """
     inputs, declared = read_inputs(model), read_outputs(model)
+    kinds = {datatype for datatype, _ in inputs.values()}
+    if "BYTES" in kinds and "BF16" in kinds | {datatype for datatype, _ in declared.values()}:
+        raise InvalidData.at("model", msg="ONNX Runtime takes no strings beside bfloat16; add a Cast to float32")
     session = open_file(path, threads)
     for output in session.get_outputs():
         check_rank("output", output.name, len(output.shape or ()))  # as inferred: NumPy could not hold the answer

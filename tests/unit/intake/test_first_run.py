@@ -294,3 +294,12 @@ def test_the_largest_rank(first: First):
 def test_more_axes_than_an_array_has(first: First, made: onnx.ModelProto, words: str):
     with pytest.raises(InvalidData, match=words):
         first(made)
+
+
+def test_strings_beside_bfloat16(first: First):
+    """Either alone is taken; together ONNX Runtime's package for Python takes neither as it must."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    alone = model([node], {"x": TensorProto.BFLOAT16}, output=TensorProto.BFLOAT16)
+    assert first(alone).signature.inputs[0].datatype == "BF16"
+    with pytest.raises(InvalidData, match="no strings beside bfloat16; add a Cast"):
+        first(model([node], {"x": TensorProto.BFLOAT16, "words": TensorProto.STRING}, output=TensorProto.BFLOAT16))
