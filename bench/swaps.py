@@ -1,11 +1,11 @@
 """What changing an endpoint's version costs those who use it meanwhile.
 
-    python -m bench.swaps [--swaps 50] [--rounds 25] [--connections 16]
+    python -m bench.swaps [--swaps 50] [--rounds 25] [--connections 16] [--processes 1]
 
-A whole platform as `aimass up` starts it, one gateway process. wrk asks the tabular endpoint in short slices by turns:
-one in which nothing changes, one in which the endpoint is routed to its other version, once a second. No request may
-fail. Judged is the median over the rounds of p99 with changes over p99 without: at most 1.2. Needs wrk; client and
-server share the machine.
+A whole platform as `aimass up` starts it, with so many gateway processes; a change is answered once all have it. wrk
+asks the tabular endpoint in short slices by turns: one in which nothing changes, one in which the endpoint is routed to
+its other version, once a second. No request may fail. Judged is the median over the rounds of p99 with changes over p99
+without: at most 1.2. Needs wrk; client and server share the machine.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import threading
 import time
 from pathlib import Path
 
-from bench.load import write_bodies, write_script
-from bench.product import TABLE, gateway, train_table
+from bench.load import Server, write_bodies, write_script
+from bench.product import TABLE, train_table
 from tests.support.jobs import TUMOURS
 from tests.support.platform import Platform
 
@@ -55,14 +55,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--seconds", type=int, default=2, help="of one slice")
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--processes", type=int, default=1, help="gateway processes")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, Platform() as platform:
+    settings = {"AIMASS_GATEWAY_PROCESSES": str(arguments.processes)}
+    with tempfile.TemporaryDirectory() as name, Platform(**settings) as platform:
         folder = Path(name)
         write_script(folder)
         rows = train_table(platform, folder / TABLE)
         platform.wait(platform.submit(**{**TUMOURS, "model": TABLE, "family": "mlp"})["id"], "succeeded")
         bodies = write_bodies(folder / "table.lua", [(0, json.dumps({"instances": [row]}).encode()) for row in rows])
-        server, swaps = gateway(platform), Swaps(platform)
+        server, swaps = Server(str(platform.url), platform.processes("app.gateway.main")[0]), Swaps(platform)
         server.load(PREDICT, bodies, arguments.connections, 2)
         ratios = []
         for turn in range(1, arguments.rounds + 1):
