@@ -78,7 +78,26 @@ def problem_body(status: int, code: str, detail: str, request_id: str, errors: S
     }
     if errors:
         body["errors"] = [{"loc": e.loc, "msg": e.msg, "type": e.type} for e in errors]
-    return orjson.dumps(body)
+    return error_json(body)
+
+
+def error_json(document: dict[str, Any]) -> bytes:
+    r"""The JSON of an error, which may repeat any text of a request.
+
+    JSON can name half a character (`\ud800`), but no bytes can hold it: it is told as those six letters.
+    """
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError:
+        return orjson.dumps(_in_letters(document))
+
+
+def _in_letters(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_in_letters(key): _in_letters(item) for key, item in value.items()}
+    return [_in_letters(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

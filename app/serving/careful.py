@@ -1,4 +1,8 @@
-"""The slow reading of a prediction body, value by value, for exact errors: for what the fast decoders refuse."""
+"""The slow reading of a prediction body, value by value, for exact errors: for what the fast decoders refuse.
+
+It ends at the last error that is told: bodies that are all wrong cost no more than that, and hold no memory that their
+bytes do not pay for.
+"""
 
 import base64
 import binascii
@@ -12,6 +16,7 @@ import numpy as np
 from app.core.errors import FieldError, InvalidTensor, Malformed
 from app.core.signature import Column, Signature
 from app.serving.images import decode_image
+from app.serving.row_limit import RowLimit
 from app.serving.tensors import DTYPES, FLOAT32_MAX
 from app.serving.types import Array, Tensors
 
@@ -22,21 +27,26 @@ _SHOWN = 40  # characters of a bad value that a message repeats
 
 
 class _Refusals:
-    """Collects field errors, up to a limit."""
+    """Collects field errors; the last that is told ends the reading, since what comes after it changes nothing."""
 
     def __init__(self) -> None:
         self.errors: list[FieldError] = []
 
     def add(self, *loc: str | int, msg: str, kind: str) -> None:
-        if len(self.errors) < _MAX_ERRORS:
-            self.errors.append(FieldError(loc, msg, kind))
+        """InvalidTensor once there are as many as are told."""
+        self.errors.append(FieldError(loc, msg, kind))
+        if len(self.errors) == _MAX_ERRORS:
+            raise self._error("at least ")
 
     def check(self) -> None:
         """InvalidTensor if anything was added."""
         if self.errors:
-            first = self.errors[0]
-            more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
-            raise InvalidTensor(f"{'.'.join(map(str, first.loc))}: {first.msg}{more}", errors=self.errors)
+            raise self._error()
+
+    def _error(self, bound: str = "") -> InvalidTensor:
+        first = self.errors[0]
+        more = f" (and {bound}{len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
+        return InvalidTensor(f"{'.'.join(map(str, first.loc))}: {first.msg}{more}", errors=self.errors)
 
 
 def read_instances(body: bytes) -> list[Any]:
@@ -72,45 +82,51 @@ def from_base64(text: str) -> bytes:
 class CarefulTable:
     """Rows of named values."""
 
-    def __init__(self, signature: Signature) -> None:
-        self._inputs = signature.inputs
+    def __init__(self, signature: Signature, limit: RowLimit) -> None:
+        self._limit = limit
         self._columns = {column.name: column for column in signature.columns}
+        self._known = ", ".join(list(self._columns)[:10])
+        self._tensors: list[tuple[list[str], Any]] = []
+        for tensor in signature.inputs:
+            own = sorted((c for c in signature.columns if c.tensor == tensor.name), key=lambda column: column.index)
+            self._tensors.append(([column.name for column in own], DTYPES[tensor.datatype]))
 
     def __call__(self, body: bytes, error: Exception) -> tuple[Tensors, int]:
         """Read `body`, which the fast decoder refused with `error`."""
         instances, refusals = read_instances(body), _Refusals()
-        arrays = {t.name: np.empty((len(instances), t.shape[-1]), DTYPES[t.datatype]) for t in self._inputs}
-        for row, instance in enumerate(instances):
-            if not isinstance(instance, dict):
-                refusals.add("instances", row, msg="must be an object {column: value, …}", kind="type")
-                continue
-            for name in instance:
-                if name not in self._columns:
-                    known = ", ".join(list(self._columns)[:10])
-                    refusals.add(
-                        "instances", row, name, msg=f"unknown column; the model has {known}", kind="unknown_column"
-                    )
-            for name, column in self._columns.items():
-                if name not in instance:
-                    remedy = (
-                        "send null if it is not known" if column.nullable else f"the model needs this {column.type}"
-                    )
-                    refusals.add("instances", row, name, msg=f"missing column: {remedy}", kind="missing")
-                    continue
-                value, problem = _value(instance[name], column)
-                if problem:
-                    refusals.add("instances", row, name, msg=problem[0], kind=problem[1])
-                else:
-                    arrays[column.tensor][row, column.index] = value
+        self._limit.check(len(instances))
+        rows = [self._row(row, instance, refusals) for row, instance in enumerate(instances)]
         refusals.check()
         if "utf-8" in str(error).lower():
             raise Malformed("the body is not UTF-8")
-        return tuple(arrays[tensor.name] for tensor in self._inputs), len(instances)
+        arrays = [np.array([[row[name] for name in names] for row in rows], dtype) for names, dtype in self._tensors]
+        return tuple(arrays), len(rows)
+
+    def _row(self, row: int, instance: Any, refusals: _Refusals) -> dict[str, float | str]:  # noqa: ANN401 - JSON
+        """What goes into the tensors, by column; only what fits, if there is something to refuse."""
+        values: dict[str, float | str] = {}
+        if not isinstance(instance, dict):
+            refusals.add("instances", row, msg="must be an object {column: value, …}", kind="type")
+            return values
+        for name in instance:
+            if name not in self._columns:
+                known = f"unknown column; the model has {self._known}"
+                refusals.add("instances", row, name, msg=known, kind="unknown_column")
+        for name, column in self._columns.items():
+            if name not in instance:
+                remedy = "send null if it is not known" if column.nullable else f"the model needs this {column.type}"
+                refusals.add("instances", row, name, msg=f"missing column: {remedy}", kind="missing")
+                continue
+            value, problem = _value(instance[name], column)
+            if problem:
+                refusals.add("instances", row, name, msg=problem[0], kind=problem[1])
+            else:
+                values[name] = value
+        return values
 
 
 def _value(value: Any, column: Column) -> tuple[float | str, tuple[str, str] | None]:  # noqa: ANN401, PLR0911 - JSON; one return a rule
     """(what goes into the tensor, (message, type) of the problem if there is one)."""
-    shown = repr(value)[:_SHOWN]
     if value is None:
         if column.nullable:
             return ("" if column.type in TEXTS else math.nan), None
@@ -118,34 +134,40 @@ def _value(value: Any, column: Column) -> tuple[float | str, tuple[str, str] | N
     if column.type in TEXTS:
         return _text(value)
     if column.type == "boolean":
-        return (
-            (float(value), None) if isinstance(value, bool) else (0.0, (f"must be true or false, got {shown}", "type"))
-        )
+        if not isinstance(value, bool):
+            return 0.0, (f"must be true or false, got {_shown(value)}", "type")
+        return float(value), None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return 0.0, (f"must be {'an' if column.type == 'integer' else 'a'} {column.type}, got {shown}", "type")
+        return 0.0, (f"must be {'an' if column.type == 'integer' else 'a'} {column.type}, got {_shown(value)}", "type")
     if isinstance(value, float) and not math.isfinite(value):
         remedy = "; send null for a missing value" if column.nullable else ""
-        return 0.0, (f"must be a finite number, got {shown}{remedy}", "not_finite")
+        return 0.0, (f"must be a finite number, got {value}{remedy}", "not_finite")
     if abs(value) > FLOAT32_MAX:
-        return 0.0, (f"must be within ±{FLOAT32_MAX:.4g} (32-bit floating point), got {shown}", "range")
+        limit = f"must be within ±{FLOAT32_MAX:.4g} (32-bit floating point)"
+        return 0.0, (f"{limit}, got {_shown(value)}", "range")
     if column.type == "integer" and value != int(value):
-        return 0.0, (f"must be an integer, got {shown}", "type")
+        return 0.0, (f"must be an integer, got {value}", "type")
     return float(value), None
 
 
 def _text(value: Any) -> tuple[str, tuple[str, str] | None]:  # noqa: ANN401 - any JSON value
-    shown = repr(value)[:_SHOWN]
     if not isinstance(value, str):
-        return "", (f"must be a text, got {shown}", "type")
+        return "", (f"must be a text, got {_shown(value)}", "type")
     if _SURROGATE.search(value):
-        return "", (f"must be Unicode text, got half a character: {shown}", "encoding")
+        return "", (f"must be Unicode text, got half a character: {_shown(value)}", "encoding")
     return value.strip(), None
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """The beginning of a bad value, as a message repeats it."""
+    return repr(value[:_SHOWN] if isinstance(value, str) else value)[:_SHOWN]
 
 
 class CarefulImages:
     """Pictures as base64 text or nested lists."""
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, limit: RowLimit) -> None:
+        self._limit = limit
         self._format = signature.image
         self._column = signature.columns[0].name
         self._shape = signature.inputs[0].shape[1:]
@@ -153,6 +175,7 @@ class CarefulImages:
     def __call__(self, body: bytes, error: Exception) -> tuple[Tensors, int]:
         """Read `body`, which the fast decoder refused with `error`."""
         instances, refusals = read_instances(body), _Refusals()
+        self._limit.check(len(instances))
         images = []
         for row, instance in enumerate(instances):
             loc: tuple[str | int, ...] = ("instances", row)
@@ -190,7 +213,7 @@ class CarefulImages:
         channels, height, width = self._shape
         wanted = f"must be base64 text or nested lists [{channels}][{height}][{width}] of integers 0-255"
         if not isinstance(value, list):
-            raise ValueError(f"{wanted}, got {repr(value)[:_SHOWN]}")  # noqa: TRY004 - a ValueError is what the caller collects
+            raise ValueError(f"{wanted}, got {_shown(value)}")  # noqa: TRY004 - a ValueError is what the caller collects
         try:
             pixels = np.array(value)
         except ValueError:

@@ -12,50 +12,66 @@ import msgspec
 import numpy as np
 import simdjson
 
-from app.core.errors import AimassError, Corrupt
+from app.core.errors import Corrupt, InvalidTensor
 from app.core.signature import Column, Signature
 from app.serving.careful import TEXTS, CarefulImages, CarefulTable, from_base64
 from app.serving.images import decode_image
-from app.serving.nested import NestedDecoder
-from app.serving.tensors import DTYPES, FLOAT32_MAX, INLINE_JSON_BYTES
+from app.serving.nested import RAW_ROWS, NestedDecoder, body_of
+from app.serving.row_limit import RowLimit
+from app.serving.tensors import DTYPES, FLOAT32_MAX, INLINE_JSON_BYTES, INLINE_VALUES, SURE_JSON_BYTES
 from app.serving.types import Array, Tensors
 
 _NUMBER = Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
 _INTEGER = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_NOT_PLAIN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what the careful way names, or takes after all
+_WIDE = 256  # columns, from which on the order of names decides how long a row takes
+_INLINE_LOOKS = 1 << 20  # at names, if each is looked for among all: 1.7 ms
 _KINDS: dict[str, Any] = {"number": _NUMBER, "integer": _INTEGER, "boolean": bool, "category": str, "text": str}
 
 
 class InstanceDecoder(Protocol):
     """Body bytes to tensors in the signature's order, and the number of rows.
 
-    Bodies up to `inline_bytes` are decoded so quickly that the event loop may do it.
+    The event loop may ask `at_once` for bodies up to `inline_bytes`; all else is done in a thread.
     """
 
     inline_bytes: int
 
     def __call__(self, body: bytes) -> tuple[Tensors, int]:
-        """Malformed for a body that is not JSON, InvalidTensor with `errors` for values that do not fit."""
+        """Malformed for a body that is not JSON, InvalidTensor with `errors` for values that do not fit.
+
+        PayloadTooLarge for more rows than the endpoint queues.
+        """
+        ...
+
+    def at_once(self, body: bytes) -> tuple[Tensors, int] | None:
+        """The same if it surely takes a millisecond at most; None, and nothing is decided, if it may take longer."""
         ...
 
 
-def instance_decoder(signature: Signature) -> InstanceDecoder:
+def instance_decoder(signature: Signature, limit: RowLimit | None = None) -> InstanceDecoder:
     """The decoder for a signature; Corrupt if its columns cannot be filled from instances."""
+    limit = limit or RowLimit()
     if signature.task == "inference":
-        return NestedDecoder(signature)
+        return NestedDecoder(signature, limit)
     if any(column.type == "image" for column in signature.columns):
         if len(signature.columns) != 1 or signature.image is None or len(signature.inputs) != 1:
             raise Corrupt("signature.json: an image column must be the only one, with `image` and one input")
-        return _Images(signature)
-    return _Table(signature)
+        return _Images(signature, limit)
+    return _Table(signature, limit)
 
 
 class _Table:
-    """Rows of named values. A msgspec struct per model holds the columns in tensor order, each tensor a slice of it."""
+    """Rows of named values. A msgspec struct per model holds the columns in tensor order, each tensor a slice of it.
+
+    A body has no more values than commas, but for one; and what the careful way takes nothing tells beforehand.
+    """
 
     inline_bytes = INLINE_JSON_BYTES
 
-    def __init__(self, signature: Signature) -> None:
-        self._careful = CarefulTable(signature)
+    def __init__(self, signature: Signature, limit: RowLimit) -> None:
+        self._careful = CarefulTable(signature, limit)
+        self._limit = limit
         ordered: list[Column] = []
         self._slices: list[tuple[slice, Any]] = []
         for tensor in signature.inputs:
@@ -68,14 +84,46 @@ class _Table:
             ordered += columns
         if len(ordered) != len(signature.columns):
             raise Corrupt("signature.json: a column belongs to no input tensor")
-        self._decode = _struct_decoder(ordered).decode
+        row = _row(ordered)
+        self._decode = msgspec.json.Decoder(body_of(row)).decode
+        self._decode_row = msgspec.json.Decoder(row).decode
         self._texts = [at for at, column in enumerate(ordered) if column.type in TEXTS]
+        self._width = max(1, len(ordered))
+        values = INLINE_VALUES // 2 if self._texts else INLINE_VALUES
+        # One row is in any case: no thread goes on while it is decoded, wherever that is.
+        self._inline_values = max(self._width, min(values, _INLINE_LOOKS // self._width))
 
     def __call__(self, body: bytes) -> tuple[Tensors, int]:
         try:
-            instances = self._decode(body).instances
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            instances = self._decode(body).instances if self._width < _WIDE else self._one_by_one(body)
+        except _NOT_PLAIN as error:
             return self._careful(body, error)
+        return self._tensors(instances)
+
+    def at_once(self, body: bytes) -> tuple[Tensors, int] | None:
+        if len(body) > SURE_JSON_BYTES and body.count(b",") >= self._inline_values:
+            return None
+        try:
+            instances = self._decode(body).instances
+        except _NOT_PLAIN as error:
+            return self._careful(body, error) if len(body) <= SURE_JSON_BYTES else None
+        return self._tensors(instances)
+
+    def _one_by_one(self, body: bytes) -> list[Any]:
+        """The instances of a wide table, in steps between which other threads go on.
+
+        msgspec looks for a name through all fields from that of the last name on: a row in another order than the
+        model's takes columns x columns, and one that repeats a name any time. DecodeError for the latter.
+        """
+        rows = RAW_ROWS.decode(body).instances
+        self._limit.check(len(rows))
+        most = 4 * self._width  # quotes around names and texts; what has more may be right, too, by its escapes
+        if any(bytes(row).count(b'"') > most for row in rows):
+            raise msgspec.DecodeError("names are repeated")
+        return [self._decode_row(row) for row in rows]
+
+    def _tensors(self, instances: list[Any]) -> tuple[Tensors, int]:
+        self._limit.check(len(instances))
         rows = [msgspec.structs.astuple(instance) for instance in instances]
         if len(self._slices) == 1 and not self._texts:
             return (np.array(rows, self._slices[0][1]),), len(rows)
@@ -86,13 +134,11 @@ class _Table:
         return tuple(np.array([row[part] for row in cells], dtype) for part, dtype in self._slices), len(rows)
 
 
-def _struct_decoder(columns: list[Column]) -> msgspec.json.Decoder[Any]:
-    """Decoder of {"instances": [row, …]}; a row's fields are f0, f1, … because a column's name may be any text."""
+def _row(columns: list[Column]) -> Any:  # noqa: ANN401 - a type made at run time
+    """A struct; its fields are f0, f1, … because a column's name may be any text."""
     fields = [(f"f{at}", _KINDS[c.type] | None if c.nullable else _KINDS[c.type]) for at, c in enumerate(columns)]
     names = {f"f{at}": column.name for at, column in enumerate(columns)}
-    row = msgspec.defstruct("Row", fields, rename=names, forbid_unknown_fields=True, gc=False)
-    rows = Annotated[list[row], msgspec.Meta(min_length=1)]  # type: ignore[valid-type] # made at run time
-    return msgspec.json.Decoder(msgspec.defstruct("Body", [("instances", rows)], forbid_unknown_fields=True, gc=False))
+    return msgspec.defstruct("Row", fields, rename=names, forbid_unknown_fields=True, gc=False)
 
 
 class _Images:
@@ -100,13 +146,14 @@ class _Images:
 
     inline_bytes = 0  # a few bytes of PNG may be many megapixels
 
-    def __init__(self, signature: Signature) -> None:
+    def __init__(self, signature: Signature, limit: RowLimit) -> None:
         if signature.image is None:  # the factory has checked; this tells the type checker
             raise Corrupt("signature.json: no `image`")
         self._format = signature.image
         self._column = signature.columns[0].name
         self._shape = signature.inputs[0].shape[1:]
-        self._careful = CarefulImages(signature)
+        self._careful = CarefulImages(signature, limit)
+        self._limit = limit
         self._local = threading.local()  # a parser may not be shared, and large bodies are decoded in threads
 
     def __call__(self, body: bytes) -> tuple[Tensors, int]:
@@ -114,10 +161,13 @@ class _Images:
         self._local.parser = None
         try:
             images = self._read(parser.parse(body))
-        except (ValueError, TypeError, LookupError, RuntimeError, UnicodeDecodeError, AimassError) as error:
+        except (ValueError, TypeError, LookupError, RuntimeError, UnicodeDecodeError, InvalidTensor) as error:
             return self._careful(body, error)
         self._local.parser = parser  # after an error it may still be referred to, and is dropped
         return (np.stack(images),), len(images)
+
+    def at_once(self, body: bytes) -> tuple[Tensors, int] | None:  # noqa: ARG002 - as the others
+        return None
 
     def _read(self, document: Any) -> list[Array]:  # noqa: ANN401 - a simdjson object
         if list(document.keys()) != ["instances"]:
@@ -125,6 +175,7 @@ class _Images:
         instances = document["instances"]
         if not isinstance(instances, simdjson.Array) or not len(instances):
             raise ValueError("no instances")
+        self._limit.check(len(instances))
         return [self._picture(instance) for instance in instances]
 
     def _picture(self, instance: Any) -> Array:  # noqa: ANN401 - a simdjson value or a text

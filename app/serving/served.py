@@ -27,6 +27,7 @@ from app.serving.plan import choose, warm
 from app.serving.predictions import PredictionEncoder, prediction_encoder
 from app.serving.process_memory import resident_bytes, trim
 from app.serving.provider import Provider
+from app.serving.row_limit import RowLimit
 from app.serving.runs import RunWatch
 from app.serving.session import Session
 from app.serving.types import Answer, Batching, Plan, Tensors
@@ -189,7 +190,7 @@ class ServedModel:
         self.identity = orjson.dumps({"model": source.model, "version": source.version, "variant": source.variant})[
             1:-1
         ]
-        self.instances: InstanceDecoder = instance_decoder(signature)
+        self.instances: InstanceDecoder = instance_decoder(signature, RowLimit(self.limits.max_queue, metrics.rejected))
         self.predictions: PredictionEncoder = prediction_encoder(signature)
         self.oip = OipCodec(source.endpoint, signature, self.limits.max_queue, metrics.rejected)
         self.about = About(source, signature, self.limits, metrics, self.oip, self.bytes)

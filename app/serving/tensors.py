@@ -36,8 +36,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
 _RAW = {"BF16": np.dtype("<u2")}
 # What the protocol has no JSON form for.
 NO_JSON = frozenset({"FP16", "BF16"})
-# JSON up to this size is decoded on the event loop: about half a millisecond.
+# JSON up to this size may be decoded on the event loop. Its bytes do not say how long that takes: rows of a dozen
+# numbers half a millisecond to one, as many lists or texts without length 25. So instances are asked how many values
+# they hold, too: so many take a millisecond, and so few bytes as that whatever they hold. The Open Inference Protocol
+# is not asked, since it makes single calls of C of them, beside which no thread goes on wherever they are made.
 INLINE_JSON_BYTES = 256 * 1024
+INLINE_VALUES = 4096
+SURE_JSON_BYTES = 4096
 _MAX_DIMENSION = 2**31 - 1
 # Elements that a shape may stand for: numpy counts their bytes in 63 bits, at up to 8 an element, and leaves out zeros.
 _MAX_ELEMENTS = 2**60 - 1

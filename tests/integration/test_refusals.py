@@ -34,15 +34,21 @@ def address(servers: Addresses) -> str:
 def answers(raw: socket.socket, count: int) -> list[tuple[int, dict[str, str], bytes]]:
     """So many answers, whole, and nothing after them."""
     found, text = [], b""
+
+    def more() -> bytes:
+        part = raw.recv(65536)
+        assert part, "the connection ended"
+        return part
+
     for _ in range(count):
         while b"\r\n\r\n" not in text:
-            text += raw.recv(65536)
+            text += more()
         head, _, text = text.partition(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
         headers = dict(line.split(": ") for line in lines)
         size = int(headers["content-length"])
         while len(text) < size:
-            text += raw.recv(65536)
+            text += more()
         found.append((int(status.split()[1]), headers, text[:size]))
         text = text[size:]
     assert text == b""
@@ -99,3 +105,32 @@ def test_grpc_refuses_before_it_looks_at_the_tensors(servers: Addresses, model: 
         with pytest.raises(grpc.RpcError) as failed:
             stub.ModelInfer(request, metadata=[("x-api-key", "good")], timeout=10)
     assert failed.value.code() is code
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("/api/v1/endpoints/sum/predict", 422), ("/v1/models/sum:predict", 400)]
+)
+def test_half_a_character_in_a_name_is_a_refusal_like_any_other(address: str, path: str, expected: int):
+    host, port = address.split(":")
+    body = rb'{"instances":[{"\ud800":1}]}'
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: good\r\nX-Request-Id: r1\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), 10) as raw:
+        raw.sendall((head.encode() + body) * 2)
+        for status, headers, content in answers(raw, 2):
+            told = json.loads(content)
+            assert (status, headers["x-request-id"]) == (expected, "r1")
+            assert told.get("detail", told.get("error")).startswith(r"instances.0.\ud800: unknown column")
+
+
+@pytest.mark.parametrize(("rows", "status"), [(4096, 422), (4097, 413), (85_000, 413)])
+def test_a_body_that_is_all_wrong_is_refused(address: str, rows: int, status: int):
+    host, port = address.split(":")
+    body = b'{"instances":[%b]}' % b",".join([b"{}"] * rows)
+    head = b"POST /api/v1/endpoints/sum/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: good\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection((host, int(port)), 10) as raw:
+        raw.sendall(head % len(body) + body)
+        [(found, _, content)] = answers(raw, 1)
+    assert found == status
+    assert len(json.loads(content).get("errors", ())) == (100 if status == 422 else 0)

@@ -161,10 +161,12 @@ def refuse(context: Context, error: AimassError) -> None:
     """
     if error.retry_after_s is not None:
         wait_s = max(0.0, error.retry_after_s)
-        context.set_trailing_metadata((
-            ("retry-after", retry_after(wait_s)),
-            ("grpc-retry-pushback-ms", str(round(wait_s * 1e3))),
-        ))
+        context.set_trailing_metadata(
+            (
+                ("retry-after", retry_after(wait_s)),
+                ("grpc-retry-pushback-ms", str(round(wait_s * 1e3))),
+            )
+        )
     context.set_code(status_of(error))
     context.set_details(error.detail)
 

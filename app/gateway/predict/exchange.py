@@ -8,10 +8,8 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
-import orjson
-
 from app.core.errors import AimassError, Malformed, Unauthenticated
-from app.gateway.errors import PROBLEM_TYPE, STATUS, problem_body, problem_headers
+from app.gateway.errors import PROBLEM_TYPE, STATUS, error_json, problem_body, problem_headers
 from app.gateway.predict.bodies import SMALL_BODY, Bodies
 from app.gateway.predict.encodings import negotiate, pack, too_large, unpack
 from app.gateway.predict.ports import Receive, Scope, Send
@@ -155,7 +153,7 @@ class Exchange:
 
     async def oip_error(self, detail: str, status: int, headers: Headers) -> None:
         """The error as Open Inference Protocol clients read it."""
-        await self.answer(status, orjson.dumps({"error": detail}), [JSON, *headers])
+        await self.answer(status, error_json({"error": detail}), [JSON, *headers])
 
     async def refuse(self, error: AimassError, *, oip: bool) -> None:
         """Answer with an error of the tree, in the form of the path's protocol."""

@@ -38,7 +38,9 @@ def run(
     """
     deadline = exchange.deadline(timeout_s)
     answer = served.infer(inputs, rows, deadline, priority)
-    return answer if served.prompt else _watched(exchange, answer, deadline)
+    if served.prompt and rows <= served.limits.max_batch:  # otherwise it takes a turn of the loop for each part
+        return answer
+    return _watched(exchange, answer, deadline)
 
 
 async def within(limit_s: float | None, answer: Awaitable[Answer]) -> Answer:
@@ -82,10 +84,14 @@ async def answer_instances(
         exchange.metrics = served.metrics
         body = await whole_body(exchange, served, max_body)
         decode = served.instances
+        found: tuple[Tensors, int] | None = None
         if len(body) <= decode.inline_bytes:
-            inputs, rows = decode(body if bare is None else bare(body))
-        else:
-            inputs, rows = await asyncio.to_thread(_decode, decode, body, bare)
+            if bare is not None:
+                body, bare = bare(body), None
+            found = decode.at_once(body)
+        if found is None:
+            found = await asyncio.to_thread(_decode, decode, body, bare)
+        inputs, rows = found
         parsed = time.perf_counter()
         answer = await run(exchange, served, inputs, rows)
         computed = time.perf_counter()

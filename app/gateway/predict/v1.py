@@ -13,7 +13,7 @@ from app.serving.host import Host, ServedModel
 _MODEL = re.compile(r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[^/:]+))?(?P<predict>:predict)?")
 
 _SIGNATURE = b'"signature_name"'
-_FIELD = rb'\s*"signature_name"\s*:\s*"(?:[^"\\]|\\.)*"\s*'
+_FIELD = rb'\s*"signature_name"\s*:\s*"(?:[^"\\]++|\\.)*+"\s*'
 _FIRST = re.compile(rb"\s*\{" + _FIELD + b",")
 _LAST = re.compile(b"," + _FIELD + rb"\}\s*\Z")
 _BLANKS = 64  # between two fields

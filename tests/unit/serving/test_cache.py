@@ -1,15 +1,19 @@
 """Answers that are given again, and questions that share a run."""
 
 import asyncio
+import itertools
 import math
+import threading
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from app.core.errors import DeadlineExceeded, InvalidTensor, Overloaded
+from app.serving import cache as module
 from app.serving.cache import AnswerCache
 from app.serving.types import Answer, Tensors
 from app.telemetry.metrics import ModelMetrics, ServingMetrics
@@ -197,3 +201,88 @@ async def test_the_longest_unasked_answers_go_first():
     too_large = rows(4096)
     assert not (await cache.infer(too_large, 4096)).cached
     assert not (await cache.infer(too_large, 4096)).cached
+
+
+def test_every_list_of_texts_is_a_question_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    async def made() -> AnswerCache:
+        return AnswerCache(b"m", Model().infer, MB, metrics())
+
+    cache = asyncio.run(made())
+    for at_once in (1, 2, 16):
+        monkeypatch.setattr(module, "_TEXTS_AT_ONCE", at_once)
+        asked = [np.array(texts, object) for texts in itertools.product(["", "a", "aa", "é", "1", "]", "[1"], repeat=4)]
+        asked += [texts.reshape(2, 2) for texts in asked]
+        assert len({cache._key((texts,)) for texts in asked}) == len(asked)
+        assert len({cache._key((texts[:2], texts[2:])) for texts in asked[: 7**4]}) == 7**4
+
+
+def watched(function: Callable[..., Any], loop_did_it: list[bool]) -> Callable[..., Any]:
+    """The same, that notes whether the event loop called it."""
+    loop = threading.get_ident()
+
+    def call(*given: Any) -> Any:
+        loop_did_it.append(threading.get_ident() == loop)
+        return function(*given)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("question", "here"),
+    [
+        ((np.zeros((1, 4), np.float32), np.array([["red"]], object)), True),
+        ((np.full((1, 2048), "abc", object),), True),
+        ((np.full((1, 2049), "", object),), False),
+        ((np.array([["a" * 300_000]], object),), False),
+        ((np.zeros((1, 60_000), np.float32),), True),
+        ((np.zeros((1, 70_000), np.float32),), False),
+        ((np.zeros((1, 40_000), np.float32), np.zeros((1, 40_000), np.float32)), False),
+    ],
+)
+async def test_keys_of_large_questions_are_made_in_a_thread(question: Tensors, *, here: bool):
+    runs: list[Tensors] = []
+
+    async def infer(inputs: Tensors, *_: Any) -> Answer:
+        runs.append(inputs)
+        return Answer((np.ones(1, np.float32),), 0.1, 0.1, 0.1)
+
+    counted = metrics()
+    cache = AnswerCache(b"m", infer, MB, counted)
+    by_loop: list[bool] = []
+    cache._key = watched(cache._key, by_loop)  # type: ignore[method-assign]
+    assert not (await cache.infer(question, 1)).cached
+    assert (await cache.infer(tuple(tensor.copy() for tensor in question), 1)).cached
+    assert by_loop == [here, here]
+    assert len(runs) == 1
+    assert (counted.lookups["hit"][0], counted.lookups["miss"][0]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("output", "here", "kept"),
+    [
+        (np.zeros((1, 4), np.float32), True, True),
+        (np.zeros((1, 100_000), np.float32), False, True),
+        (np.full((1, 5000), "ab", object), False, True),
+        (np.full((1, 100_000), "ab" * 8, object), False, False),
+    ],
+)
+async def test_large_answers_are_copied_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch, output: Any, *, here: bool, kept: bool
+):
+    async def infer(*_: Any) -> Answer:
+        return Answer((output,), 0.1, 0.1, 0.1)
+
+    by_loop: list[bool] = []
+    monkeypatch.setattr(module, "_copied", watched(module._copied, by_loop))
+    cache = AnswerCache(b"m", infer, MB, metrics())
+    question = rows()
+    assert not (await cache.infer(question, 1)).cached
+    await asyncio.get_running_loop().shutdown_default_executor()  # the copy is done
+    await asyncio.sleep(0)
+    assert by_loop == [here]
+    assert len(cache._kept) == kept
+    if kept:
+        again = await cache.infer(question, 1)
+        assert again.cached
+        np.testing.assert_array_equal(again.outputs[0], output)
+        assert again.outputs[0] is not output

@@ -272,6 +272,28 @@ async def test_who_waits_for_company_is_answered_in_time_and_dropped_when_gone(
     assert served.metrics.runs == {}
 
 
+async def test_the_parts_of_a_request_are_dropped_when_its_caller_has_gone(
+    call: Any, host: Host, source: Callable[..., ModelSource], table_folder: Path
+):
+    """On the event loop too, where each part has a turn of its own."""
+    rows = 200
+    served = await host.load(source(table_folder, batching=Batching(1, 2 * rows)))
+    await host.swap(served)
+    if not served.plan.inline:
+        pytest.skip("the machine was too busy to plan this model on the event loop")
+    leave = asyncio.Event()
+    task = asyncio.create_task(call("POST", PREDICT, body(*[GOOD] * rows), leave=leave))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert served.metrics.runs[1][0] < rows
+    leave.set()
+    assert (await task).status == 0
+    assert served.metrics.statuses == {499: 1}
+    for _ in range(2 * rows):
+        await asyncio.sleep(0)
+    assert served.metrics.runs[1][0] < rows
+
+
 async def test_an_answer_that_is_kept_is_given_without_watching_its_caller(
     call: Any, host: Host, source: Callable[..., ModelSource], table_folder: Path
 ):

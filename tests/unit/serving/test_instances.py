@@ -109,6 +109,7 @@ def test_reported_errors_are_bounded(decode: Decode):
     with pytest.raises(InvalidTensor) as refused:
         decode(body(*[{}] * 1000))
     assert len(refused.value.errors) == 100
+    assert refused.value.detail.endswith("(and at least 99 more)")
 
 
 def test_an_integer_written_as_a_float_is_taken(decode: Decode):

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.core.errors import InvalidInput, InvalidTensor, Malformed
+from app.core.errors import InvalidInput, InvalidTensor, Malformed, PayloadTooLarge
 from app.core.signature import Signature, Tensor
 from app.serving.instances import instance_decoder
 from app.serving.predictions import prediction_encoder
+from app.serving.row_limit import RowLimit
 
 PAIR = (Tensor("ids", "INT64", (-1, -1)), Tensor("mask", "BOOL", (-1,)))
 OUT = (Tensor("y", "FP32", (-1, 2)),)
@@ -85,6 +86,74 @@ def test_a_name_that_looks_like_a_path_is_one_step(name: str):
         with pytest.raises(InvalidTensor) as refused:
             decode(given, {"instances": bad})
         assert refused.value.errors[0].loc == loc
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+@pytest.mark.parametrize("instances", [[["1"], ["1", "1"]], [["1", "1"], ["1"], []]])
+def test_rows_of_different_shapes_are_refused_as_such(datatype: Any, instances: list[list[str]]):
+    raw = json.dumps({"instances": instances})
+    with pytest.raises(InvalidTensor, match="all instances need values of one shape") as refused:
+        decode(
+            signature(Tensor("x", datatype, (-1, -1))),
+            (raw if datatype == "BYTES" else raw.replace('"1"', "1")).encode(),
+        )
+    assert refused.value.errors[0].loc == ("instances", "x")
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+@pytest.mark.parametrize(("rows", "shape"), [([[], []], (2, 0)), ([[[1, 2]], [[3, 4]]], (2, 1, 2))])
+def test_lists_of_any_depth(datatype: Any, rows: Any, shape: tuple[int, ...]):
+    raw = json.dumps({"instances": rows}).encode()
+    for number in b"1234" if datatype == "BYTES" else b"":
+        raw = raw.replace(b"%c" % number, b'"%c"' % number)
+    (x,), count = decode(signature(Tensor("x", datatype, (-1,) * len(shape))), raw)
+    assert (x.shape, count) == (shape, 2)
+    assert x.ravel().tolist() == ([1, 2, 3, 4] if datatype == "FP32" else list("1234"))[: x.size]
+
+
+@pytest.mark.parametrize(
+    ("inner", "row", "rows", "here"),
+    [
+        ((), b"1", 2000, True),
+        ((1,), b"[1]", 1000, True),
+        ((1,), b"[1]", 2000, True),
+        ((1,), b"[1]", 65_000, False),
+        ((), b"1", 5000, False),
+        ((), b'{"x":1}', 5000, False),
+        ((-1,), b"[]", 60_000, False),
+        ((1,) * 20, b"[" * 20 + b"1" + b"]" * 20, 400, False),  # few commas
+        ((-1,), b"[%b]" % b",".join([b"1.23456789012345"] * 4000), 1, True),
+    ],
+)
+def test_the_event_loop_decodes_few_values(inner: tuple[int, ...], row: bytes, rows: int, *, here: bool):
+    decoder = instance_decoder(signature(Tensor("x", "FP32", (-1, *inner))))
+    raw = b'{"instances":[%b]}' % b",".join([row] * rows)
+    assert len(raw) <= decoder.inline_bytes
+    found = decoder.at_once(raw)
+    assert (found is not None) is here
+    if found is not None:
+        (x,), count = decoder(raw)
+        assert (found[1], found[0][0].tolist()) == (count, x.tolist())
+
+
+def test_more_rows_than_the_endpoint_queues_are_no_tensor(monkeypatch: pytest.MonkeyPatch):
+    limit = RowLimit(2)
+    decoder = instance_decoder(signature(Tensor("x", "FP32", (-1, 2))), limit)
+    assert decoder(b'{"instances":[[1,2],[3,4]]}')[1] == 2
+    with pytest.raises(PayloadTooLarge, match="3 rows are more than the endpoint queues"):
+        decoder(b'{"instances":[[1,2],[3],[3,4]]}')
+    assert limit.rejected == {"too_large": 1}
+    monkeypatch.setattr(decoder, "_decoded", None)  # they are counted before
+    with pytest.raises(PayloadTooLarge, match="3 rows are more than the endpoint queues"):
+        decoder(b'{"instances":[[1,2],[3],[3,4]]}')
+    few = instance_decoder(signature(Tensor("x", "FP32", (-1, 2))), limit)
+    with pytest.raises(PayloadTooLarge):
+        few.at_once(b'{"instances":[[1,2],[3],[3,4]]}')
+    with pytest.raises(Malformed):
+        few(b'{"instances":[[1,2],[3],[3,4]')
+    whole = instance_decoder(signature(Tensor("x", "FP32", (1,)), batched=False), RowLimit(1))
+    with pytest.raises(InvalidTensor, match="one instance a request"):
+        whole(b'{"instances":[[1],[1],[1]]}')
 
 
 def test_a_fixed_size_is_held():

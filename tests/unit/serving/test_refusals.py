@@ -1,12 +1,16 @@
 """Who finds no room is told so before a byte of the body is looked at, in the words of the queue itself."""
 
 import asyncio
+import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+from app.gateway.errors import error_json
 from app.gateway.predict.dispatcher import Dispatcher
+from app.serving.careful import CarefulTable
 from app.serving.host import Batching, Host, ModelSource, ServedModel
 from app.serving.oip_request import may_name_priority
 from app.serving.waiting import Pending
@@ -136,3 +140,106 @@ def test_a_priority_in_the_tensors_is_none():
     header = infer()
     assert not may_name_priority(header + b'"priority"', len(header))
     assert may_name_priority(infer(parameters={"priority": 3}), 1 << 20)
+
+
+@pytest.mark.parametrize("path", [PREDICT, V1])
+async def test_a_large_refusal_is_decided_off_the_event_loop(
+    serve: Say, asgi: Say, monkeypatch: pytest.MonkeyPatch, path: str
+):
+    _, app = await serve()
+    by_loop: list[bool] = []
+    read = CarefulTable.__call__
+
+    def watched(*given: Any) -> Any:
+        by_loop.append(threading.current_thread() is threading.main_thread())
+        return read(*given)
+
+    monkeypatch.setattr(CarefulTable, "__call__", watched)
+    bad = GOOD | {"age": "x"}
+    status = 422 if path == PREDICT else 400
+    assert (await asgi(app)("POST", path, body(*[bad] * 2))).status == status
+    assert (await asgi(app)("POST", path, body(*[bad] * 500))).status == status
+    assert by_loop == [True, False]
+
+
+@pytest.mark.parametrize("path", [PREDICT, V1])
+async def test_what_may_take_long_is_decoded_off_the_event_loop(serve: Say, asgi: Say, path: str):
+    served, app = await serve()
+    asked: list[tuple[str, bool]] = []
+    quick = {body(GOOD): True, body(GOOD, GOOD): False}
+
+    class Decoder:
+        inline_bytes = 1000
+
+        def __call__(self, raw: bytes) -> Any:
+            asked.append(("any", threading.current_thread() is threading.main_thread()))
+            return real(raw)
+
+        def at_once(self, raw: bytes) -> Any:
+            asked.append(("at once", threading.current_thread() is threading.main_thread()))
+            return real(raw) if quick[raw] else None
+
+    real, served.instances = served.instances, Decoder()
+    call = asgi(app)
+    for rows in (1, 2, 50):  # the last are too long to be asked
+        reply = await call("POST", path, body(*[GOOD] * rows))
+        assert (reply.status, len(reply.json()["predictions"])) == (200, rows)
+    assert asked == [("at once", True), ("at once", True), ("any", False), ("any", False)]
+
+
+@pytest.mark.parametrize("path", [PREDICT, V1])
+@pytest.mark.parametrize("rows", [[GOOD], [{}], [GOOD, {}]])
+async def test_more_rows_than_the_queue_takes_are_refused_before_their_values_are_looked_at(
+    serve: Say, asgi: Say, path: str, rows: list[Any]
+):
+    served, app = await serve()
+    reply = await asgi(app)("POST", path, body(*rows * 513))
+    assert reply.status == 413
+    assert b"rows are more than the endpoint queues (512)" in reply.body
+    assert served.metrics.rejected == {"too_large": 1}
+
+
+@pytest.mark.parametrize("path", [PREDICT, V1])
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        (rb'{"instances":[{"\ud800":1}]}', ["instances", 0, r"\ud800"]),
+        (b'{"instances":[{"\xed\xa0\x80":1}]}', ["instances", 0, r"\ud800"]),
+        (rb'{"instances":[{"a\udfff\u00e9":1}]}', ["instances", 0, r"a\udfffé"]),
+        (rb'{"\ud800":1,"instances":[]}', [r"\ud800"]),
+        (rb'{"instances":[{"colour":"\ud800"}]}', ["instances", 0, "age"]),
+        (rb'{"instances":["\ud800"]}', ["instances", 0]),
+        (rb'{"\ud800', None),
+    ],
+)
+async def test_half_a_character_is_told_in_letters(serve: Say, asgi: Say, path: str, raw: bytes, field: Any):
+    _, app = await serve()
+    reply = await asgi(app)("POST", path, raw, {"x-request-id": "r1"})
+    assert reply.status == (400 if path == V1 or field is None else 422)
+    assert reply.headers["x-request-id"] == "r1"
+    told = reply.json()
+    if path == V1:
+        assert list(told) == ["error"]
+        assert field is None or told["error"].startswith(".".join(map(str, field)) + ": ")
+    else:
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert field is None or told["errors"][0]["loc"] == field
+
+
+@pytest.mark.parametrize("raw", [rb'"\ud800"', b'"\xed\xa0\x80"'])
+@pytest.mark.parametrize(
+    "request_", ['{"id":%,"inputs":[]}', '{"parameters":{%:1},"inputs":[]}', '{"inputs":[{"name":%}]}']
+)
+async def test_half_a_character_is_no_request_of_the_open_protocol(serve: Say, asgi: Say, raw: bytes, request_: str):
+    _, app = await serve()
+    for more in (b"", b" " * 5000):  # by either of its decoders
+        reply = await asgi(app)("POST", INFER, request_.encode().replace(b"%", raw) + more)
+        assert (reply.status, list(reply.json())) == (400, ["error"])
+
+
+def test_errors_are_json_whatever_they_repeat():
+    assert json.loads(error_json({"a": "é\ud800", "b": [{"c": ("\udfff", 1)}], "d": None})) == {
+        "a": r"é\ud800",
+        "b": [{"c": [r"\udfff", 1]}],
+        "d": None,
+    }
