@@ -2,12 +2,13 @@
 
     python -m bench.compress [--quick] [--keep FOLDER] [NAME …]
 
-Each model is trained here on `../shared/data`, then compressed by a `compress` job within one point (0.01). Beside it
-stand ONNX Runtime's `quantize_dynamic` and `quantize_static` as their guides have them, measured by the same rows: the
-test rows of the training. (Of `imported` and `forest` the job divides all rows anew, so some of these have decided in
-it.) `--quick` takes few rows, few epochs and a short search: it shows that everything runs, and its numbers mean
-little. `--keep` leaves the trained models in a folder, and takes those of the same training from there. NNCF is set
-beside them if AIMASS_BENCH_NNCF names an interpreter that has it; its dependencies do not go with ours.
+Each model is trained here on `../shared/data`, then compressed by a `compress` job whose budget is the loss that the
+issue allows; what it keeps is judged by rows that decided nothing. Beside it stand ONNX Runtime's `quantize_dynamic`
+and `quantize_static` as their guides have them, measured by the same rows: the test rows of the training. (Of
+`imported` and `forest` the job divides all rows anew, so some of these have decided in it.) `--quick` takes few rows,
+few epochs and a short search: it shows that everything runs, and its numbers mean little. `--keep` leaves the trained
+models in a folder, and takes those of the same training from there. NNCF is set beside them if AIMASS_BENCH_NNCF
+names an interpreter that has it; its dependencies do not go with ours.
 """
 
 import argparse
@@ -222,7 +223,7 @@ def _training(case: Case, *, quick: bool) -> dict[str, Any]:
 def _compress(case: Case, folder: Path, trained: JobContext, *, quick: bool) -> JobContext:
     """A job over the trained version, or over its graph alone, as if it came from elsewhere."""
     seconds = _QUICK_SEARCH_S if quick else case.search_s
-    budget = {"max_metric_drop": 0.01, "objective": case.objective, "time_limit_s": seconds}
+    budget = {"max_metric_drop": case.wanted[2], "objective": case.objective, "time_limit_s": seconds}
     spec: dict[str, Any] = {"kind": "compress", "model": "m", "version": 1, "budget": budget}
     model = trained.output
     if case.imported:

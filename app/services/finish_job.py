@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from app.services.add_variants import add_variants
 from app.services.announce import announce_due, tell_watchers
 from app.services.deploy_version import deploy_version
 from app.services.keep_files import keep_folder
+from app.services.name_report import name_report, names_between, renamed
 from app.services.platform import Platform
 from app.services.sign_files import sign_variants, sign_version
 from app.specs.jobs import parse_dataset
@@ -29,7 +30,23 @@ from app.specs.jobs import parse_dataset
 
 async def finish_job(platform: Platform, lease: Lease, result: dict[str, Any], output: Path) -> bool:
     """Store the outputs and finish the job. False, and nothing becomes real, when the attempt's lease was lost."""
-    files = await keep_folder(platform, output)
+    kept = await keep_folder(platform, output)
+    while True:
+        with contextlib.suppress(_NamesTaken):
+            return await _finish(platform, lease, result, kept, output)
+
+
+class _NamesTaken(Exception):
+    """Another job has added variants since the names of this one's were looked up."""
+
+
+async def _finish(
+    platform: Platform, lease: Lease, result: dict[str, Any], kept: Sequence[StoredFile], output: Path
+) -> bool:
+    names, files = None, list(kept)
+    if lease.kind == "compress":
+        with contextlib.suppress(NotFound):  # the version was deleted, which the transaction says in its turn
+            names, files = await name_report(platform, lease, result, files, output)
     if sign := _SIGNERS.get(lease.kind):
         files = await sign(platform, lease, files, output)
     async with platform.database.write() as session:
@@ -37,6 +54,8 @@ async def finish_job(platform: Platform, lease: Lease, result: dict[str, Any], o
         if not await ledger.holds(lease.job_id, lease.attempt):
             return False
         shown = await _FINISHERS[lease.kind](session, lease, result, files)
+        if names is not None and names != [variant["name"] for variant in shown["variants"]]:
+            raise _NamesTaken
         await remove_files(session, lease.job_id)  # the checkpoint has served its purpose
         if not await ledger.succeed(lease.job_id, lease.attempt, shown):
             raise RuntimeError(f"job '{lease.job_id}' left its state while its row was locked")
@@ -106,18 +125,8 @@ async def _finish_compress(
     variants = await add_variants(session, model, number, result["variants"], files)
     found = {**result, "model": model, "version": number, "variants": variants}
     if search := result.get("compression"):
-        names = {old["name"]: new["name"] for old, new in zip(result["variants"], variants, strict=True)}
-        found["compression"] = _renamed(search, names)
+        found["compression"] = renamed(search, names_between(result["variants"], variants))
     return found
-
-
-def _renamed(search: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A search's report under the names that its variants are kept under."""
-    return search | {
-        **{key: search[key] and names[search[key]] for key in ("winner", "nearest")},
-        "front": [names[name] for name in search["front"]],
-        "candidates": [one | {"variant": names.get(one["variant"])} for one in search["candidates"]],
-    }
 
 
 async def _finish_measure(

@@ -1,8 +1,9 @@
 """What a compressed variant may cost, and what it has to reach."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from app.specs.base import Spec
 
@@ -59,10 +60,25 @@ class CompressBudget(Spec):
     ] = None
     seed: Annotated[int, Field(ge=0, lt=2**31, description="of the rows to calibrate with, and of the search")] = 0
 
+    @field_validator(
+        "max_metric_drop", "max_error_increase", "max_bytes", "max_p95_ms", "min_speedup", "time_limit_s", "seed",
+        mode="before",
+    )  # fmt: skip
+    @classmethod
+    def _is_a_number(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was sent
+        """True is 1 to Python and to pydantic, and not what anybody means by a number."""
+        if isinstance(value, bool):
+            raise PydanticCustomError("number_type", "must be a number, not true or false")
+        return value
+
+    @property
+    def has_target(self) -> bool:
+        """Something has to be reached, beside losing little."""
+        return any(target is not None for target in (self.max_bytes, self.max_p95_ms, self.min_speedup))
+
     @property
     def search_s(self) -> float | None:
         """Seconds to search; None for the usual recipe alone."""
-        targets = (self.max_bytes, self.max_p95_ms, self.min_speedup)
-        if self.time_limit_s is None and any(target is not None for target in targets):
+        if self.time_limit_s is None and self.has_target:
             return _SEARCH_S
         return self.time_limit_s

@@ -183,11 +183,14 @@ def test_a_search_keeps_its_report_with_its_best_variant_or_says_what_stopped_it
     accepted = {one["name"] for one in version["variants"] if one["state"] == "accepted"}
     assert {found["winner"], *found["front"]} <= accepted
     assert {one["variant"] for one in found["candidates"]} - {None} == set(found["front"])
-    [page] = [path for path in shown if path.endswith("/compression.html")]
-    answer = platform.client.get(f"{version['links']['files']}/{page}")
+    assert found["page"] in shown
+    answer = platform.client.get(f"{version['links']['files']}/{found['page']}")
     assert answer.headers["content-type"].startswith("text/html")
     assert "Everything that was measured" in answer.text
-    assert page.split("/")[1] == found["winner"]
+    told = platform.client.get(f"{version['links']['files']}/{found['page'].replace('.html', '.json')}").json()
+    assert {one["name"] for one in told["variants"]} == set(told["front"]) <= accepted
+    assert all(one["first"] for one in told["candidates"] if one["variant"])  # and what counts was measured again
+    assert stopped["page"] is None
     late = platform.client.post("/api/v1/jobs", json={**spec, "budget": {"time_limit_s": 60}, "timeout_s": 60})
     check_problem(late, 422, "invalid_spec", ["budget", "time_limit_s"], "raise timeout_s")
 

@@ -65,6 +65,7 @@ class TestJobs:
             ({"priority": 3}, ["priority"], "0, 1 or 2"),
             ({"timeout_s": -1}, ["timeout_s"], "greater than 0"),
             ({"timeout_s": "NaN"}, ["timeout_s"], "finite"),
+            ({"compress": {"min_speedup": True}}, ["compress", "min_speedup"], "not true or false"),
             ({"kind": "cook"}, ["kind"], "'train', 'compress'"),
         ],
     )

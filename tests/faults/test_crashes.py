@@ -62,7 +62,7 @@ class TestChild:
         job = platform.submit(kind="train", model="digits", dataset="digits@1", task="classification", target="label",
                               family="cnn", params={"channels": [32, 64]}, training=training)  # fmt: skip
         platform.wait(job["id"], "succeeded")
-        budget = {"max_metric_drop": 0.2, "min_speedup": 1.05, "time_limit_s": 14}
+        budget = {"max_metric_drop": 0.2, "time_limit_s": 14}  # with a target int8 might do, and nothing be pruned
         job = platform.submit(kind="compress", model="digits", version=1, budget=budget)
 
         def measured() -> list[str]:

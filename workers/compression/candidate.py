@@ -1,6 +1,7 @@
 """A recipe with everything that was measured of it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -9,6 +10,8 @@ from workers.compression.recipes import Recipe, Step, key_of
 from workers.training.files import write_atomically
 
 GAIN = 1.05  # smaller or faster by this factor, or it is not worth a file
+TRAINED = frozenset({"student", "prune", "drop_layers", "learn_rounding"})  # steps in which a network or trees learn
+_LOSS_STEP = 0.1  # of the allowed loss: less is no difference
 _FILE = "compression.json"
 
 
@@ -18,6 +21,8 @@ class Candidate:
 
     `loss` has the metric, what was measured, its upper end and what is allowed; `excess` is 0 within the budget and
     grows with the distance to it. `speed_up` compares rows a second with those of the full model, `quicker` one row.
+    What is kept was measured twice, since the best of many measurements is the luckiest too: the second counts, and
+    `first` has the speeds of the first.
     """
 
     recipe: list[Step]
@@ -31,6 +36,12 @@ class Candidate:
     excess: float = 0.0
     stops: list[str] = field(default_factory=list)
     failed: str | None = None
+    first: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        """Something has to learn before it is there."""
+        return is_trained(self.recipe)
 
     @property
     def within(self) -> bool:
@@ -56,10 +67,18 @@ class Candidate:
             return "; ".join(self.stops)
         if self.better:
             return None
+        again = "measured again, it is " if self.first else ""
         return (
-            f"not better: {self.smaller:.2f} times smaller, {self.speed_up:.2f} times the rows a second, "
+            f"{again}not better: {self.smaller:.2f} times smaller, {self.speed_up:.2f} times the rows a second, "
             f"{self.quicker:.2f} times as quick for one row; it takes {GAIN:g} in size, or in rows a second and not "
             "slower for one row"
+        )
+
+    def covers(self, other: Self) -> bool:
+        """As good as the other in everything, but for differences that measurements are not sure of."""
+        loss = self.loss["measured"] <= max(other.loss["measured"], 0.0) + _LOSS_STEP * other.loss["allowed"]
+        return loss and all(
+            getattr(self, name) * GAIN >= getattr(other, name) for name in ("smaller", "speed_up", "quicker")
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -67,17 +86,41 @@ class Candidate:
         return asdict(self)
 
 
+def is_trained(recipe: Recipe) -> bool:
+    """One of its steps is a training, which takes longer than everything else."""
+    return any(step["step"] in TRAINED for step in recipe)
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The accepted ones that are better than each other one by a real amount in something.
+
+    Of those that are alike in everything the simplest recipe stays: without a training, then with the fewest steps.
+    """
+    alone: list[Candidate] = []
+    for one in sorted((one for one in candidates if one.accepted), key=lambda one: (one.trained, len(one.recipe))):
+        if not any(one.covers(other) and other.covers(one) for other in alone):
+            alone.append(one)
+    kept: list[Candidate] = []
+    while alone:  # what is covered by one that is itself covered may be better than the one that covers that
+        best = [one for one in alone if not any(other.covers(one) for other in alone if other is not one)] or alone[:1]
+        kept += best
+        alone = [one for one in alone if not any(other.covers(one) for other in best)]
+    return kept
+
+
 @dataclass(slots=True)
 class Notebook:
     """Candidates that were measured, kept in a job's checkpoint so that a later attempt does not measure them again.
 
-    What was measured on another host, or of another model, does not count there.
+    What was measured on another host, or of another model, does not count there. `searched` says that a search is
+    over, and what is left is to measure a second time what it wants to keep.
     """
 
     path: Path | None
     host: str
     model: str  # digest
     spent_s: float = 0.0
+    searched: bool = False
     _known: dict[str, Candidate] = field(default_factory=dict)
 
     @classmethod
@@ -87,7 +130,7 @@ class Notebook:
         if book.path is not None and book.path.exists():
             raw = json.loads(book.path.read_text(encoding="utf-8"))
             if (raw["host"], raw["model"]) == (host, model):
-                book.spent_s = raw["spent_s"]
+                book.spent_s, book.searched = raw["spent_s"], raw.get("searched", False)
                 book._known = {key_of(one["recipe"]): Candidate(**one) for one in raw["candidates"]}
         return book
 
@@ -99,13 +142,21 @@ class Notebook:
         return self._known.get(key_of(recipe))
 
     def add(self, candidate: Candidate, spent_s: float) -> None:
-        """Keep it, and what the search has taken until now."""
+        """Keep it, in the place of what was known of the recipe, and what the search has taken until now."""
         self._known[key_of(candidate.recipe)] = candidate
+        self._save(spent_s)
+
+    def close(self, spent_s: float) -> None:
+        """Nothing more is searched for, by a later attempt neither."""
+        self.searched = True
+        self._save(spent_s)
+
+    def _save(self, spent_s: float) -> None:
         self.spent_s = spent_s
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             raw = {
-                "host": self.host, "model": self.model, "spent_s": spent_s,
+                "host": self.host, "model": self.model, "spent_s": spent_s, "searched": self.searched,
                 "candidates": [one.to_json() for one in self.all()],
             }  # fmt: skip
             write_atomically(self.path, json.dumps(raw, allow_nan=False).encode())

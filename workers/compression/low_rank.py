@@ -1,5 +1,6 @@
 """Large matrices as products of two small ones (truncated singular value decomposition)."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +37,7 @@ def low_rank(model: Model, energy: float) -> tuple[Model, int]:
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node in model.graph.node:
-        replaced = _factored(model, node, weights, energy, alone=len(users.get(_matrix(node), ())) == 1)
+        replaced = _factored(model, node, weights, energy) if _is_large_product(node, weights, users) else [node]
         count += len(replaced) > 1
         nodes += replaced
     del model.graph.node[:]
@@ -48,20 +49,36 @@ def low_rank(model: Model, energy: float) -> tuple[Model, int]:
     return model, count
 
 
+def share_of_products(model: Model) -> float:
+    """Of the bytes of all constants: those of the matrices that `low_rank` looks at, whatever their rank."""
+    weights, users = weights_of(model), users_of(model)
+    sizes = {name: tensor.ByteSize() for name, tensor in weights.items()}
+    looked_at = sum(sizes[_matrix(node)] for node in model.graph.node if _is_large_product(node, weights, users))
+    return looked_at / max(1, sum(sizes.values()))
+
+
 def _matrix(node: onnx.NodeProto) -> str:
     return str(node.input[1]) if node.op_type in {"MatMul", "Gemm"} else ""
 
 
+def _is_large_product(
+    node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], users: Mapping[str, Sequence[onnx.NodeProto]]
+) -> bool:
+    """With a matrix of its own, of floats, that may be worth two."""
+    name = _matrix(node)
+    tensor = weights.get(name)
+    if tensor is None or len(users[name]) != 1 or len(tensor.dims) != 2 or min(tensor.dims) < _SMALLEST:  # noqa: PLR2004 - a matrix
+        return False
+    turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return not turned and bool(tensor.data_type == onnx.TensorProto.FLOAT)
+
+
 def _factored(
-    model: Model, node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], energy: float, *, alone: bool
+    model: Model, node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], energy: float
 ) -> list[onnx.NodeProto]:
     """The node, or the two that stand for it."""
-    tensor = weights.get(_matrix(node))
-    if tensor is None or not alone or len(tensor.dims) != 2 or min(tensor.dims) < _SMALLEST:  # noqa: PLR2004 - a matrix
-        return [node]
+    tensor = weights[_matrix(node)]
     settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    if settings.get("transA") or tensor.data_type != onnx.TensorProto.FLOAT:
-        return [node]
     matrix = numpy_helper.to_array(tensor)
     factors = _factors(matrix.T if settings.get("transB") else matrix, energy)
     if factors is None:

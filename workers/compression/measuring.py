@@ -1,7 +1,8 @@
 """Measure a recipe on this host: what it loses on the rows that decide, how fast and how large it is."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+import time
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from workers.compression.candidate import Candidate
 from workers.compression.recipes import Maker, Recipe
 from workers.context import Stopped
 from workers.evaluation.judge import Judge
-from workers.evaluation.latency import Latency
+from workers.evaluation.latency import Beside, Effort, Latency, by_turns, usual_batch
 from workers.evaluation.loss import Loss, worst_loss
 from workers.learning import Array
 
-_ROUNDS, _FEW_ROUNDS = 3, 1
+_GLANCE = Effort(3, 2, 2.0)  # of what loses too much, whose speed decides nothing
+_LOOK = Effort(9, 3, 6.0)  # of each candidate of a search
+SURE = Effort(25, 5, 18.0)  # of what is about to be kept
 _WORDS = 500
 
 
@@ -29,16 +32,26 @@ class Measuring:
     main_metric: str
     budget: CompressBudget
     part: str = "validation"  # of the data set, where the rows come from
+    _round_s: float = 0.0  # that a round of the last comparison took
     _full: Array = field(init=False)
+
+    @property
+    def confirm_s(self) -> float:
+        """Seconds that a second measurement takes, by the last first one."""
+        if not self._round_s:
+            return SURE.most_s
+        return max(min(SURE.rounds * self._round_s, SURE.most_s), SURE.least * self._round_s)
 
     def __post_init__(self) -> None:
         self._full = self.judge.answers(self.maker.material.model)
 
-    def try_out(self, recipe: Recipe) -> Candidate:
+    def try_out(self, recipe: Recipe, effort: Effort = _LOOK) -> Candidate:
         """Make it and measure it; what cannot be made, or does not run, says why."""
         try:
             raw = self.maker.make(recipe)
-            return self.measure(recipe, raw)
+            if raw == self.maker.material.model:
+                return Candidate(list(recipe), len(raw), failed="it changes nothing of this model")
+            return self.measure(recipe, raw, effort)
         except (Stopped, MemoryError):
             raise
         except AimassError as error:
@@ -55,19 +68,35 @@ class Measuring:
         limits = self.budget.max_metric_drop, self.budget.max_error_increase
         return worst_loss(self.judge, self.main_metric, self._full, answers, *limits)
 
-    def measure(self, recipe: Recipe, raw: bytes) -> Candidate:
+    def measure(self, recipe: Recipe, raw: bytes, effort: Effort = _LOOK) -> Candidate:
         """Of a model that the recipe has made."""
         loss = self.loss(raw)
         if not np.isfinite(loss.measured):
             return Candidate(list(recipe), len(raw), failed="its answers are not finite")
-        model = self.maker.material.model
-        before, after = self.judge.latency(model, raw, rounds=_ROUNDS if loss.within else _FEW_ROUNDS)
-        smaller, speed_up = len(model) / len(raw), after.items_per_s / before.items_per_s
-        quicker = before.p50_ms / after.p50_ms  # for one row
-        stops, excess = self._stops(loss, len(raw), after, quicker if self.budget.objective == "latency" else speed_up)
+        return self._judged(recipe, raw, loss, self._beside(raw, effort if loss.within else _GLANCE))
+
+    def confirm(self, one: Candidate) -> Candidate:
+        """Measure its speed again and for longer; the very same file loses what it has lost before."""
+        raw = self.maker.make(one.recipe)
+        again = self._judged(one.recipe, raw, Loss(**one.loss), self._beside(raw, SURE))
+        first = {"speed_up": one.speed_up, "quicker": one.quicker, "latency": one.latency}
+        return replace(again, first=first, stops=[f"measured again, {why}" for why in again.stops])
+
+    def _beside(self, raw: bytes, effort: Effort) -> Beside:
+        """By turns with the full model."""
+        judge, begun = self.judge, time.monotonic()
+        batch = min(usual_batch(judge.inputs), judge.answering.batch)
+        found = by_turns((self.maker.material.model, raw), judge.inputs, judge.threads, batch, effort)
+        self._round_s = (time.monotonic() - begun) / found.rounds
+        return found
+
+    def _judged(self, recipe: Recipe, raw: bytes, loss: Loss, found: Beside) -> Candidate:
+        faster = found.quicker if self.budget.objective == "latency" else found.speed_up
+        stops, excess = self._stops(loss, len(raw), found.latency, faster)
+        smaller = len(self.maker.material.model) / len(raw)
         return Candidate(
-            list(recipe), len(raw), hashlib.sha256(raw).hexdigest(), asdict(loss), after.to_json(),
-            round(smaller, 4), round(speed_up, 4), round(quicker, 4), round(excess, 6), stops,
+            list(recipe), len(raw), hashlib.sha256(raw).hexdigest(), asdict(loss), found.latency.to_json(),
+            round(smaller, 4), round(found.speed_up, 4), round(found.quicker, 4), round(excess, 6), stops,
         )  # fmt: skip
 
     def _stops(self, loss: Loss, size: int, latency: Latency, faster: float) -> tuple[list[str], float]:

@@ -1,6 +1,6 @@
 """What a recipe is called, and what a person is told of it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from workers.compression.candidate import Candidate
@@ -28,17 +28,28 @@ def name_of(recipe: Recipe) -> str:
     return "-".join(dict.fromkeys(parts)) or "optimized"
 
 
-def names_of(candidates: Sequence[Candidate]) -> list[str]:
-    """One for each; further ones of a name get a number."""
+def names_of(candidates: Sequence[Candidate], taken: Mapping[str, str]) -> list[str]:
+    """One for each: that of the very same file if the version has it, else one that no other file of it has.
+
+    Args:
+        candidates: to be named.
+        taken: digests of the files that the version has, by name.
+    """
+    known = {digest: name for name, digest in taken.items()}
     names: list[str] = []
-    for candidate in candidates:
-        name, number = name_of(candidate.recipe), 1
-        base = name
-        while name in names:
-            number += 1
-            name = f"{base}-{number}"
-        names.append(name)
+    for one in candidates:
+        found = known.get(one.sha256) if one.accepted else None
+        names.append(found or free_name(name_of(one.recipe), {*taken, *names}))
     return names
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, or with the first number that makes another of it."""
+    free, number = name, 1
+    while free in taken:
+        number += 1
+        free = f"{name}-{number}"
+    return free
 
 
 def described(recipe: Recipe, seed: int, rows: int, trees: tuple[int, int] | None) -> dict[str, Any]:

@@ -1,18 +1,21 @@
 """The search over recipes: what suits the graph first, then mixed precision, then what Optuna proposes."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import optuna
 
-from workers.compression.candidate import Candidate, Notebook
+from workers.compression.candidate import Candidate, Notebook, is_trained
+from workers.compression.confirming import Confirming
 from workers.compression.measuring import Measuring
 from workers.compression.mixed import RANKING_ROWS, evaluations, fewest_float, ranked_layers
 from workers.compression.pruning import can_prune
-from workers.compression.recipes import Recipe, Step
+from workers.compression.recipes import Recipe, Step, key_of
 from workers.compression.space import Picked, Space
 from workers.compression.teaching import can_rebuild
 from workers.context import JobContext, Stopped
+from workers.evaluation.steps import in_words
 from workers.learning import take
 
 _REPEATS = 30  # proposals in a row that were measured before end the search
@@ -34,36 +37,71 @@ class Search:
     usual: Recipe = ()
     job: JobContext | None = None
     span: tuple[float, float] = (0.3, 0.98)  # of the job's progress
-    _begun: float = 0.0
+    confirming: Confirming = field(init=False)
+    _training: bool = True  # networks and trees may be taught
+    _mixed: str = ""  # of which mixed precision was looked for
+
+    def __post_init__(self) -> None:
+        self.confirming = Confirming(self.measuring, self.notebook, self.limit_s, self.job)
 
     def run(self) -> list[Candidate]:
         """Everything that was measured, by this attempt or an earlier one. Stopped when the job is asked to stop."""
-        self._begun = time.monotonic() - self.notebook.spent_s
-        self.measuring.maker.deadline = self._begun + self.limit_s
+        if not self.notebook.searched:
+            self._search()
+            self.notebook.close(self.confirming.spent_s)
+        return self.notebook.all()
+
+    def _search(self) -> None:
+        study, first = self._study(), list(self.space.first)
         if self.usual:
             self._try(self.usual)
-        for alone in self.space.alone:
-            if not self._over():
-                self._try(alone)
-        study = self._study()
-        for picked in self.space.first:
-            study.enqueue_trial(dict(picked))
-        for _ in self.space.first:
-            if self._over():
-                return self.notebook.all()
-            self._next(study)
-            self._learn_rounding(_NEARLY)  # which takes less time than another network
+        if self.measuring.budget.has_target:
+            first = self._without_training(study)
+        if self._training:
+            for alone in self.space.alone:
+                if not self._over():
+                    self._try(alone)
+            self._all(study, first, rounding=True)
         self._mix()
         self._learn_rounding()
         repeats = 0
         while not self._over() and repeats < _REPEATS:
             repeats = 0 if self._next(study) else repeats + 1
-        return self.notebook.all()
+
+    def _without_training(self, study: optuna.Study) -> list[Picked]:
+        """With a target what needs no training comes first, and if it holds the budget nothing is trained.
+
+        Without one the objective is to get the most, which takes both. What is left to try is returned.
+        """
+        trained = [is_trained(self.space.recipe(picked) or ()) for picked in self.space.first]
+        picks = list(zip(self.space.first, trained, strict=True))
+        self._all(study, [picked for picked, late in picks if not late], rounding=False)
+        holds = self.confirming.one_holds(lambda one: not one.trained)
+        best = self._too_lossy()
+        if not holds and best is not None and len(best.stops) == 1:  # its loss alone
+            self._mix()
+            holds = self.confirming.one_holds(lambda one: not one.trained)
+        self._training = not holds
+        if holds and self.job is not None:
+            self.job.log("what needs no training holds the budget: nothing is trained")
+        return [picked for picked, late in picks if late]
+
+    def _all(self, study: optuna.Study, picks: Sequence[Picked], *, rounding: bool) -> None:
+        """Measure these; with `rounding`, one that is nearly within the budget is taught at once."""
+        for picked in picks:
+            study.enqueue_trial(dict(picked))
+        for _ in picks:
+            if self._over():
+                return
+            self._next(study)
+            if rounding:
+                self._learn_rounding(_NEARLY)  # which takes less time than another network
 
     def _next(self, study: optuna.Study) -> bool:
         """Measure what is proposed next; False if it was known."""
         trial = study.ask()
-        picked = {name: str(trial.suggest_categorical(name, options)) for name, options in self.space.choices.items()}
+        choices = {name: options for name, options in self.space.choices.items() if self._training or name != "student"}
+        picked = {name: str(trial.suggest_categorical(name, options)) for name, options in choices.items()}
         found, new = self._look(picked)
         if found is None or found.failed is not None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -84,9 +122,10 @@ class Search:
             return known, False
         if self.job is not None and self.job.should_stop():
             raise Stopped
+        self.measuring.maker.deadline = time.monotonic() + self.confirming.search_ends_in_s
         found = self.measuring.try_out(recipe)
         self.measuring.maker.forget()
-        self.notebook.add(found, time.monotonic() - self._begun)
+        self.notebook.add(found, self.confirming.spent_s)
         self._tell(found)
         return found, True
 
@@ -99,25 +138,27 @@ class Search:
         begin, end = self.span
         step, left = f"measured {len(self.notebook)} recipes", self.limit_s * (1 - share)
         self.job.progress(begin + (end - begin) * share, step, left)
-        steps = ", ".join(
-            " ".join(str(value) for value in step.values() if not isinstance(value, list)) for step in found.recipe
-        )
         numbers = f"{found.smaller:.2f} times smaller, {found.speed_up:.2f} times the rows a second"
-        self.job.log(f"tried {steps}: " + (found.failed or "; ".join([numbers, *found.stops])))
+        self.job.log(f"tried {in_words(found.recipe)}: " + (found.failed or "; ".join([numbers, *found.stops])))
 
     def _over(self) -> bool:
-        return time.monotonic() - self._begun >= self.limit_s
+        return self.confirming.search_ends_in_s <= 0
 
-    def _mix(self) -> None:
-        """Of the fastest int8 graph whose answers are beyond the budget: which layers have to stay float?"""
+    def _too_lossy(self) -> Candidate | None:
+        """The fastest int8 graph whose answers are beyond the budget, unless one within it is as fast."""
         tried = [one for one in self.notebook.all() if _static(one) is not None and one.failed is None]
         fits = [one.speed_up for one in tried if one.loss["at_most"] <= one.loss["allowed"]]
         short = [
             one for one in tried if one.loss["at_most"] > one.loss["allowed"] and one.speed_up > max(fits, default=0.0)
         ]
-        if not short or self._over():
+        return max(short, key=lambda one: one.speed_up, default=None)
+
+    def _mix(self) -> None:
+        """Of the fastest int8 graph whose answers are beyond the budget: which layers have to stay float?"""
+        best = self._too_lossy()
+        if best is None or key_of(best.recipe) == self._mixed or self._over():
             return
-        best = max(short, key=lambda one: one.speed_up)
+        self._mixed = key_of(best.recipe)
         before, step = best.recipe[:-1], best.recipe[-1]
         maker, material = self.measuring.maker, self.measuring.maker.material
         quantizer = maker.static(before)
@@ -145,7 +186,7 @@ class Search:
             most: times the allowed loss that it may be at.
         """
         material = self.measuring.maker.material
-        if not can_rebuild(material) or self._over():
+        if not self._training or not can_rebuild(material) or self._over():
             return
         # A student of an encoder has words of its own, which are not in its graph's weights.
         exported = _EXPORTED if can_prune(material) else _EXPORTED - {"student"}

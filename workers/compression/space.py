@@ -7,6 +7,7 @@ from workers.compression.foreign_pictures import NETWORKS, is_picture
 from workers.compression.graphs import PRODUCTS, Model, operators_of
 from workers.compression.int8 import CONVOLUTIONS, EVERYTHING
 from workers.compression.layers import shorter_encoders
+from workers.compression.low_rank import share_of_products
 from workers.compression.material import Material
 from workers.compression.products import weighted
 from workers.compression.pruning import can_prune
@@ -18,6 +19,7 @@ from workers.evaluation.complexity import TREE_OPERATORS
 
 _NONE = "none"
 _LARGE = 100_000  # bytes of a network that trees may be faster than
+_LARGE_SHARE = 0.25  # of the bytes, from which on products are worth recipes of their own beside convolutions
 _SHARES = tuple(map(str, FRACTIONS))
 _TOLERANCES = ("0.02", "0.1", "0.3")
 _ENERGIES = ("0.98", "0.9", "0.75")
@@ -115,9 +117,11 @@ def _network(material: Material, graph: Model) -> Space:
     if products and (not convolutions or "LayerNormalization" in operators):
         names += [name for name in _PRECISIONS if name.startswith("products") and (looked_up or "tables" not in name)]
     if products and not convolutions:
-        names += ["dynamic", "8 bits, weights", "4 bits, weights"] + (["dynamic, tables"] if looked_up else [])
+        names += ["dynamic"] + (["dynamic, tables"] if looked_up else [])
+    if large := bool(products) and (not convolutions or share_of_products(graph) >= _LARGE_SHARE):
+        names += ["8 bits, weights", "4 bits, weights"]
     choices: dict[str, Sequence[str]] = {"precision": (_NONE, *sorted(names)), "storage": (_NONE, *_STORAGES)}
-    if products and not convolutions:
+    if large:
         choices["rank"] = (_NONE, *_ENERGIES)
     if {"Softmax", "LayerNormalization", "MatMul"} <= operators:
         choices["graph"] = (_NONE, "fused", "fused, fast GELU") if "Gelu" in operators else (_NONE, "fused")

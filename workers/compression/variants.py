@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,17 +14,18 @@ import onnx
 from app.core.host import host_name
 from app.specs.compression import CompressBudget
 from workers.compression.candidate import Candidate, Notebook
-from workers.compression.front import front_of, nearest
+from workers.compression.confirming import as_made
+from workers.compression.front import nearest
 from workers.compression.graphs import TREES, operators_of
 from workers.compression.int8 import CALIBRATION_ROWS
 from workers.compression.material import Material, Origin
-from workers.compression.measuring import Measuring, drops
+from workers.compression.measuring import SURE, Measuring, drops
 from workers.compression.memory import peak_bytes
-from workers.compression.naming import described, name_of, names_of
+from workers.compression.naming import described, free_name, names_of
 from workers.compression.recipes import Maker, Recipe, key_of
 from workers.compression.space import Space, shorter, usual_precision
 from workers.compression.trees import NOTE, Forest, has_tree_order
-from workers.context import JobContext, Stopped
+from workers.context import JobContext
 from workers.data.prepare import Prepared
 from workers.evaluation.judge import Judge
 from workers.evaluation.latency import usual_batch
@@ -56,7 +57,8 @@ class Compressor:
         self.model, self.prepared, self.judge, self.main_metric = model, prepared, judge, main_metric
         self.budget, self.origin, self.job = budget, origin, job
         self.span = (0.3, 0.98)  # of the job's progress, that a search fills
-        self.report: dict[str, Any] | None = None  # of a search, after `run`
+        self.taken: Mapping[str, str] = {}  # digests of the variants that the version has already, by name
+        self.report: dict[str, Any] | None = None  # of everything that was measured, after `run`
         inputs, y = prepared.part("validation")
         self._decider = replace(judge, inputs=inputs, y=y, groups=None)
         if origin is not None and origin.knows_validation:
@@ -65,30 +67,37 @@ class Compressor:
 
     def run(self, output: Path) -> list[Variant]:
         """What suits the graph; an accepted variant is written to `output/variants/<name>/model.onnx`."""
-        graph = onnx.load_from_string(self.model)
+        begun, graph = time.monotonic(), onnx.load_from_string(self.model)
         if (rows := len(self._decider.y)) < _LEAST_ROWS:
             reason = f"{rows} validation rows say nothing of others; at least {_LEAST_ROWS} are needed"
             name = "optimized" if TREES in operators_of(graph) else "int8" if usual_precision(graph) else ""
-            return [Variant(name, "rejected", {"method": "none"}, None, 0, reason=reason)] if name else []
+            return self._nothing(begun, name, {"method": "none"}, reason)
         with TemporaryDirectory() as name:
             material = Material(
                 self.model, self.prepared, self._decider, self.budget.seed, Path(name), self.origin, self.job
             )
             measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, self._part)
             if self.budget.search_s is None:
-                return self._usual(graph, measuring, output)
+                return self._usual(graph, measuring, output, begun)
             return self._search(graph, measuring, self.budget.search_s, output)
 
-    def _usual(self, graph: onnx.ModelProto, measuring: Measuring, output: Path) -> list[Variant]:
+    def _usual(self, graph: onnx.ModelProto, measuring: Measuring, output: Path, begun: float) -> list[Variant]:
         """The one recipe that suits the graph."""
         recipe = self._usual_recipe(graph, measuring)
-        if recipe is None:
-            return []
         if not recipe:
             reason = f"no smaller ensemble is surely within the budget on {len(self._decider.y)} validation rows"
-            told = {"method": "truncate_trees", "note": NOTE}
-            return [Variant("optimized", "rejected", told, None, 0, reason=reason)]
-        return [self.variant(name_of(recipe), measuring.try_out(recipe), measuring.maker, output)]
+            name = "" if recipe is None else "optimized"
+            return self._nothing(begun, name, {"method": "truncate_trees", "note": NOTE}, reason)
+        found = measuring.try_out(recipe, SURE)
+        variants, names = self._variants([found], measuring.maker, output)
+        self._tell(begun, [found], [found], names)
+        return variants
+
+    def _nothing(self, begun: float, name: str, told: dict[str, Any], reason: str) -> list[Variant]:
+        """Where nothing can be tried: why, under the name that a variant would have if there is one for this graph."""
+        names = [free_name(name, self.taken)] if name else []
+        self._tell(begun, [], [], names, [reason] if name else None)
+        return [Variant(name, "rejected", told, None, 0, reason=reason) for name in names]
 
     @staticmethod
     def _usual_recipe(graph: onnx.ModelProto, measuring: Measuring) -> Recipe | None:
@@ -108,46 +117,50 @@ class Compressor:
         from workers.compression.search import Search  # noqa: PLC0415 - optuna is loaded for those who search alone
 
         search = Search(measuring, space, notebook, limit_s, usual, self.job, self.span)
-        tried = search.run() if space.choices else []
+        if space.choices:
+            search.run()
         maker.deadline = float("inf")  # what was measured by an earlier attempt is made again
-        front, tried = self._made_again(tried, measuring)
+        if self.job is not None:
+            self.job.progress(self.span[1], "measuring again what is about to be kept")
+        front, tried = search.confirming.settle(), search.confirming.known()
         best = None if front else nearest(tried)
-        shown = front if best is None else [_as_made(best, measuring)]
-        names = names_of(shown)
-        variants = [self.variant(n, one, maker, output) for n, one in zip(names, shown, strict=True)]
-        variants = [self._with_memory(one, maker, output) for one in variants]
-        kept = [one.name for one in variants if one.state == "accepted"]
-        named = {key_of(one.recipe): name for name, one in zip(names, shown, strict=True)}
+        shown = front if best is None else [as_made(best, measuring)]
+        variants, names = self._variants(shown, maker, output)
+        self._tell(begun, tried, shown, names)
+        return [self._with_memory(one, maker, output) for one in variants]
+
+    def _variants(self, shown: Sequence[Candidate], maker: Maker, output: Path) -> tuple[list[Variant], list[str]]:
+        """As they are kept, and their names, which are those of no other file of the version."""
+        names = names_of(shown, self.taken)
+        return [self.variant(name, one, maker, output) for name, one in zip(names, shown, strict=True)], names
+
+    def _tell(
+        self, begun: float, tried: Sequence[Candidate], shown: Sequence[Candidate], names: Sequence[str],
+        stopped_by: list[str] | None = None,
+    ) -> None:  # fmt: skip
+        """Write the report; `shown` and `names` are what became a variant, accepted or not."""
+        kept = [name for name, one in zip(names, shown, strict=False) if one.accepted]
+        named = {key_of(one.recipe): name for name, one in zip(names, shown, strict=False)}
         self.report = {
             "state": "reached" if kept else "not reachable",
             "winner": next(iter(kept), None),
             "nearest": None if kept else next(iter(names), None),
-            "stopped_by": [] if kept else _stopped_by(shown),
+            "stopped_by": [] if kept else stopped_by or _stopped_by(shown),
             "budget": self.budget.model_dump(mode="json"),
             "host": host_name(),
+            "part": self._part,
             "full": {"bytes": len(self.model)},
             "front": kept,
             "candidates": [_told(one, named.get(key_of(one.recipe))) for one in tried],
             "seconds": round(time.monotonic() - begun, 2),
         }
-        return variants
-
-    def _made_again(self, tried: list[Candidate], measuring: Measuring) -> tuple[list[Candidate], list[Candidate]]:
-        """The front of what this attempt can make, and everything that was tried as it is now known."""
-        made: dict[str, Candidate] = {}
-        while True:
-            tried = [made.get(key_of(one.recipe), one) for one in tried]
-            front = front_of(tried, self.budget.objective)
-            if not (new := [one for one in front if key_of(one.recipe) not in made]):
-                return front, tried
-            made |= {key_of(one.recipe): _as_made(one, measuring) for one in new}
 
     def anew(self, name: str, raw: bytes) -> Variant:
         """A variant that exists, measured on this host by the rows that decide; without a file."""
         with TemporaryDirectory() as folder:
             material = Material(self.model, self.prepared, self._decider, self.budget.seed, Path(folder), self.origin)
             measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, self._part)
-            found = measuring.measure([], raw)
+            found = measuring.measure([], raw, SURE)
         if found.failed is not None:
             return Variant(name, "rejected", {}, None, len(raw), reason=found.failed)
         state: Literal["accepted", "rejected"] = "rejected" if found.reason else "accepted"
@@ -202,17 +215,6 @@ def _stopped_by(shown: Sequence[Candidate]) -> list[str]:
     if not shown:
         return ["no recipe suits this graph, or none could be made"]
     return list(shown[0].stops) or [str(shown[0].reason)]
-
-
-def _as_made(one: Candidate, measuring: Measuring) -> Candidate:
-    """The same, or measured anew if this attempt makes another file, as a network does with other threads, or none."""
-    try:
-        raw = measuring.maker.make(one.recipe)
-    except (Stopped, MemoryError):
-        raise
-    except Exception:  # noqa: BLE001 - it says why when it is tried out
-        return measuring.try_out(one.recipe)
-    return one if hashlib.sha256(raw).hexdigest() == one.sha256 else measuring.measure(one.recipe, raw)
 
 
 def _told(one: Candidate, name: str | None) -> dict[str, Any]:

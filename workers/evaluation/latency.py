@@ -1,7 +1,7 @@
 """How fast a model is on this host."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,6 +16,9 @@ _BATCH_OF_ROWS, _BATCH_OF_PICTURES = 256, 32
 _BUDGET_S = 0.15  # of each of the two measurements
 _WARM_RUNS, _FEW_RUNS, _MIN_RUNS, _MAX_RUNS = 5, 3, 20, 1000
 _PATIENCE = 5  # times the budget for _MIN_RUNS of a slow model; then _FEW_RUNS do
+_TURNS = 3  # the budget's parts where two models take turns: the shorter they are, the more alike is the load on both
+
+_Run = Callable[[int], Any]  # of an index
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,25 @@ class Latency:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long two models are compared: `rounds`, or as many as begin within `most_s`, but `least` at least."""
+
+    rounds: int
+    least: int
+    most_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A model that was timed by turns with another: how many times as fast it is, in batches and for one row."""
+
+    latency: Latency
+    speed_up: float
+    quicker: float
+    rounds: int = 1  # that it was timed in
+
+
 def usual_batch(inputs: Inputs) -> int:
     """Rows of the batch that throughput is measured with."""
     pictures = any(array.ndim > 2 for array in inputs.values())  # noqa: PLR2004 - more than rows of values
@@ -49,9 +71,13 @@ def measure_latency(model: bytes, inputs: Inputs, threads: int, batch: int) -> L
         threads: of the session.
         batch: rows of the second measurement.
     """
-    many = take(inputs, np.arange(batch) % rows_of(inputs))
-    ones = [take(inputs, slice(i, i + 1)) for i in range(min(32, rows_of(inputs)))]
-    return time_session(open_session(model, threads), ones, many, batch, threads, _BUDGET_S)
+    return time_session(open_session(model, threads), *_rows(inputs, batch), batch, threads, _BUDGET_S)
+
+
+def _rows(inputs: Inputs, batch: int) -> tuple[list[Inputs], Inputs]:
+    """Single ones, and a batch."""
+    ones: list[Inputs] = [take(inputs, slice(i, i + 1)) for i in range(min(32, rows_of(inputs)))]
+    return ones, take(inputs, np.arange(batch) % rows_of(inputs))
 
 
 def time_session(
@@ -67,8 +93,12 @@ def time_session(
     run = runner(session)
     single = _times(lambda i: run(names, ones[i % len(ones)]), budget_s)
     bulk = _times(lambda _: run(names, many), budget_s)
+    return _latency(single, bulk, batch, threads)
+
+
+def _latency(single: Sequence[float], bulk: Sequence[float], batch: int, threads: int) -> Latency:
+    """From the seconds of runs; the median resists other processes on a shared host."""
     p50, p95 = np.percentile(single, [50, 95]) * 1e3
-    # The median resists other processes on a shared host.
     return Latency(float(p50), float(p95), float(batch / np.median(bulk)), batch, host_name(), threads)
 
 
@@ -84,18 +114,77 @@ def compare_latency(
     return best
 
 
-def _times(run: Any, budget_s: float) -> list[float]:  # noqa: ANN401 - any callable of an index
+def by_turns(models: tuple[bytes, bytes], inputs: Inputs, threads: int, batch: int, effort: Effort) -> Beside:
+    """How the second model compares with the first: the median of what single rounds say, in which both have a turn.
+
+    A load that comes and goes slows both turns of most rounds alike, and the median passes over the others. Were the
+    rounds of each model put together first, as its best one, the model that had luck once would win.
+    """
+    ones, many = _rows(inputs, batch)
+    first, second = (_Turns.of(open_session(model, threads), ones, many) for model in models)
+    own: list[Latency] = []
+    speed_up, quicker = [], []
+    begun = time.perf_counter()
+    while len(own) < effort.rounds and (len(own) < effort.least or time.perf_counter() - begun < effort.most_s):
+        before, single = first.single(), second.single()
+        before_bulk, bulk = first.bulk(), second.bulk()
+        own.append(_latency(single, bulk, batch, threads))
+        quicker.append(np.median(before) / np.median(single))
+        speed_up.append(np.median(before_bulk) / np.median(bulk))
+    p50, p95, items = (float(np.median([getattr(x, n) for x in own])) for n in ("p50_ms", "p95_ms", "items_per_s"))
+    found = replace(own[0], p50_ms=p50, p95_ms=p95, items_per_s=items)
+    return Beside(found, float(np.median(speed_up)), float(np.median(quicker)), len(own))
+
+
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """A warm session that is timed for a moment whenever it is its turn.
+
+    The first run of a turn finds the other model in the processor's caches, and counts if there is no second.
+    """
+
+    one: _Run
+    batch: _Run
+    budget_s: float
+
+    @classmethod
+    def of(cls, session: Any, ones: Sequence[Inputs], many: Inputs) -> "_Turns":  # noqa: ANN401 - it has no types
+        names, run = [output.name for output in session.get_outputs()], runner(session)
+        found = cls(lambda i: run(names, ones[i % len(ones)]), lambda _: run(names, many), _BUDGET_S / _TURNS)
+        for each in (found.one, found.batch):
+            _warm(each, found.budget_s)
+        return found
+
+    def single(self) -> list[float]:
+        taken = _timed(self.one, self.budget_s, _MIN_RUNS + 1, _FEW_RUNS)
+        return taken[1:] or taken
+
+    def bulk(self) -> list[float]:
+        taken = _timed(self.batch, self.budget_s, 1, 1)
+        return taken[1:] or taken
+
+
+def _times(run: _Run, budget_s: float) -> list[float]:
+    _warm(run, budget_s)
+    return _timed(run, budget_s, _MIN_RUNS, _FEW_RUNS)
+
+
+def _warm(run: _Run, budget_s: float) -> None:
     begun = time.perf_counter()
     for i in range(_WARM_RUNS):
         run(i)
         if time.perf_counter() - begun > budget_s:
             break
+
+
+def _timed(run: _Run, budget_s: float, least: int, few: int) -> list[float]:
+    """Seconds of the runs that the budget has time for, at least `least`, or `few` of those that take long."""
     taken: list[float] = []
     begun = time.perf_counter()
 
     def enough() -> bool:
         spent_s, count = time.perf_counter() - begun, len(taken)
-        return count >= _MIN_RUNS if spent_s < budget_s * _PATIENCE else count >= _FEW_RUNS
+        return count >= least if spent_s < budget_s * _PATIENCE else count >= few
 
     while len(taken) < _MAX_RUNS and (time.perf_counter() - begun < budget_s or not enough()):
         start = time.perf_counter()

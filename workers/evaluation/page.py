@@ -1,11 +1,13 @@
 """The model card as a page: one file with everything in it, for a person. Every value is escaped."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from workers.evaluation.steps import in_words
 
 _ABSENT = "\N{EN DASH}"
 _TEMPLATE, _COMPRESSION, _REPORT = "card.html.j2", "compression.html.j2", "report.html.j2"
@@ -72,10 +74,4 @@ def _between(bounds: Any) -> str:  # noqa: ANN401 - as above
     return f"{_number(bounds[0])} to {_number(bounds[1])}" if bounds else _ABSENT
 
 
-def _steps(recipe: Sequence[Mapping[str, Any]]) -> str:
-    """A recipe's steps in a line; lists of names, as of layers, are told by their length."""
-    words = [[f"{len(v)} named" if isinstance(v, list) else str(v) for v in step.values()] for step in recipe]
-    return "; ".join(map(" ".join, words))
-
-
-_ENVIRONMENT.filters |= {"number": _number, "between": _between, "steps": _steps}
+_ENVIRONMENT.filters |= {"number": _number, "between": _between, "steps": in_words}

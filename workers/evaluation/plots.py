@@ -1,7 +1,9 @@
 """Plots as SVG and PNG. The same numbers give the same bytes; names are drawn as they are, whatever they hold."""
 
 import io
+import itertools
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -10,6 +12,9 @@ import numpy as np
 from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from workers.evaluation.metrics import LOWER_IS_BETTER
 
 _STYLE: Any = {  # its keys are checked by matplotlib
     "svg.hashsalt": "aimass", "svg.fonttype": "none", "text.parse_math": False, "font.size": 8, "lines.linewidth": 1.2,
@@ -19,6 +24,9 @@ _STYLE: Any = {  # its keys are checked by matplotlib
 _SIZE = (4.4, 3.4)  # inches; a PNG is 660 by 510 pixels, some tens of kilobytes
 _AXES = (0.14, 0.14, 0.82, 0.76)  # left, bottom, width, height; shares of the figure
 _TICKS = 5
+_LOG_TICKS, _LEAST_TICKS = 7, 3
+_BESIDE = 1.15  # times as far as its points, at least, an axis of ratios goes
+_SLOWEST = 1e-4  # ratio that has a place there
 _NAME = 24
 _NUMBERED = 12  # classes whose confusion matrix has numbers in its cells
 # What would differ between times and releases is left out.
@@ -149,17 +157,61 @@ def _learning(axes: Axes, data: Sequence[_Raw]) -> None:
 
 def _compression(axes: Axes, data: _Raw) -> None:
     """Every candidate that was measured: speed across, loss up, area by size; kept ones have their name."""
-    for one in data["candidates"]:
-        if one["failed"]:
-            continue
-        kept = one["state"] == "accepted" and one["variant"] is not None
-        size = 160 / max(one["smaller"], 0.5)
-        axes.scatter(one["speed_up"], one["loss"]["measured"], s=size, color="C0" if kept else "0.75", alpha=0.7)
-        if kept:
-            axes.annotate(_clean(one["variant"]), (one["speed_up"], one["loss"]["measured"]), fontsize=7)
-    axes.axhline(data["budget"]["max_metric_drop"], color="C3", linestyle=":", label="budget")
+    measured = [one for one in data["candidates"] if not one["failed"]]
+    if not measured:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "nothing was measured", ha="center", transform=axes.transAxes)
+        return
+    speeds = [1.0, *(max(one["speed_up"], _SLOWEST) for one in measured)]  # 1: the full model
+    beside = max(_BESIDE, (max(speeds) / min(speeds)) ** 0.05)
+    low, high = min(speeds) / beside, max(speeds) * beside
+    axes.axvline(1.0, color="0.6", linestyle=":")
+    for one in measured:
+        _candidate(axes, one, math.sqrt(low * high))
+    names = _budget(axes, [one["loss"] for one in measured])
     axes.set_xscale("log")
-    _label(axes, "times the full model's rows a second", "loss on validation rows", "best")
+    axes.set_xlim(low, high)
+    _plain_ticks(axes, low, high)
+    loss = f"{'relative ' if names[0] in LOWER_IS_BETTER else ''}loss of {names[0]}" if len(names) == 1 else "loss"
+    rows = f"{data['part']} rows" if data.get("part") else "the rows that decide"
+    _label(axes, "times the full model's rows a second", f"{loss} on {rows}", "best")
+
+
+def _candidate(axes: Axes, one: _Raw, middle: float) -> None:
+    """A point; the name of a kept one stands towards the middle, so that it does not leave the picture."""
+    kept = one["state"] == "accepted" and one["variant"] is not None
+    place, size = (one["speed_up"], one["loss"]["measured"]), 160 / max(one["smaller"], 0.5)
+    axes.scatter(*place, s=size, color="C0" if kept else "0.75", alpha=0.7, zorder=3 if kept else 2)
+    if kept:
+        side, shift = ("right", -5) if one["speed_up"] > middle else ("left", 5)
+        axes.annotate(_clean(one["variant"]), place, (shift, 4), textcoords="offset points", ha=side, fontsize=7)
+
+
+def _budget(axes: Axes, losses: Sequence[_Raw]) -> list[str]:
+    """A line where what is allowed ends, of each metric one if they differ; the names of the metrics."""
+    allowed: dict[float, list[str]] = {}
+    for loss in losses:
+        if loss["metric"] not in (names := allowed.setdefault(loss["allowed"], [])):
+            names.append(loss["metric"])
+    for at, style in zip(allowed, itertools.cycle((":", "--", "-."))):
+        label = "budget" if len(allowed) == 1 else f"budget of {', '.join(allowed[at])}"
+        axes.axhline(at, color="C3", linestyle=style, label=label)
+    return list(dict.fromkeys(name for names in allowed.values() for name in names))
+
+
+def _plain_ticks(axes: Axes, low: float, high: float) -> None:
+    """Few, as plain numbers, along the logarithmic axis: those that matplotlib puts there are mathematics, unparsed."""
+    decades = [10.0**decade for decade in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    for places in ((1, 1.2, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1,)):  # the most that are few enough
+        ticks = [place * decade for decade in decades for place in places if low <= place * decade <= high]
+        if len(ticks) <= _LOG_TICKS:
+            break
+    ticks = ticks[:: math.ceil(len(ticks) / _LOG_TICKS)]
+    if len(ticks) < _LEAST_TICKS:
+        even = MaxNLocator(_TICKS, steps=[1, 2, 5, 10]).tick_values(low, high)
+        ticks = [float(at) for at in even if low <= at <= high]
+    axes.set_xticks(ticks, [f"{tick:.6g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _label(axes: Axes, x: str, y: str, where: _Place) -> None:

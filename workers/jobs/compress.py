@@ -1,12 +1,17 @@
 """Compress: variants of an existing model version."""
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from app.core.resources import BASE_VARIANT
+from app.core.version_folder import COMPRESSION_PAGE, EVALUATIONS
 from app.specs.jobs import CompressSpec
 from workers.compression.report import write_report
 from workers.compression.variants import Compressor
 from workers.context import JobContext
 from workers.evaluation.metrics import order
+from workers.evaluation.variant import Variant
 from workers.jobs.judged_rows import judged_rows
 from workers.jobs.judging import Version
 
@@ -25,14 +30,12 @@ def run(job: JobContext) -> dict[str, Any]:
     prepared, judge, main = judged_rows(job, spec, version, model)
     job.progress(0.3, "compressing")
     compressor = Compressor(model, prepared, judge, main, spec.budget, origin=version.origin, job=job)
+    compressor.taken = _taken(version)
     variants = compressor.run(job.output)
     for variant in variants:
         job.log(f"variant {variant.name}: {variant.state}" + (f", {variant.reason}" if variant.reason else ""))
-    if compressor.report is not None:
-        write_report(job.output, compressor.report, variants, main)
-        job.log(
-            f"budget: {compressor.report['state']}" + "".join(f"; {why}" for why in compressor.report["stopped_by"])
-        )
+    report = _written(job, compressor.report or {}, variants, main)
+    job.log(f"budget: {report['state']}" + "".join(f"; {why}" for why in report["stopped_by"]))
     if not variants:
         job.log("no way to compress suits the operators of this graph", level="warning")
     job.progress(1.0, "done")
@@ -41,5 +44,23 @@ def run(job: JobContext) -> dict[str, Any]:
         "metrics": order(judge.metrics(model), [main]),
         "rows": prepared.split.sizes(),
         "variants": [variant.to_json() for variant in variants],
-        "compression": compressor.report,
+        "compression": report,
     }
+
+
+def _taken(version: Version) -> dict[str, str]:
+    """Digests of the variants that the version has, by name: another file needs another name, the same one has one."""
+    found = {BASE_VARIANT: ""}  # which no variant ever is
+    for name, path in version.graphs().items():
+        if name != BASE_VARIANT:
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _written(job: JobContext, report: Mapping[str, Any], variants: Sequence[Variant], main: str) -> dict[str, Any]:
+    """The report with its `page`, if there is one, in a folder of this job: a later one may have the same winner."""
+    if report["winner"] is None:
+        return {**report, "page": None}
+    write_report(job.output / EVALUATIONS / job.id, report, variants, main)
+    return {**report, "page": f"{EVALUATIONS}/{job.id}/{COMPRESSION_PAGE}"}

@@ -1,7 +1,6 @@
 """Networks made again from their graphs, to be pruned, taught under rounding, or left without layers."""
 
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +151,6 @@ def test_a_vision_transformer_loses_layers_and_learns_to_be_rounded(
     search = Search(measuring, Space.of(maker.material, maker.graph([])), Notebook(None, "host", "model"), 600.0)
     beyond = Candidate([short, fused, WEIGHTS_ALONE], loss={"at_most": 1.0, "allowed": 0.5}, speed_up=2.0)
     search.notebook.add(beyond, 0.0)
-    search._begun = time.monotonic()
     search._learn_rounding()
     found = search.notebook.all()[-1]
     assert found.recipe == [short, {"step": "learn_rounding", "operators": ["MatMul", "Gemm"]}, fused, WEIGHTS_ALONE]

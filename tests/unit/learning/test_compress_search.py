@@ -2,22 +2,26 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
 from app.core.version_folder import COMPRESSION, COMPRESSION_PAGE
 from app.specs.compression import CompressBudget
 from app.specs.jobs import TrainSpec
 from workers.compression.material import Material, Origin
+from workers.compression.measuring import SURE
 from workers.compression.recipes import Maker
 from workers.compression.search import Search
 from workers.compression.variants import Compressor
 from workers.context import JobContext, Stopped
 from workers.data.prepare import prepare, reload
 from workers.evaluation.judge import Judge
+from workers.evaluation.latency import Beside, Effort, by_turns
 from workers.jobs import compress, train
 from workers.jobs.judging import Version
 from workers.learning import Rule
@@ -59,7 +63,9 @@ def test_the_best_is_kept_with_its_recipe_and_its_page(compress_job: Callable[..
     assert report["front"] == list(variants)
     assert min(variants.values(), key=lambda one: one["bytes"])["bytes"] <= variants[report["winner"]]["bytes"] * 1.06
     assert all(one["loss"]["at_most"] <= 0.1 for one in report["candidates"] if one["variant"])
-    folder = job.output / "variants" / report["winner"]
+    folder = job.output / "evaluations" / job.id  # which a later job with the same winner leaves alone
+    assert report["page"] == f"evaluations/{job.id}/{COMPRESSION_PAGE}"
+    assert [path.name for path in (job.output / "variants" / report["winner"]).iterdir()] == ["model.onnx"]
     assert json.loads((folder / COMPRESSION).read_text())["candidates"] == report["candidates"]
     assert f"<b>{report['winner']}</b>" in (folder / COMPRESSION_PAGE).read_text()
     version = Version(job.input / "model")
@@ -139,3 +145,76 @@ def test_a_network_over_tables_is_taught_to_trees(
     found = compress.run(job)["compression"]["candidates"]
     taught = [one for one in found if one["recipe"][0] == {"step": "student", "of": "trees", "size": "small"}]
     assert [(len(one["recipe"]), one["failed"], one["stops"]) for one in taught] == [(1, None, [])]
+
+
+def test_names_are_those_of_the_version_in_everything_that_is_written(
+    compress_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    """The very same file has one name, another file another one, and the search before keeps its report."""
+    monkeypatch.setattr(Search, "_over", lambda search: len(search.notebook) > 3)
+    budget = {"max_metric_drop": 0.2, "time_limit_s": 600, "objective": "bytes"}
+    first = compress_job(**budget)
+    made = {one["name"]: one for one in compress.run(first)["variants"]}
+    assert "optimized" in made
+    there = first.input / "model" / "variants"
+    for name, one in made.items():
+        (there / f"{name}-9").mkdir(parents=True)
+        (there / f"{name}-9" / "model.onnx").write_bytes((first.output / one["path"]).read_bytes())
+        (there / name).mkdir()
+        (there / name / "model.onnx").write_bytes(b"another one of this name")
+    second = compress_job("second", **budget)
+    second.id = "job-2"
+    result = compress.run(second)
+    report = result["compression"]
+    assert {one["name"] for one in result["variants"]} == set(report["front"]) <= {f"{name}-9" for name in made}
+    told = json.loads((second.output / "evaluations" / "job-2" / COMPRESSION).read_text())
+    assert [one["name"] for one in told["variants"]] == told["front"] == report["front"]
+    assert {one["variant"] for one in told["candidates"]} - {None} == set(told["front"])
+    assert {path.parent.name for path in second.output.rglob("model.onnx")} == set(report["front"])
+    for name in report["front"]:
+        (there / name / "model.onnx").unlink()
+    third = compress_job("third", **budget)
+    assert not set(compress.run(third)["compression"]["front"]) & set(made)  # which are other files
+
+
+def test_what_was_fast_at_first_alone_is_not_kept(compress_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    """Trees that seem to be twice as fast whenever they are measured, but for the second time."""
+    timed = by_turns
+
+    def lucky(models: Any, inputs: Any, threads: int, batch: int, effort: Effort) -> Beside:
+        speed = 0.985 if effort == SURE else 1.822
+        return replace(timed(models, inputs, threads, batch, Effort(1, 1, 0.0)), speed_up=speed, quicker=speed)
+
+    monkeypatch.setattr("workers.compression.measuring.by_turns", lucky)
+    monkeypatch.setattr(Search, "_over", lambda search: len(search.notebook) > 3)
+    job = compress_job(max_metric_drop=0.2, min_speedup=1.1, time_limit_s=600)
+    result = compress.run(job)
+    report = result["compression"]
+    assert (report["state"], report["winner"], report["front"]) == ("not reachable", None, [])
+    assert report["stopped_by"] == ["measured again, it is 0.98 times as fast, under min_speedup = 1.1"]
+    again = [one for one in report["candidates"] if one["first"]]
+    assert again
+    assert all((one["speed_up"], one["first"]["speed_up"]) == (0.985, 1.822) for one in again)
+    assert not list(job.output.rglob("*.onnx"))
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.2])
+def test_without_a_search_it_is_said_too_what_was_found(compress_job: Callable[..., Any], allowed: float):
+    job = compress_job(max_metric_drop=allowed)
+    result = compress.run(job)
+    report, [variant] = result["compression"], result["variants"]
+    if variant["state"] == "accepted":
+        assert (report["state"], report["winner"], report["stopped_by"]) == ("reached", variant["name"], [])
+        assert (job.output / report["page"]).exists()
+    else:
+        assert (report["state"], report["winner"], report["front"]) == ("not reachable", None, [])
+        assert (report["nearest"], report["page"]) == (variant["name"], None)
+        assert report["stopped_by"] == [variant["reason"]]
+    assert (variant["state"] == "accepted") == (allowed == 0.2)
+
+
+@pytest.mark.parametrize("field", sorted(CompressBudget.model_fields.keys() - {"objective"}))
+def test_true_is_no_number(field: str):
+    with pytest.raises(ValidationError, match="must be a number, not true or false"):
+        CompressBudget.model_validate({field: True})
+    assert CompressBudget.model_validate({field: 1}).model_dump()[field] == 1

@@ -26,6 +26,12 @@ MakeJob = Callable[..., Any]
 SPEC: dict[str, Any] = {"features": {"drop": ["amount"]}}
 
 
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is about how fast a model is."""
+    monkeypatch.setattr("workers.evaluation.latency._BUDGET_S", 0.01)
+
+
 def prepared_of(job: Any) -> Prepared:
     return prepare(job, TrainSpec.model_validate(job.spec).check_family())
 

@@ -29,9 +29,9 @@ from app.specs.jobs import TrainSpec
 from tests.unit.learning.test_compress_networks import accuracy, maker_of
 from tests.unit.learning.test_resume import assert_same_when_resumed
 from workers.compression.candidate import Candidate
+from workers.compression.confirming import as_made
 from workers.compression.measuring import Measuring
 from workers.compression.recipes import Maker
-from workers.compression.variants import _as_made
 from workers.data.prepare import prepare
 from workers.families.base import load_family
 from workers.families.picture_weights import published_network
@@ -140,7 +140,7 @@ def test_what_was_fine_tuned_is_made_smaller(
     elsewhere = replace(maker.material.job, spec={**maker.material.job.spec, "limits": {"threads": 1}})
     strange = Maker(replace(maker.material, job=elsewhere, _kept={}))
     measuring = Measuring(strange, maker.material.judge, "accuracy", CompressBudget())
-    assert "no folder of weights" in str(_as_made(Candidate([smaller]), measuring).failed)  # by another attempt
+    assert "no folder of weights" in str(as_made(Candidate([smaller]), measuring).failed)  # by another attempt
 
 
 def test_lora_changes_what_it_names_by_its_rank_and_nothing_else(

@@ -1,5 +1,6 @@
 """New variants never take the place of an accepted one."""
 
+from dataclasses import replace
 from typing import Any
 
 from app.core.resources import ModelVersion, StoredFile, Variant
@@ -71,3 +72,39 @@ def test_variants_of_one_job_do_not_take_the_names_of_each_other():
         "variants/int8-3/model.onnx": NEW.sha256,
         "variants/int8-2/model.onnx": other.sha256,
     }
+
+
+def test_a_file_that_the_version_has_under_another_name_is_not_stored_again():
+    """As `int8-3` of an earlier job, beside which another `int8-2` came and went."""
+    path = "variants/int8-3/model.onnx"
+    there = version(variant("int8"), variant("int8-3", path=path), files=(OLD, replace(NEW, path=path)))
+    kept, files = beside(there, [raw()], [NEW, StoredFile("variants/int8/manifest.json", "e" * 64, 5)])
+    assert kept == [raw() | {"name": "int8-3", "path": path}]
+    assert files == [StoredFile(path, NEW.sha256, 9), StoredFile("variants/int8-3/manifest.json", "e" * 64, 5)]
+    again, _ = beside(there, [kept[0]], [StoredFile(path, NEW.sha256, 9)])
+    assert again == kept
+
+
+def test_the_name_of_the_same_file_is_not_given_to_another_one_of_the_job():
+    second = raw() | {"name": "int8-2", "path": "variants/int8-2/model.onnx"}
+    there = version(variant("int8-2", path="variants/int8-2/model.onnx"), files=(replace(NEW, path=second["path"]),))
+    kept, files = beside(there, [raw(), second], [NEW, StoredFile(second["path"], "d" * 64, 8)])
+    assert [one["name"] for one in kept] == ["int8-2", "int8-2-2"]
+    assert [(file.path, file.sha256[0]) for file in files] == [
+        ("variants/int8-2/model.onnx", "b"), ("variants/int8-2-2/model.onnx", "d"),
+    ]  # fmt: skip
+
+
+def test_two_of_one_file_are_one():
+    second = raw() | {"name": "int8-3", "path": "variants/int8-3/model.onnx"}
+    kept, files = beside(
+        version(variant("int8"), files=(OLD,)), [raw(), second], [OLD, replace(OLD, path=second["path"])]
+    )
+    assert kept == [raw(), raw()]
+    assert files == [OLD]
+
+
+def test_the_full_models_name_is_its_own():
+    base = variant("fp32", path="model.onnx")
+    kept, _ = beside(version(base, files=(StoredFile("model.onnx", NEW.sha256, 9),)), [raw()], [NEW])
+    assert kept[0]["name"] == "int8"
