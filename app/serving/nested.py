@@ -87,11 +87,16 @@ class NestedDecoder:
 def nested_predictions(signature: Signature, outputs: Tensors) -> bytes:
     """One object a row (or one in all, for a model that does not batch) of nested lists by output name."""
     names = [tensor.name for tensor in signature.outputs]
-    plain = [array.tolist() if array.dtype == object or not array.ndim else array for array in outputs]
+    plain = [array.tolist() if _no_json(array) else array for array in outputs]
     if not signature.batched:
         return orjson.dumps([dict(zip(names, plain, strict=True))], option=orjson.OPT_SERIALIZE_NUMPY)
     rows = [dict(zip(names, values, strict=True)) for values in zip(*plain, strict=True)]
     return orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _no_json(array: Array) -> bool:
+    """What orjson does not take: texts in arrays, arrays of no axes, C's `long long`, as ONNX Runtime's integers."""
+    return array.dtype == object or not array.ndim or (array.ndim == 1 and array.dtype.kind in "iu")
 
 
 def _uneven(tensor: Tensor) -> InvalidInput:

@@ -177,3 +177,14 @@ def test_predictions_by_output():
 def test_one_prediction_of_a_model_that_does_not_batch():
     encode = prediction_encoder(signature(*PAIR, batched=False))
     assert json.loads(encode((np.array([[1, 2]], np.float32),))) == [{"y": [[1.0, 2.0]]}]
+
+
+@pytest.mark.parametrize("kind", ["q", "Q", "l", "L", "i", "b", "?", "e", "f", "d"])
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 0)])
+@pytest.mark.parametrize("batched", [True, False])
+def test_outputs_of_any_number_are_json(kind: str, shape: tuple[int, ...], batched: bool):  # noqa: FBT001 - a case
+    """C's `long long` too, which ONNX Runtime's integers are, and which is not numpy's int64 here."""
+    array = np.ones(shape, kind)
+    given = signature(Tensor("x", "FP32", (-1,)), outputs=(Tensor("y", "INT64", (-1,) * len(shape)),), batched=batched)
+    found = json.loads(prediction_encoder(given)((array,)))
+    assert found == ([{"y": row} for row in array.tolist()] if batched else [{"y": array.tolist()}])
