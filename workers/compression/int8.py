@@ -123,7 +123,7 @@ class Static:
         graph = onnx.load(self._prepared)
         if float_between:
             return weighted(graph, frozenset(operators))
-        return [node.name for node in graph.graph.node if node.op_type in WEIGHTED]
+        return [node.name for node in graph.graph.node if node.op_type in WEIGHTED & set(operators)]
 
 
 def _with_types(model: Model) -> Model:
