@@ -14,7 +14,7 @@ _SEARCH_S = 600.0
 class CompressBudget(Spec):
     """What a compressed variant may lose, and what it has to reach.
 
-    With `max_metric_drop` and `max_error_increase` alone the usual recipe of the graph is tried, which takes seconds.
+    With bounds of losses alone the usual recipe of the graph is tried, which takes seconds.
     A target or a time limit asks for a search over recipes.
     """
 
@@ -26,6 +26,14 @@ class CompressBudget(Spec):
             description="most loss of the main metric and of accuracy, by validation rows; relative for RMSE and MAE",
         ),
     ] = 0.01
+    max_accuracy_drop: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="most loss of accuracy, of classifiers by another metric; null: as max_metric_drop",
+        ),
+    ] = None
     max_error_increase: Annotated[
         float | None,
         Field(
@@ -61,8 +69,8 @@ class CompressBudget(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**31, description="of the rows to calibrate with, and of the search")] = 0
 
     @field_validator(
-        "max_metric_drop", "max_error_increase", "max_bytes", "max_p95_ms", "min_speedup", "time_limit_s", "seed",
-        mode="before",
+        "max_metric_drop", "max_accuracy_drop", "max_error_increase", "max_bytes", "max_p95_ms", "min_speedup",
+        "time_limit_s", "seed", mode="before",
     )  # fmt: skip
     @classmethod
     def _is_a_number(cls, value: Any) -> Any:  # noqa: ANN401 - whatever was sent

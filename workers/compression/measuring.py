@@ -65,7 +65,7 @@ class Measuring:
         answers = self.judge.answers(raw)
         if not np.isfinite(answers).all():
             return Loss(self.main_metric, float("inf"), float("inf"), self.budget.max_metric_drop)
-        limits = self.budget.max_metric_drop, self.budget.max_error_increase
+        limits = self.budget.max_metric_drop, self.budget.max_error_increase, self.budget.max_accuracy_drop
         return worst_loss(self.judge, self.main_metric, self._full, answers, *limits)
 
     def measure(self, recipe: Recipe, raw: bytes, effort: Effort = _LOOK) -> Candidate:

@@ -32,8 +32,9 @@ class Loss:
 
 
 def worst_loss(
-    judge: Judge, main_metric: str, full: Array, other: Array, budget: float, error_increase: float | None = None
-) -> Loss:
+    judge: Judge, main_metric: str, full: Array, other: Array, budget: float, error_increase: float | None = None,
+    accuracy_drop: float | None = None,
+) -> Loss:  # fmt: skip
     """The loss of the main metric or of accuracy, where there is one: the one that is further beyond its budget.
 
     Accuracy too, since an ensemble without its last trees may rank rows as before while every probability has moved
@@ -46,13 +47,17 @@ def worst_loss(
         other: the variant's answers.
         budget: most loss, absolute, or relative for errors; a loss above it is not looked at more closely.
         error_increase: most increase of the error, relative; None: no bound but `budget`.
+        accuracy_drop: in place of `budget`, of accuracy where that is not the main metric; None: `budget`.
     """
     everything = np.ones(len(judge.y), bool)
     measured = _drops(judge, full, other, everything, (main_metric, "accuracy"))
     measured = measured or _drops(judge, full, other, everything)
     names = [name for name in (main_metric, "accuracy") if name in measured] or [next(iter(measured))]
     before = judge.score(full, names=names)
-    allowed = {name: _allowed(name, before[name], budget, error_increase) for name in names}
+    budgets = dict.fromkeys(names, budget)
+    if accuracy_drop is not None and main_metric != "accuracy" and "accuracy" in names:
+        budgets["accuracy"] = accuracy_drop
+    allowed = {name: _allowed(name, before[name], budgets[name], error_increase) for name in names}
     name = max(names, key=lambda name: measured[name] - allowed[name])
     if measured[name] > allowed[name]:
         return Loss(name, measured[name], measured[name], allowed[name])

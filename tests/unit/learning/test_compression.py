@@ -160,6 +160,19 @@ class TestLoss:
         loss = worst_loss(judge, "roc_auc", full, full[:, ::-1], budget=1.0)
         assert loss.measured == 1.0
 
+    def test_accuracy_has_a_bound_of_its_own(self):
+        """Every row ranks as before, and all are told to be of one class."""
+        judge, full = self.judge(400)
+        other = np.stack([1 - full[:, 1] / 4, full[:, 1] / 4], axis=1)
+        lost = worst_loss(judge, "accuracy", full, other, budget=1.0).measured
+        assert lost > 0.2
+        both = worst_loss(judge, "roc_auc", full, other, budget=0.01)
+        assert (both.metric, both.within, both.allowed) == ("accuracy", False, 0.01)
+        apart = worst_loss(judge, "roc_auc", full, other, budget=0.01, accuracy_drop=1.0)
+        assert (apart.metric, apart.within, apart.measured, apart.allowed) == ("roc_auc", True, 0.0, 0.01)
+        own = worst_loss(judge, "accuracy", full, other, budget=0.01, accuracy_drop=1.0)
+        assert (own.within, own.allowed) == (False, 0.01)
+
     def test_errors_are_relative(self):
         y = np.linspace(0, 1, 60)
         judge = Judge("regression", {}, y, Rule(), 1)
