@@ -14,7 +14,7 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from tests.support.oip import Addresses, sample, serve, sum_source
+from tests.support.oip import Addresses, inputs, sample, serve, sum_source
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.enable_socket
@@ -143,14 +143,6 @@ def test_messages_count_among_the_bodies_that_are_held(addresses: Addresses, cha
         assert bodies.held == bodies.most
     finally:
         bodies.held = 0
-
-
-def inputs(numbers: np.ndarray, words: np.ndarray) -> list[Any]:
-    first = triton.InferInput("numbers", list(numbers.shape), "FP32")
-    first.set_data_from_numpy(numbers)
-    second = triton.InferInput("words", list(words.shape), "BYTES")
-    second.set_data_from_numpy(words)
-    return [first, second]
 
 
 def test_a_message_that_is_refused_is_let_go_at_once(channel: grpc.Channel):

@@ -18,7 +18,7 @@ from tritonclient.utils import InferenceServerException
 from app.gateway.grpc import service
 from app.serving.types import Answer, Tensors
 from app.serving.waiting import DEFAULT_PRIORITY
-from tests.support.oip import Addresses, sample, serve, sum_source
+from tests.support.oip import Addresses, inputs, sample, serve, sum_source
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.enable_socket
@@ -35,14 +35,6 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
 def client(addresses: Addresses) -> Iterator[Any]:
     with triton.InferenceServerClient(addresses.grpc) as client:
         yield client
-
-
-def inputs(numbers: np.ndarray, words: np.ndarray) -> list[Any]:
-    first = triton.InferInput("numbers", list(numbers.shape), "FP32")
-    first.set_data_from_numpy(numbers)
-    second = triton.InferInput("words", list(words.shape), "BYTES")
-    second.set_data_from_numpy(words)
-    return [first, second]
 
 
 def check(result: Any, words: np.ndarray, expected: np.ndarray) -> None:

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import uvicorn
 from onnx import TensorProto, helper, numpy_helper
+from tritonclient import grpc as triton
 
 from app.core.errors import Unauthenticated
 from app.core.principal import Principal
@@ -78,6 +80,15 @@ def write_model(folder: Path) -> Path:
     (folder / "signature.json").write_text(json.dumps(SIGNATURE.to_json()))
     (folder / "golden.json").write_text(json.dumps(golden))
     return folder
+
+
+def inputs(numbers: np.ndarray, words: np.ndarray) -> list[Any]:
+    """The tensors of a sample as NVIDIA's gRPC client takes them."""
+    first = triton.InferInput("numbers", list(numbers.shape), "FP32")
+    first.set_data_from_numpy(numbers)
+    second = triton.InferInput("words", list(words.shape), "BYTES")
+    second.set_data_from_numpy(words)
+    return [first, second]
 
 
 class Keys:

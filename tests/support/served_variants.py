@@ -190,6 +190,20 @@ class Bench:
         self.check_loss(self.measuring(makers[0]).loss(raw), found)
         return raw
 
+    def check_whole_batches(
+        self, recipe: Recipe, makers: tuple[Maker, Maker], rows: int, *, metrics: float, answers: float
+    ) -> None:
+        """As `check` where `rows` share a run as before the judge; smaller runs answer otherwise, by as much."""
+        raw = self.made(recipe, makers)
+        whole = served(self.version, raw, self.folder, sizes=(rows,), max_batch=1024)
+        parts = served(self.version, raw, self.folder)
+        check_numbers(self.version, raw, whole)
+        self.check_loss(self.measuring(makers[0]).loss(raw), whole)
+        for part, found in parts.items():
+            one, other = (by_hand(self.version, part, side[part]) for side in (whole, parts))
+            assert other == pytest.approx(one, abs=metrics)
+            assert 0 < abs(found.answers - whole[part].answers).max() < answers
+
     def measuring(self, maker: Maker, allowed: float = 1.0) -> Measuring:
         """What says how much a file loses."""
         budget = CompressBudget(max_metric_drop=allowed)

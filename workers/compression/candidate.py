@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from workers.compression.recipes import Recipe, Step, key_of
+from workers.compression.recipes import TRAINED, Recipe, Step, key_of
 from workers.training.files import write_atomically
 
 GAIN = 1.05  # smaller or faster by this factor, or it is not worth a file
-TRAINED = frozenset({"student", "prune", "drop_layers", "learn_rounding"})  # steps in which a network or trees learn
 _LOSS_STEP = 0.1  # of the allowed loss: less is no difference
 _FILE = "compression.json"
 

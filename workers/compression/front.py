@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from app.specs.compression import Objective
 from workers.compression.candidate import GAIN, Candidate
 
-_LOSS_STEP = 0.1  # of the allowed loss: less is no difference
-
 
 def front_of(candidates: Sequence[Candidate], objective: Objective) -> list[Candidate]:
     """The accepted ones that none of the others covers, the winner first.
@@ -22,7 +20,7 @@ def front_of(candidates: Sequence[Candidate], objective: Objective) -> list[Cand
     winner = min(alike, key=lambda one: (one.bytes, -_worth(one, objective)))
     kept = [winner]
     for one in ranked:
-        if not any(_covers(other, one) for other in kept):
+        if not any(other.covers(one) for other in kept):
             kept.append(one)
     return kept
 
@@ -35,10 +33,3 @@ def nearest(candidates: Sequence[Candidate]) -> Candidate | None:
 
 def _worth(one: Candidate, objective: Objective) -> float:
     return {"speed": one.speed_up, "latency": one.quicker, "bytes": one.smaller}[objective]
-
-
-def _covers(one: Candidate, other: Candidate) -> bool:
-    loss = one.loss["measured"] <= max(other.loss["measured"], 0.0) + _LOSS_STEP * other.loss["allowed"]
-    return loss and all(
-        getattr(one, name) * GAIN >= getattr(other, name) for name in ("smaller", "speed_up", "quicker")
-    )

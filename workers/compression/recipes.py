@@ -22,7 +22,7 @@ from workers.compression.weights import byte_weights, half_weights, weight_only
 
 Step = Mapping[str, Any]
 Recipe = Sequence[Step]
-_TAUGHT = {"student", "prune", "drop_layers", "learn_rounding"}
+TRAINED = frozenset({"student", "prune", "drop_layers", "learn_rounding"})  # steps in which a network or trees learn
 
 
 def key_of(recipe: Recipe) -> str:
@@ -76,7 +76,7 @@ class Maker:
 
     def forget(self) -> None:
         """Let go of what was made, but for what was taught, which takes long."""
-        self._made = {key: raw for key, raw in self._made.items() if json.loads(key)[-1]["step"] in _TAUGHT}
+        self._made = {key: raw for key, raw in self._made.items() if json.loads(key)[-1]["step"] in TRAINED}
 
 
 def _quantize(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:

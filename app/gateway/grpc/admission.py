@@ -70,16 +70,13 @@ class Admission(grpc.aio.ServerInterceptor):
     ) -> Any:  # noqa: ANN401 - any message
         try:
             request, size = await self._receive(context)
-            held = self._bodies.grow(0, size)
-        except AimassError as error:
+            if size > _LARGE and self._trimming is None:
+                self._trimming = asyncio.get_running_loop().call_later(_QUIET_S, self._trim)
+            with self._bodies.holding(size):
+                return await answer(request, context)
+        except AimassError as error:  # of what is done here: a method answers its own
             await self._denied(method, error, None, context)
             return None
-        try:
-            return await answer(request, context)
-        finally:
-            self._bodies.give_back(held)
-            if held > _LARGE and self._trimming is None:
-                self._trimming = asyncio.get_running_loop().call_later(_QUIET_S, self._trim)
 
     def _trim(self) -> None:
         """Give back what messages were in: the library receives them in small pieces, which stay in the heap."""

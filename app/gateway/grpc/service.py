@@ -188,11 +188,8 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         return pb.ModelStreamInferResponse(infer_response=answer)
 
     async def _counted(self, request: pb.ModelInferRequest, size: int, made: Call) -> pb.ModelInferResponse:
-        held = self.bodies.grow(0, size)
-        try:
+        with self.bodies.holding(size):
             return await self._infer(request, made)
-        finally:
-            self.bodies.give_back(held)
 
     async def _infer(self, request: pb.ModelInferRequest, made: Call) -> pb.ModelInferResponse:
         name, version, deadline = request.model_name, request.model_version or None, made.deadline()

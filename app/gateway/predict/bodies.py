@@ -1,5 +1,8 @@
 """How much of request bodies a process holds: each of them is bounded, and here all of them together."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from app.core.errors import Overloaded
 
 # Bodies up to this size are not counted: the server holds as much for any connection that it does not read from.
@@ -34,6 +37,15 @@ class Bodies:
                 f"{self.most >> 20} MiB ({self._setting})",
                 retry_after_s=_RETRY_S,
             )
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Hold a body that is there already; Overloaded where `grow` would be."""
+        held = self.grow(0, size)
+        try:
+            yield
+        finally:
+            self.give_back(held)
 
     def give_back(self, size: int) -> None:
         """`size` bytes are held no longer."""

@@ -9,7 +9,6 @@ request that has begun. That module ends idle connections as well, so that a req
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -118,8 +117,7 @@ class JoiningProtocol(HttpToolsProtocol):
                 self.send_400_response(_INVALID)
                 return
             self.parser = httptools.HttpRequestParser(self)
-            with contextlib.suppress(AttributeError):  # as uvicorn: of httptools before 0.6.3
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
             try:
                 self.parser.feed_data(head)
                 data = data[at:]
@@ -188,7 +186,7 @@ class JoiningProtocol(HttpToolsProtocol):
         self._answered = self.loop.time()
 
     def _unset_keepalive_if_required(self) -> None:
-        """Something has come, or nothing will any more."""
+        """Nothing will come any more."""
         self._answered = None
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401 - uvicorn's

@@ -25,6 +25,13 @@ def without_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("workers.jobs.closer._draw", lambda _: {})
 
 
+@pytest.fixture(autouse=True)
+def short_measurements(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in tests of what recipes make is about how fast it is."""
+    if request.path.name.startswith("test_compress_real_"):
+        monkeypatch.setattr("workers.evaluation.latency._BUDGET_S", 0.003)
+
+
 class Job(JobContext):
     """A job whose events can be read back."""
 

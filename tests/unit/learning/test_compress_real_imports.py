@@ -32,12 +32,6 @@ OF_NETWORKS: dict[str, Recipe] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is about how fast a model is."""
-    monkeypatch.setattr("workers.evaluation.latency._BUDGET_S", 0.003)
-
-
 @pytest.fixture(scope="module")
 def cards(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Credit cards, and whether they were paid: numbers alone."""

@@ -37,12 +37,6 @@ TAUGHT: dict[str, Recipe] = {
 QUICK = ("student", "pruned, taught to be rounded")  # the others are parts of these, or like them
 
 
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is about how fast a model is."""
-    monkeypatch.setattr("workers.evaluation.latency._BUDGET_S", 0.003)
-
-
 @pytest.fixture(scope="module")
 def pictures(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Fashion-MNIST's first 1,200."""

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from tests.support.real_versions import RealVersion, first_lines, ingested, trained
-from tests.support.served_variants import Bench, agree, by_hand, check_elsewhere, check_numbers, served
+from tests.support.served_variants import Bench, agree, by_hand, check_elsewhere, served
 from workers.compression.candidate import Notebook
 from workers.compression.measuring import Measuring
 from workers.compression.mixed import RANKING_ROWS, ranked_layers
@@ -48,12 +48,6 @@ OF_NETWORKS: dict[str, Recipe] = {
     "low rank, static, byte weights": [LOW_RANK, PRODUCTS, BYTES],
 }
 Make = Callable[..., Bench]
-
-
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is about how fast a model is."""
-    monkeypatch.setattr("workers.evaluation.latency._BUDGET_S", 0.003)
 
 
 @pytest.fixture(scope="module")
@@ -122,16 +116,8 @@ def test_ranges_of_the_whole_batch_make_it_part_of_the_answer(network: Bench, tm
 
     The rows of Adult hold a few very large numbers, which widen the range of all rows beside them.
     """
-    makers = network.makers(tmp_path)
-    raw = network.made([{"step": "quantize", "method": "dynamic", "operators": ["MatMul", "Gemm"]}], makers)
-    whole = served(network.version, raw, network.folder, sizes=(1000,), max_batch=1024)
-    parts = served(network.version, raw, network.folder)
-    check_numbers(network.version, raw, whole)
-    network.check_loss(network.measuring(makers[0]).loss(raw), whole)
-    for part, found in parts.items():
-        one, other = (by_hand(network.version, part, side[part]) for side in (whole, parts))
-        assert other == pytest.approx(one, abs=0.01)
-        assert 0 < abs(found.answers - whole[part].answers).max() < 0.2
+    recipe = [{"step": "quantize", "method": "dynamic", "operators": ["MatMul", "Gemm"]}]
+    network.check_whole_batches(recipe, network.makers(tmp_path), 1000, metrics=0.01, answers=0.2)
 
 
 @pytest.mark.parametrize("recipe", [[TREES], [PRODUCTS]], ids=["student", "static"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.real_versions import RealVersion, first_lines, ingested, trained
-from tests.support.served_variants import Bench, by_hand, check_elsewhere, check_numbers, served
+from tests.support.served_variants import Bench, check_elsewhere
 from workers.compression.recipes import Recipe
 
 PRODUCTS = {
@@ -36,12 +36,6 @@ TAUGHT: dict[str, Recipe] = {
 QUICK = ("without layers, fused, static",)  # the others are parts of it, or done to pictures as well
 
 
-@pytest.fixture(autouse=True)
-def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here is about how fast a model is."""
-    monkeypatch.setattr("workers.evaluation.latency._BUDGET_S", 0.003)
-
-
 @pytest.fixture(scope="module")
 def encoder(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """Of 500 news, which are few, so that it learns little: what it answers is as good as any other for this."""
@@ -61,16 +55,8 @@ def test_an_encoder(encoder: Bench, name: str, tmp_path: Path):
 
 def test_ranges_of_the_whole_batch_make_it_part_of_the_answer(encoder: Bench, tmp_path: Path):
     """Dynamic int8: a run of the rows that judged answers as the judge heard, and smaller runs a little otherwise."""
-    makers = encoder.makers(tmp_path)
-    raw = encoder.made([DYNAMIC], makers)
-    whole = served(encoder.version, raw, encoder.folder, sizes=(600,), max_batch=1024)
-    parts = served(encoder.version, raw, encoder.folder)
-    check_numbers(encoder.version, raw, whole)
-    encoder.check_loss(encoder.measuring(makers[0]).loss(raw), whole)
-    for part, found in parts.items():
-        one, other = (by_hand(encoder.version, part, side[part]) for side in (whole, parts))
-        assert other == pytest.approx(one, abs=0.02)
-        assert 0 < abs(found.answers - whole[part].answers).max() < 0.05
+    recipe = [DYNAMIC]
+    encoder.check_whole_batches(recipe, encoder.makers(tmp_path), 600, metrics=0.02, answers=0.05)
 
 
 @pytest.mark.parametrize(

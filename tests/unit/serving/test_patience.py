@@ -136,6 +136,7 @@ async def test_it_is_looked_as_often_as_idle_clients_need():
     looking = asyncio.create_task(patience.run())
     await asyncio.wait_for(client.wire.gone.wait(), LIMIT_S / 10)
     looking.cancel()
+    assert client.wire.closed
 
 
 async def test_a_client_that_begins_the_next_request_is_not_idle():
