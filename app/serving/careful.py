@@ -15,7 +15,6 @@ import numpy as np
 
 from app.core.errors import FieldError, InvalidTensor, Malformed
 from app.core.signature import Column, Signature
-from app.serving.images import decode_image
 from app.serving.row_limit import RowLimit
 from app.serving.tensors import DTYPES, FLOAT32_MAX
 from app.serving.types import Array, Tensors
@@ -209,6 +208,8 @@ class CarefulImages:
                 raise ValueError(f"not base64: {problem}") from None
             if self._format is None:
                 raise ValueError("this model takes no encoded pictures")
+            from app.serving.images import decode_image  # noqa: PLC0415 - Pillow takes 2 MiB, for models of pictures alone
+
             return decode_image(raw, self._format)
         channels, height, width = self._shape
         wanted = f"must be base64 text or nested lists [{channels}][{height}][{width}] of integers 0-255"

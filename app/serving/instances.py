@@ -15,7 +15,6 @@ import simdjson
 from app.core.errors import Corrupt, InvalidTensor
 from app.core.signature import Column, Signature
 from app.serving.careful import TEXTS, CarefulImages, CarefulTable, from_base64
-from app.serving.images import decode_image
 from app.serving.nested import RAW_ROWS, NestedDecoder, body_of
 from app.serving.row_limit import RowLimit
 from app.serving.tensors import DTYPES, FLOAT32_MAX, INLINE_JSON_BYTES, INLINE_VALUES, SURE_JSON_BYTES
@@ -184,6 +183,8 @@ class _Images:
                 raise ValueError("unknown column")
             instance = instance[self._column]
         if isinstance(instance, str):
+            from app.serving.images import decode_image  # noqa: PLC0415 - Pillow takes 2 MiB, for models of pictures alone
+
             return decode_image(from_base64(instance), self._format)
         return self._pixels(instance)
 

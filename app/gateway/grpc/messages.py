@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
-from tritonclient.grpc import service_pb2 as pb
 
 from app.core.errors import InvalidTensor, Malformed
 from app.core.signature import Tensor
+from app.gateway.grpc.stubs import service_pb2 as pb
 from app.serving.effort import Wanted
 from app.serving.oip import Inference, OipCodec, read_controls, refuse_extensions
 from app.serving.oip_request import InferOutput

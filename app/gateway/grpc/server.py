@@ -3,11 +3,11 @@
 import socket
 
 import grpc
-from tritonclient.grpc.service_pb2_grpc import add_GRPCInferenceServiceServicer_to_server
 
 from app.core.errors import Misconfigured
 from app.gateway.grpc.admission import Admission
 from app.gateway.grpc.service import InferenceService
+from app.gateway.grpc.stubs import service_pb2_grpc
 from app.settings import GatewaySettings
 
 
@@ -40,7 +40,7 @@ class GrpcServer:
                 ("grpc.so_reuseport", 1),  # the gateway processes of one machine share the port
             ],
         )
-        add_GRPCInferenceServiceServicer_to_server(service, self._server)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, self._server)
 
     async def start(self) -> int:
         """Listen; the port."""

@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 import grpc
-from tritonclient.grpc import model_config_pb2, service_pb2_grpc
-from tritonclient.grpc import service_pb2 as pb
 
 from app.core.errors import AimassError, NotBuilt
 from app.gateway.grpc.calls import Call, Context, admit, call, observed, refuse, status_of
 from app.gateway.grpc.messages import fill, read_infer, write_infer
 from app.gateway.grpc.spans import export
+from app.gateway.grpc.stubs import model_config_pb2, service_pb2_grpc
+from app.gateway.grpc.stubs import service_pb2 as pb
 from app.gateway.grpc.window import Window
 from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.exchange import OIP_STATUS

@@ -63,7 +63,8 @@ class VariantOut(BaseModel):
     bytes: int = Field(description="of its graph")
     metrics: dict[str, float] = Field(description="on the rows that judged it")
     latency: dict[str, Any] = Field(
-        description="p50_ms, p95_ms at batch 1; items_per_s at `batch`; the host it was measured on"
+        description="p50_ms and p95_ms at batch 1; batch_p50_ms, batch_p95_ms and items_per_s at `batch`; the host it "
+        "was measured on"
     )
     hosts: list[HostOut] = Field(description="on which classes of hosts it was measured; elsewhere fp32 is served")
 

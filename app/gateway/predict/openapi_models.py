@@ -16,7 +16,6 @@ from app.gateway.predict.openapi_schemas import Json, object_of
 from app.serving.careful import TEXTS
 from app.serving.golden import read_golden
 from app.serving.host import About
-from app.serving.images import encode_image
 
 _log = logging.getLogger(__name__)
 _MAX_EXAMPLE = 4096  # elements of an example; larger ones would make the document unreadable
@@ -85,6 +84,8 @@ def _example(about: About) -> Any:  # noqa: ANN401 - any JSON
         small = sum(row.size for row in rows.values()) <= _MAX_EXAMPLE
         return {name: _plain(row.tolist()) for name, row in rows.items()} if small else None
     if signature.image is not None:
+        from app.serving.images import encode_image  # noqa: PLC0415 - Pillow takes 2 MiB, for models of pictures alone
+
         return base64.b64encode(encode_image(rows[signature.inputs[0].name])).decode()
     return {column.name: _value(column, rows[column.tensor][column.index]) for column in signature.columns}
 
