@@ -114,6 +114,7 @@ class TestImported:
         served = np.array([prediction["logits"][0] for prediction in answer["predictions"]])
         assert roc_auc_score(foreign.y, served) == pytest.approx(again["metrics"]["int8"]["roc_auc"], abs=0.005)
 
+    @pytest.mark.slow
     def test_a_forest_is_taught_to_few_trees_that_tell_its_labels(self, platform: Platform, foreign: Foreign) -> None:
         """As scikit-learn's exporter writes it, with texts for labels beside the probabilities."""
         labels = np.array(foreign.classes)[foreign.y]
@@ -200,6 +201,7 @@ def trained(platform: Platform) -> dict[str, Any]:
 
 
 class TestGroups:
+    @pytest.mark.slow
     def test_a_training_by_groups_is_looked_at_closely(self, platform: Platform) -> None:
         head, *lines = breast_cancer_csv().decode().splitlines()
         rows = [f"{head},clinic", *(f"{line},clinic {at % 23}" for at, line in enumerate(lines))]
@@ -276,6 +278,7 @@ class TestReproduced:
 
 
 class TestTargets:
+    @pytest.mark.slow
     def test_a_threshold_holds_wherever_labels_are_told(self, platform: Platform) -> None:
         spec = {"kind": "train", "model": "cautious", "dataset": "cancer@1", "task": "classification"}
         spec |= {"target": "diagnosis", "family": "mlp", "deploy": {"endpoint": "cautious"}}

@@ -52,6 +52,7 @@ def accuracy(maker: Maker, recipe: list[Any]) -> float:
     return maker.material.judge.metrics(maker.make(recipe))["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_pruned_network_is_narrower_learns_to_be_rounded_and_is_the_same_each_time(
     make_job: MakeJob, digits: pl.DataFrame, tmp_path: Path
 ):
@@ -95,6 +96,7 @@ def test_weights_learn_where_rounding_puts_them():
     assert [name for name, _ in layer.named_modules()] == ["", "0"]
 
 
+@pytest.mark.slow
 def test_an_encoder_without_some_layers_answers_nearly_as_before(make_job: MakeJob, tmp_path: Path):
     params = {"depth": 2, "width": 32, "heads": 2, "max_tokens": 16, "dropout": 0.0}
     training = {**TRAINING, "epochs": 3, "optimizer": {"lr": 0.005}}
@@ -117,6 +119,7 @@ def learns_answers_and_labels_alike(material: Material) -> None:
     assert (labels.argmax(axis=1) == material.prepared.y[rows]).all()
 
 
+@pytest.mark.slow
 def test_an_encoder_learns_to_be_rounded_short_as_it_is(make_job: MakeJob, tmp_path: Path):
     params = {"depth": 2, "width": 32, "heads": 2, "max_tokens": 16, "dropout": 0.0}
     training = {**TRAINING, "epochs": 4}

@@ -51,7 +51,8 @@ def full_model(pictures: np.ndarray, labels: list[str], datatype: str) -> onnx.M
     return graph.model([Tensor("picture", datatype, (-1, 1, 8, 8))], outputs)  # type: ignore[arg-type] # one of two
 
 
-@pytest.mark.parametrize("datatype", ["FP32", pytest.param("UINT8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("datatype", ["FP32", "UINT8"])
 def test_a_network_learns_what_an_imported_one_answers(
     make_job: MakeJob, digits: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datatype: Any
 ):

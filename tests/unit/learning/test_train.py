@@ -19,6 +19,7 @@ MakeJob = Callable[..., Any]
 FAST = {"epochs": 15, "batch_size": 32, "optimizer": {"lr": 0.01}}
 REGRESSION = ["linear", "gbdt", "xgboost", "random_forest", "extra_trees", "mlp", "ft_transformer"]
 FAMILIES = [*REGRESSION, "naive_bayes"]
+SLOW = pytest.param("ft_transformer", marks=pytest.mark.slow)  # quicker ones of the same network follow
 PARAMS = {"ft_transformer": {"width": 16, "blocks": 1, "heads": 2}, "extra_trees": {"n_estimators": 50}}
 
 
@@ -42,7 +43,7 @@ def _replays(output: Path) -> bool:
     return all(np.allclose(a, b, atol=1e-6, rtol=1e-5) for a, b in zip(answers, expected, strict=True))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [SLOW if name == "ft_transformer" else name for name in FAMILIES])
 def test_binary(make_job: MakeJob, cancer: pl.DataFrame, family: str):
     job = make_job(cancer, **_of(family), training=FAST)
     result = train.run(job)
@@ -78,7 +79,7 @@ def test_three_classes(make_job: MakeJob, wine: pl.DataFrame, family: str):
     assert _replays(job.output)
 
 
-@pytest.mark.parametrize("family", REGRESSION)
+@pytest.mark.parametrize("family", [SLOW if name == "ft_transformer" else name for name in REGRESSION])
 def test_regression(make_job: MakeJob, diabetes: pl.DataFrame, family: str):
     job = make_job(diabetes, **_of(family), task="regression", training={**FAST, "epochs": 40})
     result = train.run(job)
