@@ -112,7 +112,8 @@ class Notebook:
     """Candidates that were measured, kept in a job's checkpoint so that a later attempt does not measure them again.
 
     What was measured on another host, or of another model, does not count there. `searched` says that a search is
-    over, and what is left is to measure a second time what it wants to keep.
+    over, and what is left is to measure a second time what it wants to keep. `ranked` has layers in the order in which
+    a model can least do without their precision, by the recipe whose quantization was looked at.
     """
 
     path: Path | None
@@ -120,6 +121,7 @@ class Notebook:
     model: str  # digest
     spent_s: float = 0.0
     searched: bool = False
+    ranked: dict[str, list[str]] = field(default_factory=dict)
     _known: dict[str, Candidate] = field(default_factory=dict)
 
     @classmethod
@@ -130,6 +132,7 @@ class Notebook:
             raw = json.loads(book.path.read_text(encoding="utf-8"))
             if (raw["host"], raw["model"]) == (host, model):
                 book.spent_s, book.searched = raw["spent_s"], raw.get("searched", False)
+                book.ranked = raw.get("ranked", {})
                 book._known = {key_of(one["recipe"]): Candidate(**one) for one in raw["candidates"]}
         return book
 
@@ -145,6 +148,11 @@ class Notebook:
         self._known[key_of(candidate.recipe)] = candidate
         self._save(spent_s)
 
+    def rank(self, recipe: Recipe, layers: list[str], spent_s: float) -> None:
+        """Keep the order of the recipe's layers, which takes a run for each of them to find."""
+        self.ranked[key_of(recipe)] = layers
+        self._save(spent_s)
+
     def close(self, spent_s: float) -> None:
         """Nothing more is searched for, by a later attempt neither."""
         self.searched = True
@@ -156,7 +164,7 @@ class Notebook:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             raw = {
                 "host": self.host, "model": self.model, "spent_s": spent_s, "searched": self.searched,
-                "candidates": [one.to_json() for one in self.all()],
+                "ranked": self.ranked, "candidates": [one.to_json() for one in self.all()],
             }  # fmt: skip
             write_atomically(self.path, json.dumps(raw, allow_nan=False).encode())
 

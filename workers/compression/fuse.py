@@ -1,11 +1,11 @@
-"""Fewer and cheaper nodes for the same function: fused attention, and GELU as one node or in its fast form."""
+"""Fewer and cheaper nodes for the same function: fused attention, GELU as one node, constants worked out."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
 
-from workers.compression.graphs import Model
+from workers.compression.graphs import Model, copied
 
 
 def fuse(model: Model, *, fast_gelu: bool) -> Model:
@@ -32,3 +32,11 @@ def fuse(model: Model, *, fast_gelu: bool) -> Model:
         )  # fmt: skip
         fused: Model = found.model
     return fused
+
+
+def simplify(model: Model) -> Model:
+    """Constants worked out, and nodes left out that do nothing, of a graph that an exporter has left them in."""
+    from onnxslim import slim  # noqa: PLC0415 - slow to load, seldom needed
+
+    slimmed: Model = slim(copied(model))
+    return slimmed

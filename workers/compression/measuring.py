@@ -32,6 +32,7 @@ class Measuring:
     main_metric: str
     budget: CompressBudget
     part: str = "validation"  # of the data set, where the rows come from
+    answer_s: float = field(init=False)  # seconds that the full model takes for these rows
     _round_s: float = 0.0  # that a round of the last comparison took
     _full: Array = field(init=False)
 
@@ -43,7 +44,9 @@ class Measuring:
         return max(min(SURE.rounds * self._round_s, SURE.most_s), SURE.least * self._round_s)
 
     def __post_init__(self) -> None:
+        begun = time.monotonic()
         self._full = self.judge.answers(self.maker.material.model)
+        self.answer_s = time.monotonic() - begun
 
     def try_out(self, recipe: Recipe, effort: Effort = _LOOK) -> Candidate:
         """Make it and measure it; what cannot be made, or does not run, says why."""

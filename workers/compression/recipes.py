@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 
 from workers.compression.foreign_pictures import picture_student
-from workers.compression.fuse import fuse
+from workers.compression.fuse import fuse, simplify
 from workers.compression.graphs import Model
 from workers.compression.int8 import Static, quantize_weights
 from workers.compression.layers import short_encoder
@@ -113,6 +113,7 @@ _STEPS: dict[str, Callable[[Maker, Recipe, dict[str, Any]], Model]] = {
     "prune": lambda maker, _, given: pruned_network(maker.material, **given, deadline=maker.deadline),
     "learn_rounding": _learn_rounding,
     "fuse": lambda maker, before, given: fuse(maker.graph(before), **given),
+    "simplify": lambda maker, before, _: simplify(maker.graph(before)),
     "low_rank": _low_rank,
     "quantize": _quantize,
     "half_weights": lambda maker, before, _: half_weights(maker.graph(before)),

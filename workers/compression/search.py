@@ -171,10 +171,13 @@ class Search:
         def recipe(kept: list[str]) -> list[Step]:
             return [*before, {**step, "keep_float": sorted(kept)}]
 
-        ranked = ranked_layers(
-            maker.make(before), lambda kept: maker.graph(recipe(list(kept))), layers,
-            take(material.calibration(), slice(0, RANKING_ROWS)), material.threads, material.batch,
-        )  # fmt: skip
+        ranked = self.notebook.ranked.get(key_of(best.recipe))
+        if ranked is None:
+            ranked = ranked_layers(
+                maker.make(before), lambda kept: maker.graph(recipe(list(kept))), layers,
+                take(material.calibration(), slice(0, RANKING_ROWS)), material.threads, material.batch,
+            )  # fmt: skip
+            self.notebook.rank(best.recipe, ranked, self.confirming.spent_s)
         found = fewest_float(ranked, lambda kept: self.measuring.loss(maker.make(recipe(list(kept)))).within)
         if found is not None and len(found) < len(layers):
             self._try(recipe(found))

@@ -123,12 +123,20 @@ def _network(material: Material, graph: Model) -> Space:
     choices: dict[str, Sequence[str]] = {"precision": (_NONE, *sorted(names)), "storage": (_NONE, *_STORAGES)}
     if large:
         choices["rank"] = (_NONE, *_ENERGIES)
-    if {"Softmax", "LayerNormalization", "MatMul"} <= operators:
-        choices["graph"] = (_NONE, "fused", "fused, fast GELU") if "Gelu" in operators else (_NONE, "fused")
+    if forms := _forms(material, operators):
+        choices["graph"] = (_NONE, *forms)
     if students := _students(material, graph):
         choices["student"] = (_NONE, *students)
     first = [_whole(choices, some) for some in _network_first(choices)]
     return Space(choices, first, trees=False, students=students, alone=_trees_in_its_place(material))
+
+
+def _forms(material: Material, operators: frozenset[str]) -> list[str]:
+    """Of the graph; what is exported here has nothing to simplify."""
+    forms = ["simplified"] if material.origin is None else []
+    if {"Softmax", "LayerNormalization", "MatMul"} <= operators:
+        forms += ["fused", "fused, fast GELU"] if "Gelu" in operators else ["fused"]
+    return forms
 
 
 def _students(material: Material, graph: Model) -> dict[str, Step]:
@@ -160,10 +168,12 @@ def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     preferred = ("static",) if "convolutions" in precisions else ("products, tables", "products")
     best = next(name for name in preferred if name in precisions)
     first: list[Picked] = [{"precision": best}]
-    fused = {"graph": choices["graph"][-1]} if "graph" in choices and best != "static" else {}
+    forms = choices.get("graph", ())
+    fused = {"graph": forms[-1]} if forms and forms[-1].startswith("fused") and best != "static" else {}
     together = {"precision": best, **fused}
     first += [{"student": name, **together} for name in choices.get("student", ())[1:]]
-    first += [{"graph": name, "precision": best} for name in choices.get("graph", ())[-1:]]
+    first += [{"graph": name, "precision": best} for name in forms[-1:] if name != "simplified"]
+    first += [{"graph": name} for name in forms if name == "simplified"]
     first += [{"precision": name} for name in sorted(precisions) if name != best]
     first += [{"precision": "convolutions" if best == "static" else best, "storage": "bytes"}]
     first += [{"storage": name} for name in _STORAGES]
@@ -182,7 +192,9 @@ def _network_recipe(picked: Picked, students: Mapping[str, Step]) -> list[Step] 
         steps.append(students[name])
     if (energy := picked.get("rank", _NONE)) != _NONE:
         steps.append({"step": "low_rank", "energy": float(energy)})
-    if (form := picked.get("graph", _NONE)) != _NONE:
+    if (form := picked.get("graph", _NONE)) == "simplified":
+        steps.append({"step": "simplify"})
+    elif form != _NONE:
         steps.append({"step": "fuse", "fast_gelu": form.endswith("fast GELU")})
     if (precision := picked["precision"]) != _NONE:
         steps.append(_PRECISIONS[precision])

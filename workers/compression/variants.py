@@ -24,8 +24,9 @@ from workers.compression.memory import peak_bytes
 from workers.compression.naming import described, free_name, names_of
 from workers.compression.recipes import Maker, Recipe, key_of
 from workers.compression.space import Space, shorter, usual_precision
+from workers.compression.sparsity import SHARES, sparse_sizes
 from workers.compression.trees import NOTE, Forest, has_tree_order
-from workers.context import JobContext
+from workers.context import JobContext, Stopped
 from workers.data.prepare import Prepared
 from workers.evaluation.judge import Judge
 from workers.evaluation.latency import usual_batch
@@ -34,6 +35,7 @@ from workers.learning import take
 
 _LEAST_ROWS = 10  # that decide
 _ROOM = "compression"  # within a checkpoint
+_ASIDE = 0.05  # of the time to search, for numbers that no variant comes of
 
 
 class Compressor:
@@ -117,6 +119,7 @@ class Compressor:
         from workers.compression.search import Search  # noqa: PLC0415 - optuna is loaded for those who search alone
 
         search = Search(measuring, space, notebook, limit_s, usual, self.job, self.span)
+        unstructured = [] if space.trees else self._unstructured(measuring, limit_s)
         if space.choices:
             search.run()
         maker.deadline = float("inf")  # what was measured by an earlier attempt is made again
@@ -126,8 +129,19 @@ class Compressor:
         best = None if front else nearest(tried)
         shown = front if best is None else [as_made(best, measuring)]
         variants, names = self._variants(shown, maker, output)
-        self._tell(begun, tried, shown, names)
+        self._tell(begun, tried, shown, names, unstructured=unstructured)
         return [self._with_memory(one, maker, output) for one in variants]
+
+    def _unstructured(self, measuring: Measuring, limit_s: float) -> list[dict[str, Any]]:
+        """What leaving out single weights would bring, if that is known in a moment."""
+        if len(SHARES) * measuring.answer_s > _ASIDE * limit_s:
+            return []
+        found = []
+        for one in sparse_sizes(measuring):
+            if self.job is not None and self.job.should_stop():
+                raise Stopped
+            found.append(one)
+        return found
 
     def _variants(self, shown: Sequence[Candidate], maker: Maker, output: Path) -> tuple[list[Variant], list[str]]:
         """As they are kept, and their names, which are those of no other file of the version."""
@@ -136,7 +150,7 @@ class Compressor:
 
     def _tell(
         self, begun: float, tried: Sequence[Candidate], shown: Sequence[Candidate], names: Sequence[str],
-        stopped_by: list[str] | None = None,
+        stopped_by: list[str] | None = None, unstructured: Sequence[Mapping[str, Any]] = (),
     ) -> None:  # fmt: skip
         """Write the report; `shown` and `names` are what became a variant, accepted or not."""
         kept = [name for name, one in zip(names, shown, strict=False) if one.accepted]
@@ -152,6 +166,7 @@ class Compressor:
             "full": {"bytes": len(self.model)},
             "front": kept,
             "candidates": [_told(one, named.get(key_of(one.recipe))) for one in tried],
+            "unstructured": list(unstructured),
             "seconds": round(time.monotonic() - begun, 2),
         }
 

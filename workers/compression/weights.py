@@ -1,6 +1,7 @@
 """Smaller weights with the arithmetic left in floating point: 4 or 8 bits in blocks, bytes, or half precision."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,18 +56,26 @@ def byte_weights(model: Model) -> Model:
     They are bytes times scales, not a DequantizeLinear: that one ONNX Runtime would work out in each run.
     """
     model = copied(model)
-    read = {node.input[at] for node in model.graph.node for at in _READ.get(node.op_type, ())}
     stored = []
-    for tensor in [tensor for tensor in model.graph.initializer if tensor.name in read]:
-        value = numpy_helper.to_array(tensor)
-        if value.dtype != np.float32 or value.ndim <= 1 or value.size < _SMALLEST or not np.isfinite(value).all():
-            continue
-        rounded, spread = _in_bytes(value)
+    for tensor in matrices_of(model):
+        rounded, spread = _in_bytes(numpy_helper.to_array(tensor))
         small = add_weight(model, f"{tensor.name}/bytes", rounded)
         scale, back = add_weight(model, f"{tensor.name}/scale", spread), f"{small}/float"
         stored += [_cast(small, back), helper.make_node("Mul", [back, scale], [tensor.name], name=f"{small}/mul")]
         model.graph.initializer.remove(tensor)
     return _beginning_with(stored, model)
+
+
+def matrices_of(model: Model) -> list[onnx.TensorProto]:
+    """Constant matrices, kernels and tables of finite FP32 numbers, but for very small ones."""
+    read = {node.input[at] for node in model.graph.node for at in _READ.get(node.op_type, ())}
+    return [tensor for tensor in model.graph.initializer if tensor.name in read and _is_large(tensor)]
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type != onnx.TensorProto.FLOAT or len(tensor.dims) <= 1 or math.prod(tensor.dims) < _SMALLEST:
+        return False
+    return bool(np.isfinite(numpy_helper.to_array(tensor)).all())
 
 
 def _in_bytes(value: Array) -> _Bytes:

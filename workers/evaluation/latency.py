@@ -18,16 +18,19 @@ _WARM_RUNS, _FEW_RUNS, _MIN_RUNS, _MAX_RUNS = 5, 3, 20, 1000
 _PATIENCE = 5  # times the budget for _MIN_RUNS of a slow model; then _FEW_RUNS do
 _TURNS = 3  # the budget's parts where two models take turns: the shorter they are, the more alike is the load on both
 
+_TIMES = ("p50_ms", "p95_ms", "batch_p50_ms", "batch_p95_ms")
 _Run = Callable[[int], Any]  # of an index
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds for one row, rows a second at `batch` rows, the processor, and the session's threads."""
+    """Milliseconds for one row and for `batch` rows, rows a second of those, the processor, the session's threads."""
 
     p50_ms: float
     p95_ms: float
     items_per_s: float
+    batch_p50_ms: float
+    batch_p95_ms: float
     batch: int
     host: str
     threads: int
@@ -99,7 +102,10 @@ def time_session(
 def _latency(single: Sequence[float], bulk: Sequence[float], batch: int, threads: int) -> Latency:
     """From the seconds of runs; the median resists other processes on a shared host."""
     p50, p95 = np.percentile(single, [50, 95]) * 1e3
-    return Latency(float(p50), float(p95), float(batch / np.median(bulk)), batch, host_name(), threads)
+    batch_p50, batch_p95 = np.percentile(bulk, [50, 95]) * 1e3
+    rate = float(batch / np.median(bulk))
+    times = float(p50), float(p95), rate, float(batch_p50), float(batch_p95)
+    return Latency(*times, batch, host_name(), threads)
 
 
 def compare_latency(
@@ -109,8 +115,8 @@ def compare_latency(
     taken = [[measure_latency(model, inputs, threads, batch) for model in models] for _ in range(rounds)]
     best = []
     for own in zip(*taken, strict=True):
-        p50, p95 = min(x.p50_ms for x in own), min(x.p95_ms for x in own)
-        best.append(replace(own[0], p50_ms=p50, p95_ms=p95, items_per_s=max(x.items_per_s for x in own)))
+        least = {name: min(getattr(x, name) for x in own) for name in _TIMES}
+        best.append(replace(own[0], **least, items_per_s=max(x.items_per_s for x in own)))
     return best
 
 
@@ -131,8 +137,8 @@ def by_turns(models: tuple[bytes, bytes], inputs: Inputs, threads: int, batch: i
         own.append(_latency(single, bulk, batch, threads))
         quicker.append(np.median(before) / np.median(single))
         speed_up.append(np.median(before_bulk) / np.median(bulk))
-    p50, p95, items = (float(np.median([getattr(x, n) for x in own])) for n in ("p50_ms", "p95_ms", "items_per_s"))
-    found = replace(own[0], p50_ms=p50, p95_ms=p95, items_per_s=items)
+    middle: dict[str, Any] = {n: float(np.median([getattr(x, n) for x in own])) for n in (*_TIMES, "items_per_s")}
+    found = replace(own[0], **middle)
     return Beside(found, float(np.median(speed_up)), float(np.median(quicker)), len(own))
 
 

@@ -81,6 +81,10 @@ def test_a_student_of_an_imported_network(foreign: Bench, tmp_path: Path, monkey
     foreign.check([{"step": "student", "of": "pictures", "size": "small"}], foreign.makers(tmp_path))
 
 
+def test_an_imported_network_is_simplified(foreign: Bench, tmp_path: Path):
+    foreign.check([{"step": "simplify"}, STATIC], foreign.makers(tmp_path))
+
+
 def test_two_jobs_keep_the_same_variant(network: Bench, tmp_path: Path):
     network.check_jobs(tmp_path, max_metric_drop=1.0)
 

@@ -151,14 +151,17 @@ def in_float(raw: bytes, layers: Sequence[str]) -> set[str]:
     return {node.name for node in nodes if node.name in layers and not integers & set(node.input)}
 
 
-def test_int8_that_loses_too_much_keeps_the_fewest_layers_in_float(network: Bench, tmp_path: Path):
+def test_int8_that_loses_too_much_keeps_the_fewest_layers_in_float(
+    network: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The budget is half of what int8 may lose. Nothing else is to be tried, and nothing is taught."""
     maker = Maker(replace(network.version.maker(tmp_path / "search").material, job=None))
     alone = network.measuring(maker).loss(maker.make([PRODUCTS]))
     assert alone.at_most > 0, "int8 loses nothing of this model"
     measuring = network.measuring(maker, alone.at_most / 2)
     space = Space({"precision": ("none",), "storage": ("none",)}, [], trees=False)
-    missed, mixed = Search(measuring, space, Notebook(None, "here", "model"), 600.0, [PRODUCTS]).run()
+    book = tmp_path / "book", "here", "model"
+    missed, mixed = Search(measuring, space, Notebook.open(*book), 600.0, [PRODUCTS]).run()
     assert missed.recipe == [PRODUCTS]
     assert [why.partition(" is worse by ")[0] for why in missed.stops] == [alone.metric]
     assert (mixed.failed, mixed.stops) == (None, [])
@@ -169,6 +172,9 @@ def test_int8_that_loses_too_much_keeps_the_fewest_layers_in_float(network: Benc
     assert mixed.sha256 == sha256(raw).hexdigest()
     assert Loss(**mixed.loss) == measuring.loss(raw)
     assert in_float(raw, layers_of(maker)) == set(kept)
+    monkeypatch.setattr("workers.compression.search.ranked_layers", None)  # a later attempt ranks nothing again
+    known = Notebook(None, "here", "model", ranked=Notebook.open(*book).ranked)
+    assert [one.sha256 for one in Search(measuring, space, known, 600.0, [PRODUCTS]).run()[1:]] == [mixed.sha256]
 
 
 @pytest.mark.parametrize("version", ["boosted", "houses", "network"])

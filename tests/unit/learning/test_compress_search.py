@@ -1,11 +1,13 @@
 """The search within a budget: what it keeps, what it says when nothing holds, and how it goes on after a stop."""
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import polars as pl
 import pytest
 from pydantic import ValidationError
@@ -17,6 +19,7 @@ from workers.compression.material import Material, Origin
 from workers.compression.measuring import SURE
 from workers.compression.recipes import Maker
 from workers.compression.search import Search
+from workers.compression.sparsity import SHARES, without_least
 from workers.compression.variants import Compressor
 from workers.context import JobContext, Stopped
 from workers.data.prepare import prepare, reload
@@ -142,9 +145,19 @@ def test_a_network_over_tables_is_taught_to_trees(
     job = make_job(mixed, name="smaller", kind="compress")
     job.spec = {"kind": "compress", "model": "m", "version": 1, "budget": {"max_metric_drop": 0.5, "time_limit_s": 600}}
     (job.input / "model").symlink_to(trained.output)
-    found = compress.run(job)["compression"]["candidates"]
+    report = compress.run(job)["compression"]
+    found = report["candidates"]
     taught = [one for one in found if one["recipe"][0] == {"step": "student", "of": "trees", "size": "small"}]
     assert [(len(one["recipe"]), one["failed"], one["stops"]) for one in taught] == [(1, None, [])]
+    packed = report["unstructured"]  # numbers, and nothing that could be served
+    assert [one["share"] for one in packed] == list(SHARES)[: len(packed)] != []
+    full = (trained.output / "model.onnx").read_bytes()
+    for one in packed:
+        raw = without_least(onnx.load_from_string(full), one["share"]).SerializeToString()
+        assert one["packed_bytes"] == len(zlib.compress(raw))
+        assert one["smaller"] == round(len(zlib.compress(full)) / len(zlib.compress(raw)), 4) > 1
+    page = next(job.output.rglob("compression.html")).read_text()
+    assert f"{packed[0]['packed_bytes']:,}" in page
 
 
 def test_names_are_those_of_the_version_in_everything_that_is_written(

@@ -56,7 +56,8 @@ def test_large_products_beside_convolutions_have_recipes_of_their_own(tmp_path: 
     model = convolutions(hidden=512)
     assert share_of_products(model) > 0.9
     recipes = tried(model, tmp_path)
-    assert kinds(recipes) == {"quantize static", "quantize weights", "low_rank", "byte_weights", "half_weights"}
+    smaller = {"quantize weights", "low_rank", "byte_weights", "half_weights"}
+    assert kinds(recipes) == {"simplify", "quantize static", *smaller}
     assert [step["energy"] for [step, *_] in recipes if step["step"] == "low_rank"] == [0.98, 0.9, 0.75]
     assert [step["bits"] for [step, *_] in recipes if step.get("method") == "weights"] == [4, 8]
 
@@ -76,8 +77,8 @@ def test_those_recipes_make_the_graph_smaller_and_it_answers_as_before():
 @pytest.mark.parametrize("channels", [16, 128])
 def test_of_convolutions_with_a_small_classifier_nothing_else_is_tried(channels: int, tmp_path: Path):
     recipes = tried(convolutions(None, channels), tmp_path)
-    assert kinds(recipes) == {"quantize static", "byte_weights", "half_weights"}
-    assert len(recipes) == 8
+    assert kinds(recipes) == {"quantize static", "byte_weights", "half_weights", "simplify"}
+    assert len(recipes) == 9
 
 
 def test_products_that_are_a_small_part_of_the_bytes_are_not_worth_it(tmp_path: Path):
@@ -89,4 +90,4 @@ def test_products_that_are_a_small_part_of_the_bytes_are_not_worth_it(tmp_path: 
     kernels = next(tensor for tensor in wide.graph.initializer if tensor.name == "g")
     kernels.CopyFrom(numpy_helper.from_array(np.zeros((4, 4, 64, 64), np.float32), "g"))
     assert 0 < share_of_products(wide) < 0.25
-    assert kinds(tried(wide, tmp_path)) == {"quantize static", "byte_weights", "half_weights"}
+    assert kinds(tried(wide, tmp_path)) == {"quantize static", "byte_weights", "half_weights", "simplify"}

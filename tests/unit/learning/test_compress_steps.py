@@ -15,7 +15,7 @@ from app.specs.jobs import TrainSpec
 from app.specs.training import TrainingSpec
 from workers.compression.candidate import Candidate
 from workers.compression.front import front_of, nearest
-from workers.compression.fuse import fuse
+from workers.compression.fuse import fuse, simplify
 from workers.compression.graphs import PRODUCTS, Model, operators_of, with_names
 from workers.compression.int8 import Static, quantize_weights
 from workers.compression.low_rank import low_rank
@@ -25,6 +25,7 @@ from workers.compression.mixed import evaluations, fewest_float, ranked_layers
 from workers.compression.products import weighted
 from workers.compression.recipes import Maker
 from workers.compression.space import WEIGHTS_ALONE, Space, usual_precision
+from workers.compression.sparsity import without_least
 from workers.compression.trees import Forest
 from workers.compression.weights import byte_weights, half_weights, weight_only
 from workers.data.prepare import prepare
@@ -79,6 +80,38 @@ def test_weights_of_fewer_bits_are_near_and_small():
         made = make(model)
         assert size / made.ByteSize() > smaller
         assert 0 < np.abs(answers(made, rows) - truth).mean() / spread < error
+
+
+def test_what_an_exporter_has_left_in_a_graph_is_worked_out():
+    model, rows = two_layers()
+    plain = answers(model, rows)
+    half = numpy_helper.from_array(np.float32(0.5))
+    left = [
+        helper.make_node("Constant", [], ["half"], value=half),
+        helper.make_node("Add", ["half", "half"], ["one"]),
+        helper.make_node("Mul", ["x", "one"], ["same"]),
+        helper.make_node("Identity", ["same"], ["again"]),
+    ]
+    nodes = [*left, *model.graph.node]
+    nodes[len(left)].input[0] = "again"
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    made = simplify(model)
+    assert not {"Constant", "Identity"} & {node.op_type for node in made.graph.node}
+    assert len(made.graph.node) < len(nodes) - 2
+    assert answers(made, rows) == pytest.approx(plain, abs=1e-5)
+    assert made.SerializeToString() == simplify(model).SerializeToString()
+
+
+def test_the_least_weights_are_left_out_and_nothing_else():
+    model, _ = two_layers(rank=60)
+    made = {tensor.name: numpy_helper.to_array(tensor) for tensor in without_least(model, 0.7).graph.initializer}
+    first = numpy_helper.to_array(model.graph.initializer[0])
+    kept = made["w1"] != 0
+    assert (~kept).sum() == round(0.7 * first.size)
+    assert (made["w1"][kept] == first[kept]).all()
+    assert np.abs(first[~kept]).max() <= np.abs(first[kept]).min()
+    assert (made["b1"] == numpy_helper.to_array(model.graph.initializer[1])).all()  # no matrix
 
 
 def test_weights_stored_as_bytes_are_floats_again_once_the_model_is_loaded(tmp_path: Path):

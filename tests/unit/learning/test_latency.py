@@ -52,6 +52,9 @@ def test_a_moment_without_load_favours_nobody(machine: Callable[..., Machine]):
     found = by_turns((b"a", b"b"), ROWS, 1, 8, Effort(25, 5, 60.0))
     assert (found.speed_up, found.quicker) == (pytest.approx(1.0), pytest.approx(1.0))
     assert found.latency.p50_ms == pytest.approx(2.0)  # the median of the rounds, no lucky one
+    told = found.latency
+    assert told.batch_p50_ms <= told.batch_p95_ms
+    assert told.items_per_s == pytest.approx(told.batch / told.batch_p50_ms * 1e3)
 
 
 def test_what_is_faster_is_found_so_under_any_load(machine: Callable[..., Machine]):
