@@ -123,12 +123,16 @@ class ModelVersion:
     def variant(self, name: str | None, host: str) -> Variant | None:
         """The variant called `name` that may answer on this class of hosts.
 
-        Without a name the smallest of those as fast there as the fastest; the base, if none was measured there.
+        Without a name the smallest of those as fast there as the fastest; the base, if none was measured there. Of
+        what was timed by turns with the base it is known how many times as fast it is, whatever else the host did when
+        the base was timed alone.
         """
         able = [v for v in self.variants if v.serves(host)]
         if name is not None:
             return next((v for v in able if v.name == name), None)
-        speeds = [(v, found.items_per_s) for v in able if (found := v.measured(host)) is not None]
+        measured = [(v, found) for v in able if (found := v.measured(host)) is not None]
+        base = next((found.items_per_s for v, found in measured if v.name == BASE_VARIANT), 0.0) or 1.0
+        speeds = [(v, float(found.latency.get("speed_up", found.items_per_s / base))) for v, found in measured]
         fastest = max((speed for _, speed in speeds), default=0.0)
         quick = [v for v, speed in speeds if speed >= fastest * (1 - SAME_SPEED)] or able
         return min(quick, key=lambda v: v.bytes, default=None)

@@ -1,7 +1,6 @@
 """A recipe with everything that was measured of it."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -75,10 +74,15 @@ class Candidate:
 
     def covers(self, other: Self) -> bool:
         """As good as the other in everything, but for differences that measurements are not sure of."""
-        loss = self.loss["measured"] <= max(other.loss["measured"], 0.0) + _LOSS_STEP * other.loss["allowed"]
-        return loss and all(
+        return self._lost <= max(other._lost, 0.0) + _LOSS_STEP and all(
             getattr(self, name) * GAIN >= getattr(other, name) for name in ("smaller", "speed_up", "quicker")
         )
+
+    @property
+    def _lost(self) -> float:
+        """The share of what is allowed, since two candidates may lose most of different metrics."""
+        measured, allowed = self.loss["measured"], self.loss["allowed"]
+        return float(measured / allowed) if allowed else (float("inf") if measured > 0 else 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -90,30 +94,13 @@ def is_trained(recipe: Recipe) -> bool:
     return any(step["step"] in TRAINED for step in recipe)
 
 
-def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The accepted ones that are better than each other one by a real amount in something.
-
-    Of those that are alike in everything the simplest recipe stays: without a training, then with the fewest steps.
-    """
-    alone: list[Candidate] = []
-    for one in sorted((one for one in candidates if one.accepted), key=lambda one: (one.trained, len(one.recipe))):
-        if not any(one.covers(other) and other.covers(one) for other in alone):
-            alone.append(one)
-    kept: list[Candidate] = []
-    while alone:  # what is covered by one that is itself covered may be better than the one that covers that
-        best = [one for one in alone if not any(other.covers(one) for other in alone if other is not one)] or alone[:1]
-        kept += best
-        alone = [one for one in alone if not any(other.covers(one) for other in best)]
-    return kept
-
-
 @dataclass(slots=True)
 class Notebook:
     """Candidates that were measured, kept in a job's checkpoint so that a later attempt does not measure them again.
 
     What was measured on another host, or of another model, does not count there. `searched` says that a search is
-    over, and what is left is to measure a second time what it wants to keep. `ranked` has layers in the order in which
-    a model can least do without their precision, by the recipe whose quantization was looked at.
+    over, and what is left is to measure a second time what it wants to keep. `changes` says how much the quantization
+    of each layer alone changes answers, by the recipe that quantizes them all.
     """
 
     path: Path | None
@@ -121,7 +108,7 @@ class Notebook:
     model: str  # digest
     spent_s: float = 0.0
     searched: bool = False
-    ranked: dict[str, list[str]] = field(default_factory=dict)
+    changes: dict[str, dict[str, float]] = field(default_factory=dict)
     _known: dict[str, Candidate] = field(default_factory=dict)
 
     @classmethod
@@ -132,7 +119,7 @@ class Notebook:
             raw = json.loads(book.path.read_text(encoding="utf-8"))
             if (raw["host"], raw["model"]) == (host, model):
                 book.spent_s, book.searched = raw["spent_s"], raw.get("searched", False)
-                book.ranked = raw.get("ranked", {})
+                book.changes = raw.get("changes", {})
                 book._known = {key_of(one["recipe"]): Candidate(**one) for one in raw["candidates"]}
         return book
 
@@ -146,25 +133,25 @@ class Notebook:
     def add(self, candidate: Candidate, spent_s: float) -> None:
         """Keep it, in the place of what was known of the recipe, and what the search has taken until now."""
         self._known[key_of(candidate.recipe)] = candidate
-        self._save(spent_s)
+        self.save(spent_s)
 
-    def rank(self, recipe: Recipe, layers: list[str], spent_s: float) -> None:
-        """Keep the order of the recipe's layers, which takes a run for each of them to find."""
-        self.ranked[key_of(recipe)] = layers
-        self._save(spent_s)
+    def changes_of(self, recipe: Recipe) -> dict[str, float]:
+        """By layer, of this recipe; to be added to."""
+        return self.changes.setdefault(key_of(recipe), {})
 
     def close(self, spent_s: float) -> None:
         """Nothing more is searched for, by a later attempt neither."""
         self.searched = True
-        self._save(spent_s)
+        self.save(spent_s)
 
-    def _save(self, spent_s: float) -> None:
+    def save(self, spent_s: float) -> None:
+        """Write it down."""
         self.spent_s = spent_s
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             raw = {
                 "host": self.host, "model": self.model, "spent_s": spent_s, "searched": self.searched,
-                "ranked": self.ranked, "candidates": [one.to_json() for one in self.all()],
+                "changes": self.changes, "candidates": [one.to_json() for one in self.all()],
             }  # fmt: skip
             write_atomically(self.path, json.dumps(raw, allow_nan=False).encode())
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from workers.compression.candidate import Candidate, Notebook, distinct
+from workers.compression.candidate import Candidate, Notebook
 from workers.compression.front import front_of
 from workers.compression.measuring import Measuring
 from workers.compression.recipes import Recipe, key_of
@@ -82,7 +82,12 @@ class Confirming:
         return [one for one in self._front(self.known()) if key_of(one.recipe) not in self._settled]
 
     def _front(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        return front_of(distinct(candidates), self.measuring.budget.objective)
+        return front_of(candidates, self.measuring.budget.objective)
+
+    def settle_one(self, one: Candidate) -> Candidate:
+        """As this attempt makes it; if it holds the budget, it was measured a second time."""
+        self._settle(one)
+        return self._settled[key_of(one.recipe)]
 
     def _settle(self, one: Candidate) -> float:
         """Make it, and measure it again unless that was done; the seconds that the measurement took."""

@@ -27,7 +27,7 @@ from workers.learning import Inputs, rows_of, take
 
 CALIBRATION_ROWS = 512
 _BATCH = 64
-_HISTOGRAM_ROWS = 128  # entropy and percentile keep every value that they see
+_HISTOGRAM_ROWS = 128  # of these: entropy and percentile keep every value that they see
 # The classifier at the end stays float: it is small, and its answers are probabilities.
 CONVOLUTIONS = ("Conv", "Relu", "MaxPool")
 EVERYTHING = ("Conv", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool", "Add", "Concat", "MatMul", "Gemm")
@@ -39,6 +39,11 @@ _METHODS = {
     "percentile": CalibrationMethod.Percentile,
 }  # fmt: skip
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+
+
+def calibrated_with(calibration: Calibration, rows: int) -> int:
+    """How many of the rows are looked at."""
+    return rows if calibration == "min-max" else min(rows, _HISTOGRAM_ROWS)
 
 
 def quantize_weights(model: Model, operators: Sequence[str], keep_float: Sequence[str] = ()) -> Model:
@@ -68,7 +73,7 @@ class Static:
     """
 
     def __init__(self, model: Model, rows: Inputs, batch: int, folder: Path) -> None:
-        self._rows, self._batch, self._folder = rows, min(batch, _BATCH), folder
+        self._rows, self._batch, self.folder = rows, min(batch, _BATCH), folder
         folder.mkdir(parents=True, exist_ok=True)
         source, self._prepared = folder / "source.onnx", folder / "prepared.onnx"
         onnx.save(model, source)
@@ -106,9 +111,9 @@ class Static:
                 return onnx.load(self._prepared)
             options["nodes_to_quantize"] = left
             options["extra_options"]["OpTypesToExcludeOutputQuantization"] = sorted(PRODUCTS)
-        rows = self._rows if calibration == "min-max" else take(self._rows, slice(0, _HISTOGRAM_ROWS))
-        target = self._folder / "int8.onnx"
-        cache = self._folder / f"{calibration}-{activations}-{'-'.join(operators)}.json"
+        rows = take(self._rows, slice(0, calibrated_with(calibration, rows_of(self._rows))))
+        target = self.folder / "int8.onnx"
+        cache = self.folder / f"{calibration}-{activations}-{'-'.join(operators)}.json"
         with redirect_stdout(StringIO()):  # what the calibrators tell
             quantize_static(
                 self._prepared, target, _Reader(rows, self._batch), quant_format=QuantFormat.QDQ, per_channel=True,

@@ -107,5 +107,10 @@ class Material:
 
     def calibration(self) -> Inputs:
         """Training rows, drawn by the seed."""
-        rows = np.random.default_rng(self.seed).permutation(self.prepared.split.train)[:CALIBRATION_ROWS]
-        return take(self.prepared.inputs, rows)
+
+        def drawn() -> Inputs:
+            rows = np.random.default_rng(self.seed).permutation(self.prepared.split.train)[:CALIBRATION_ROWS]
+            return take(self.prepared.inputs, rows)
+
+        found: Inputs = self.once("calibration", drawn)
+        return found

@@ -10,12 +10,13 @@ import numpy as np
 from app.core.errors import AimassError
 from app.specs.compression import CompressBudget
 from workers.compression.candidate import Candidate
+from workers.compression.memory import peak_bytes
 from workers.compression.recipes import Maker, Recipe
 from workers.context import Stopped
 from workers.evaluation.judge import Judge
 from workers.evaluation.latency import Beside, Effort, Latency, by_turns, usual_batch
 from workers.evaluation.loss import Loss, worst_loss
-from workers.learning import Array
+from workers.learning import Array, take
 
 _GLANCE = Effort(3, 2, 2.0)  # of what loses too much, whose speed decides nothing
 _LOOK = Effort(9, 3, 6.0)  # of each candidate of a search
@@ -76,20 +77,37 @@ class Measuring:
         loss = self.loss(raw)
         if not np.isfinite(loss.measured):
             return Candidate(list(recipe), len(raw), failed="its answers are not finite")
-        return self._judged(recipe, raw, loss, self._beside(raw, effort if loss.within else _GLANCE))
+        found = self._judged(recipe, raw, loss, self._beside(raw, effort if loss.within else _GLANCE))
+        return self._with_memory(found, raw) if found.accepted else found
 
     def confirm(self, one: Candidate) -> Candidate:
         """Measure its speed again and for longer; the very same file loses what it has lost before."""
         raw = self.maker.make(one.recipe)
         again = self._judged(one.recipe, raw, Loss(**one.loss), self._beside(raw, SURE))
+        peak = {name: value for name, value in one.latency.items() if name == "peak_bytes"}
         first = {"speed_up": one.speed_up, "quicker": one.quicker, "latency": one.latency}
-        return replace(again, first=first, stops=[f"measured again, {why}" for why in again.stops])
+        stops = [f"measured again, {why}" for why in again.stops]
+        return replace(again, latency={**again.latency, **peak}, first=first, stops=stops)
+
+    def _with_memory(self, found: Candidate, raw: bytes) -> Candidate:
+        """With what it takes at the throughput batch, as a process of its own."""
+        judge, folder = self.judge, self.maker.material.folder
+        path = folder / "measured.onnx"
+        path.write_bytes(raw)
+        rows = take(judge.inputs, slice(0, min(self._batch, len(judge.y))))
+        peak = peak_bytes(path, rows, judge.threads, folder)
+        path.unlink()
+        return found if peak is None else replace(found, latency={**found.latency, "peak_bytes": peak})
+
+    @property
+    def _batch(self) -> int:
+        """The throughput batch."""
+        return min(usual_batch(self.judge.inputs), self.judge.answering.batch)
 
     def _beside(self, raw: bytes, effort: Effort) -> Beside:
         """By turns with the full model."""
         judge, begun = self.judge, time.monotonic()
-        batch = min(usual_batch(judge.inputs), judge.answering.batch)
-        found = by_turns((self.maker.material.model, raw), judge.inputs, judge.threads, batch, effort)
+        found = by_turns((self.maker.material.model, raw), judge.inputs, judge.threads, self._batch, effort)
         self._round_s = (time.monotonic() - begun) / found.rounds
         return found
 
@@ -98,7 +116,8 @@ class Measuring:
         stops, excess = self._stops(loss, len(raw), found.latency, faster)
         smaller = len(self.maker.material.model) / len(raw)
         return Candidate(
-            list(recipe), len(raw), hashlib.sha256(raw).hexdigest(), asdict(loss), found.latency.to_json(),
+            list(recipe), len(raw), hashlib.sha256(raw).hexdigest(), asdict(loss),
+            {**found.latency.to_json(), "speed_up": round(found.speed_up, 4)},
             round(smaller, 4), round(found.speed_up, 4), round(found.quicker, 4), round(excess, 6), stops,
         )  # fmt: skip
 

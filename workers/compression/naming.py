@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from workers.compression.candidate import Candidate
+from workers.compression.int8 import calibrated_with
 from workers.compression.recipes import Recipe
 from workers.compression.trees import NOTE
 from workers.compression.weights import BLOCK
@@ -58,7 +59,7 @@ def described(recipe: Recipe, seed: int, rows: int, trees: tuple[int, int] | Non
     Args:
         recipe: its steps.
         seed: of everything that is drawn.
-        rows: that were calibrated with.
+        rows: that there are to calibrate with.
         trees: how many are left, of how many.
     """
     told: dict[str, Any] = {"method": recipe[-1]["step"], "precision": "fp32"}
@@ -85,6 +86,8 @@ def _quantized(step: Any, rows: int) -> dict[str, Any]:  # noqa: ANN401 - a step
         told |= {"between": "fp32"} if step.get("float_between") else {"format": "qdq"}
         told |= {
             "activations": step["activations"],
-            "calibration": {"rows": rows, "method": step["calibration"], "part": "train"},
+            "calibration": {
+                "rows": calibrated_with(step["calibration"], rows), "method": step["calibration"], "part": "train",
+            },
         }  # fmt: skip
     return told

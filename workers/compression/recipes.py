@@ -1,8 +1,11 @@
 """A recipe is a list of steps, each a JSON object. With the same seed it makes the same file from the same version."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -19,9 +22,11 @@ from workers.compression.rounding import rounding_network
 from workers.compression.students import boosted_student, network_student
 from workers.compression.trees import Forest
 from workers.compression.weights import byte_weights, half_weights, weight_only
+from workers.training.files import write_atomically
 
 Step = Mapping[str, Any]
 Recipe = Sequence[Step]
+_STATICS = 3  # quantizers that are kept, each with copies of its model on disk
 TRAINED = frozenset({"student", "prune", "drop_layers", "learn_rounding"})  # steps in which a network or trees learn
 
 
@@ -32,10 +37,14 @@ def key_of(recipe: Recipe) -> str:
 
 @dataclass(slots=True)
 class Maker:
-    """Carries recipes out; what recipes have in common is made once. Students have until `deadline`."""
+    """Carries recipes out; what recipes have in common is made once. Students have until `deadline`.
+
+    What was taught takes long: its graph is kept in the folder `taught`, if there is one, for a later attempt too.
+    """
 
     material: Material
     deadline: float = float("inf")
+    taught: Path | None = None
     _made: dict[str, bytes] = field(default_factory=dict)
     _failed: set[str] = field(default_factory=set)
     _static: dict[str, Static] = field(default_factory=dict)
@@ -46,16 +55,33 @@ class Maker:
             return self.material.model
         key = key_of(recipe)
         if key not in self._made:
-            before, step = recipe[:-1], recipe[-1]
-            self.make(before)
-            try:
-                made = _STEPS[step["step"]](self, before, {k: v for k, v in step.items() if k != "step"})
-                onnx.checker.check_model(made)
-            except Exception:
-                self._failed.add(key)
-                raise
-            self._made[key] = made.SerializeToString()
+            kept = self._kept(recipe)
+            if kept is not None and kept.exists():
+                self._made[key] = kept.read_bytes()
+            else:
+                self._made[key] = raw = self._carry_out(recipe)
+                if kept is not None:
+                    kept.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(kept, raw)
         return self._made[key]
+
+    def _carry_out(self, recipe: Recipe) -> bytes:
+        before, step = recipe[:-1], recipe[-1]
+        self.make(before)
+        try:
+            made = _STEPS[step["step"]](self, before, {k: v for k, v in step.items() if k != "step"})
+            onnx.checker.check_model(made)
+        except Exception:
+            self._failed.add(key_of(recipe))
+            raise
+        return bytes(made.SerializeToString())
+
+    def _kept(self, recipe: Recipe) -> Path | None:
+        """Where the graph is kept, if a training is the last step of what makes it."""
+        if self.taught is None or recipe[-1]["step"] not in TRAINED:
+            return None
+        model = self.material.once("digest", lambda: hashlib.sha256(self.material.model).hexdigest())
+        return self.taught / f"{hashlib.sha256(f'{model} {key_of(recipe)}'.encode()).hexdigest()}.onnx"
 
     def hopeless(self, recipe: Recipe) -> bool:
         """It begins with what could not be made before."""
@@ -67,16 +93,20 @@ class Maker:
 
     def static(self, before: Recipe) -> Static:
         """The quantizer of what `before` makes."""
-        key = key_of(before)
-        if key not in self._static:
-            folder = self.material.folder / f"static-{len(self._static)}"
-            material = self.material
-            self._static[key] = Static(self.graph(before), material.calibration(), material.batch, folder)
-        return self._static[key]
+        key, material = key_of(before), self.material
+        found = self._static.pop(key, None)
+        if found is None:
+            folder = material.folder / f"static-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+            found = Static(self.graph(before), material.calibration(), material.batch, folder)
+        self._static[key] = found  # the last one is the newest
+        return found
 
     def forget(self) -> None:
-        """Let go of what was made, but for what was taught, which takes long."""
-        self._made = {key: raw for key, raw in self._made.items() if json.loads(key)[-1]["step"] in TRAINED}
+        """Let go of what was made, but for what was taught and is kept nowhere else."""
+        taught = {key: raw for key, raw in self._made.items() if json.loads(key)[-1]["step"] in TRAINED}
+        self._made = taught if self.taught is None else {}
+        while len(self._static) > _STATICS:
+            shutil.rmtree(self._static.pop(next(iter(self._static))).folder, ignore_errors=True)
 
 
 def _quantize(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
@@ -90,7 +120,7 @@ def _quantize(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
 
 def _student(maker: Maker, _: Recipe, given: dict[str, Any]) -> Model:
     if given["of"] == "trees":
-        return boosted_student(maker.material, given["size"])
+        return boosted_student(maker.material, given["size"], maker.deadline)
     if given["of"] == "pictures":
         return picture_student(maker.material, given["size"], maker.deadline)
     return network_student(maker.material, given["size"], maker.deadline)

@@ -1,6 +1,5 @@
 """Quantization-aware fine-tuning: a network learns the full model's answers while its layers round as int8 does."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -38,5 +37,4 @@ def rounding_network(material: Material, model: Model, operators: Sequence[str],
         once = data.training.model_copy(update={"gradient_checkpointing": False})
         return learner.teach_rounded(fitted, operators, replace(data, training=once), job)
 
-    name = f"rounded-{hashlib.sha256(model.SerializeToString()).hexdigest()[:16]}"
-    return in_time(material, name, origin.seconds * epochs / origin.training.epochs, deadline, teach)
+    return in_time(material, "rounded", origin.seconds * epochs / origin.training.epochs, deadline, teach)

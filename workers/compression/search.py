@@ -9,16 +9,16 @@ import optuna
 from workers.compression.candidate import Candidate, Notebook, is_trained
 from workers.compression.confirming import Confirming
 from workers.compression.measuring import Measuring
-from workers.compression.mixed import RANKING_ROWS, evaluations, fewest_float, ranked_layers
+from workers.compression.mixed import Mixing, evaluations
 from workers.compression.pruning import can_prune
 from workers.compression.recipes import Recipe, Step, key_of
 from workers.compression.space import Picked, Space
-from workers.compression.teaching import can_rebuild
+from workers.compression.teaching import NoTime, can_rebuild
 from workers.context import JobContext, Stopped
 from workers.evaluation.steps import in_words
-from workers.learning import take
 
-_REPEATS = 30  # proposals in a row that were measured before end the search
+_REPEATS = 30  # proposals in a row that were proposed before end the search
+_WORDS = 300  # of an error in a log
 _NEARLY = 2.0  # times the allowed loss, from where learning to be rounded may lead into the budget
 _EXPORTED = frozenset({"student", "prune", "drop_layers"})  # steps that give a network as a family exports it
 
@@ -40,6 +40,7 @@ class Search:
     confirming: Confirming = field(init=False)
     _training: bool = True  # networks and trees may be taught
     _mixed: str = ""  # of which mixed precision was looked for
+    _proposed: set[str] = field(default_factory=set)  # by this attempt
 
     def __post_init__(self) -> None:
         self.confirming = Confirming(self.measuring, self.notebook, self.limit_s, self.job)
@@ -82,8 +83,8 @@ class Search:
             self._mix()
             holds = self.confirming.one_holds(lambda one: not one.trained)
         self._training = not holds
-        if holds and self.job is not None:
-            self.job.log("what needs no training holds the budget: nothing is trained")
+        if holds:
+            self._log("what needs no training holds the budget: nothing is trained")
         return [picked for picked, late in picks if late]
 
     def _all(self, study: optuna.Study, picks: Sequence[Picked], *, rounding: bool) -> None:
@@ -98,11 +99,15 @@ class Search:
                 self._learn_rounding(_NEARLY)  # which takes less time than another network
 
     def _next(self, study: optuna.Study) -> bool:
-        """Measure what is proposed next; False if it was known."""
+        """Measure what is proposed next; False if it was proposed before, or is no recipe."""
         trial = study.ask()
         choices = {name: options for name, options in self.space.choices.items() if self._training or name != "student"}
         picked = {name: str(trial.suggest_categorical(name, options)) for name, options in choices.items()}
-        found, new = self._look(picked)
+        recipe = self.space.recipe(picked)
+        new = recipe is not None and key_of(recipe) not in self._proposed
+        found = None if recipe is None or self.measuring.maker.hopeless(recipe) else self._try(recipe)
+        if recipe is not None:  # an earlier attempt may have measured it: that repeats nothing
+            self._proposed.add(key_of(recipe))
         if found is None or found.failed is not None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return new
@@ -110,16 +115,10 @@ class Search:
         study.tell(trial, (found.speed_up, found.quicker, found.smaller))
         return new
 
-    def _look(self, picked: Picked) -> tuple[Candidate | None, bool]:
-        recipe = self.space.recipe(picked)
-        if recipe is None or self.measuring.maker.hopeless(recipe):
-            return None, False
-        return self._try(recipe)
-
-    def _try(self, recipe: Recipe) -> tuple[Candidate, bool]:
-        """What was measured, and whether that was now."""
+    def _try(self, recipe: Recipe) -> Candidate:
+        """What is measured, or was before."""
         if (known := self.notebook.find(recipe)) is not None:
-            return known, False
+            return known
         if self.job is not None and self.job.should_stop():
             raise Stopped
         self.measuring.maker.deadline = time.monotonic() + self.confirming.search_ends_in_s
@@ -127,7 +126,7 @@ class Search:
         self.measuring.maker.forget()
         self.notebook.add(found, self.confirming.spent_s)
         self._tell(found)
-        return found, True
+        return found
 
     def _tell(self, found: Candidate) -> None:
         if self.job is None:
@@ -159,28 +158,30 @@ class Search:
         if best is None or key_of(best.recipe) == self._mixed or self._over():
             return
         self._mixed = key_of(best.recipe)
-        before, step = best.recipe[:-1], best.recipe[-1]
-        maker, material = self.measuring.maker, self.measuring.maker.material
-        quantizer = maker.static(before)
-        layers = quantizer.layers(step["operators"], float_between=step.get("float_between", False))
+        mixing, known = Mixing(self.measuring, best.recipe), self.notebook.changes_of(best.recipe)
+        layers = len(mixing.layers)
+        self._log(f"mixed precision: {evaluations(layers, len(known))} graphs will be looked at, of {layers} layers")
+        try:
+            recipe = mixing.fewest_float(known, self._between)
+        except (Stopped, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - of the quantizer, or the time is up
+            self._log(f"mixed precision was not found: {' '.join(str(error).split())[:_WORDS]}")
+            return
+        if recipe is not None:
+            self._try(recipe)
+
+    def _between(self) -> None:
+        """Keep what is known of layers. Stopped, NoTime: it is over."""
+        self.notebook.save(self.confirming.spent_s)
+        if self.job is not None and self.job.should_stop():
+            raise Stopped
+        if self._over():
+            raise NoTime("the time to search is up")
+
+    def _log(self, message: str) -> None:
         if self.job is not None:
-            self.job.log(
-                f"mixed precision: {evaluations(len(layers))} graphs will be looked at, of {len(layers)} layers"
-            )
-
-        def recipe(kept: list[str]) -> list[Step]:
-            return [*before, {**step, "keep_float": sorted(kept)}]
-
-        ranked = self.notebook.ranked.get(key_of(best.recipe))
-        if ranked is None:
-            ranked = ranked_layers(
-                maker.make(before), lambda kept: maker.graph(recipe(list(kept))), layers,
-                take(material.calibration(), slice(0, RANKING_ROWS)), material.threads, material.batch,
-            )  # fmt: skip
-            self.notebook.rank(best.recipe, ranked, self.confirming.spent_s)
-        found = fewest_float(ranked, lambda kept: self.measuring.loss(maker.make(recipe(list(kept)))).within)
-        if found is not None and len(found) < len(layers):
-            self._try(recipe(found))
+            self.job.log(message)
 
     def _learn_rounding(self, most: float = float("inf")) -> None:
         """The int8 graph whose answers are least beyond the budget, of those that can be taught to round, is taught.
@@ -203,7 +204,7 @@ class Search:
             recipe = [*before, step, *after]
             if self.measuring.maker.hopeless(recipe):
                 continue
-            found, _ = self._try(recipe)
+            found = self._try(recipe)
             if found.failed is None or self._over():
                 return
 

@@ -1,5 +1,6 @@
 """Distillation: a smaller model that learns from the full one's answers to training rows."""
 
+import time
 from collections.abc import Callable, Mapping
 from math import ceil
 from typing import Any
@@ -25,6 +26,7 @@ BOOSTERS: dict[str, dict[str, int]] = {
     "large": {"rounds": 600, "leaves": 31},
 }
 _RATE = 0.1
+_GROWING_S = 120.0  # of which trees may have half, however little time is left: most are grown in seconds
 _MOST_ROWS = 100_000  # that a student of a table learns from
 _COPIES = 4  # made-up rows for each real one
 _LOOKED_AT, _DISTINCT = 1000, 0.5  # rows that tell texts from categories, by their share of different values
@@ -34,13 +36,14 @@ SIZES = {"slim": 0.6, "half": 0.5, "quarter": 0.25}  # of widths or depth
 Params = Mapping[str, Any]
 
 
-def boosted_student(material: Material, size: str) -> Model:
+def boosted_student(material: Material, size: str, deadline: float = float("inf")) -> Model:
     """Boosted trees that take the same raw columns, taught by the full model's answers to real and made-up rows.
 
     A made-up row is a training row some of whose cells are those of other training rows, each column by itself.
 
     Raises:
         ValueError: the full model was imported, and it is not known how to say all that it says.
+        NoTime: they were not grown in half of the time until `deadline` of the monotonic clock, nor in a minute.
         Stopped: the job was asked to stop.
     """
     prepared, signature = material.prepared, material.prepared.signature
@@ -57,7 +60,7 @@ def boosted_student(material: Material, size: str) -> Model:
         signature = table_signature(real, material.judge.task, answers.shape[1] if answers.ndim > 1 else 0)
     part, training = Part(real, y), TrainingSpec(seed=material.seed)
     data = LearningData(signature, part, part, standard, training, material.threads)
-    watch = watching(material, float("inf"))
+    watch = watching(material, max(deadline, time.monotonic() + _GROWING_S), "growing trees")
     student = fit_student(data, inputs, answers, **BOOSTERS[size], learning_rate=_RATE, watch=watch).to_onnx()
     return in_its_place(student, material, labels) if imported else student
 

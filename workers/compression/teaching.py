@@ -1,5 +1,6 @@
 """What every smaller network has in common: it learns the full model's answers to training rows, if there is time."""
 
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -72,7 +73,7 @@ def rebuilt(material: Material, model: Model, job: JobContext) -> tuple[Network,
     return learner, fitted
 
 
-def watching(material: Material, deadline: float) -> Callable[[], None]:
+def watching(material: Material, deadline: float, what: str = "asking the full model") -> Callable[[], None]:
     """A check to be called now and then: NoTime after half of the time until `deadline`, Stopped if the job is to."""
     job, end = material.job, time.monotonic() + (deadline - time.monotonic()) * _SHARE
 
@@ -80,7 +81,7 @@ def watching(material: Material, deadline: float) -> Callable[[], None]:
         if job is not None and job.should_stop():
             raise Stopped
         if time.monotonic() > end:
-            raise NoTime("asking the full model takes too much of the time that was left; raise time_limit_s")
+            raise NoTime(f"{what} takes too much of the time that was left; raise time_limit_s")
 
     return check
 
@@ -161,12 +162,15 @@ def in_time(
         raise NoTime(f"it takes about {needed:.0f} s, too much of the {left:.0f} s left; raise time_limit_s")
     if left < float("inf"):
         deadline = time.monotonic() + left * _SHARE
+    trial = Trial.of(job, name, deadline)
     try:
-        fitted = teach(Trial.of(job, name, deadline))
+        fitted = teach(trial)
     except Stopped:
         if job.should_stop():
             raise
         raise NoTime("it was not finished in its share of the time; raise time_limit_s") from None
+    finally:
+        shutil.rmtree(trial.checkpoint.parent, ignore_errors=True)  # of trials within it too
     model = fitted.to_onnx()
     same_answers(material, model, fitted, read)
     return model

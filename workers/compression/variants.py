@@ -14,27 +14,23 @@ import onnx
 from app.core.host import host_name
 from app.specs.compression import CompressBudget
 from workers.compression.candidate import Candidate, Notebook
-from workers.compression.confirming import as_made
 from workers.compression.front import nearest
 from workers.compression.graphs import TREES, operators_of
 from workers.compression.int8 import CALIBRATION_ROWS
 from workers.compression.material import Material, Origin
 from workers.compression.measuring import SURE, Measuring, drops
-from workers.compression.memory import peak_bytes
 from workers.compression.naming import described, free_name, names_of
 from workers.compression.recipes import Maker, Recipe, key_of
 from workers.compression.space import Space, shorter, usual_precision
-from workers.compression.sparsity import SHARES, sparse_sizes
+from workers.compression.sparsity import PACKED_PER_S, SHARES, sparse_sizes
 from workers.compression.trees import NOTE, Forest, has_tree_order
 from workers.context import JobContext, Stopped
 from workers.data.prepare import Prepared
 from workers.evaluation.judge import Judge
-from workers.evaluation.latency import usual_batch
 from workers.evaluation.variant import Variant
-from workers.learning import take
 
 _LEAST_ROWS = 10  # that decide
-_ROOM = "compression"  # within a checkpoint
+_ROOM, _TAUGHT = "compression", "taught"  # within a checkpoint, and within that
 _ASIDE = 0.05  # of the time to search, for numbers that no variant comes of
 
 
@@ -112,29 +108,31 @@ class Compressor:
     def _search(self, graph: onnx.ModelProto, measuring: Measuring, limit_s: float, output: Path) -> list[Variant]:
         """The front of everything that was tried; if nothing holds the budget, what comes nearest, rejected."""
         begun, maker = time.monotonic(), measuring.maker
-        space = Space.of(maker.material, graph)
         folder = None if self.job is None else self.job.checkpoint / _ROOM
+        maker.taught = folder and folder / _TAUGHT
         notebook = Notebook.open(folder, host_name(), hashlib.sha256(self.model).hexdigest())
-        usual = self._usual_recipe(graph, measuring) or []
         from workers.compression.search import Search  # noqa: PLC0415 - optuna is loaded for those who search alone
 
-        search = Search(measuring, space, notebook, limit_s, usual, self.job, self.span)
-        unstructured = [] if space.trees else self._unstructured(measuring, limit_s)
-        if space.choices:
+        space = Space.of(maker.material, graph)
+        search = Search(measuring, space, notebook, limit_s, job=self.job, span=self.span)
+        if space.choices and not notebook.searched:
+            search.usual = self._usual_recipe(graph, measuring) or []
             search.run()
         maker.deadline = float("inf")  # what was measured by an earlier attempt is made again
         if self.job is not None:
             self.job.progress(self.span[1], "measuring again what is about to be kept")
-        front, tried = search.confirming.settle(), search.confirming.known()
-        best = None if front else nearest(tried)
-        shown = front if best is None else [as_made(best, measuring)]
-        variants, names = self._variants(shown, maker, output)
-        self._tell(begun, tried, shown, names, unstructured=unstructured)
-        return [self._with_memory(one, maker, output) for one in variants]
+        front, known = search.confirming.settle(), search.confirming.known()
+        if not front and (best := nearest(known)) is not None:
+            front, known = [search.confirming.settle_one(best)], search.confirming.known()
+        variants, names = self._variants(front, maker, output)
+        unstructured = [] if space.trees else self._unstructured(measuring, limit_s)
+        self._tell(begun, known, front, names, unstructured=unstructured)
+        return variants
 
     def _unstructured(self, measuring: Measuring, limit_s: float) -> list[dict[str, Any]]:
         """What leaving out single weights would bring, if that is known in a moment."""
-        if len(SHARES) * measuring.answer_s > _ASIDE * limit_s:
+        seconds = len(SHARES) * measuring.answer_s + (1 + len(SHARES)) * len(self.model) / PACKED_PER_S
+        if seconds > _ASIDE * limit_s:
             return []
         found = []
         for one in sparse_sizes(measuring):
@@ -214,15 +212,6 @@ class Compressor:
             return None
         before, after = (Forest.of(maker.graph(candidate.recipe[:end])).trees for end in (at, at + 1))
         return after, before
-
-    def _with_memory(self, variant: Variant, maker: Maker, output: Path) -> Variant:
-        """With what a kept one takes at the throughput batch, as a process of its own."""
-        if variant.path is None:
-            return variant
-        judge = self._decider
-        rows = take(judge.inputs, slice(0, min(usual_batch(judge.inputs), judge.answering.batch, len(judge.y))))
-        peak = peak_bytes(output / variant.path, rows, judge.threads, maker.material.folder)
-        return variant if peak is None else replace(variant, latency={**variant.latency, "peak_bytes": peak})
 
 
 def _stopped_by(shown: Sequence[Candidate]) -> list[str]:

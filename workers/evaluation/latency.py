@@ -123,23 +123,25 @@ def compare_latency(
 def by_turns(models: tuple[bytes, bytes], inputs: Inputs, threads: int, batch: int, effort: Effort) -> Beside:
     """How the second model compares with the first: the median of what single rounds say, in which both have a turn.
 
+    Its own times are those of all its runs.
+
     A load that comes and goes slows both turns of most rounds alike, and the median passes over the others. Were the
     rounds of each model put together first, as its best one, the model that had luck once would win.
     """
     ones, many = _rows(inputs, batch)
     first, second = (_Turns.of(open_session(model, threads), ones, many) for model in models)
-    own: list[Latency] = []
-    speed_up, quicker = [], []
+    singles, bulks = [], []  # type: list[float], list[float]
+    speed_up, quicker = [], []  # type: list[float], list[float]
     begun = time.perf_counter()
-    while len(own) < effort.rounds and (len(own) < effort.least or time.perf_counter() - begun < effort.most_s):
+    while len(quicker) < effort.rounds and (len(quicker) < effort.least or time.perf_counter() - begun < effort.most_s):
         before, single = first.single(), second.single()
         before_bulk, bulk = first.bulk(), second.bulk()
-        own.append(_latency(single, bulk, batch, threads))
         quicker.append(np.median(before) / np.median(single))
         speed_up.append(np.median(before_bulk) / np.median(bulk))
-    middle: dict[str, Any] = {n: float(np.median([getattr(x, n) for x in own])) for n in (*_TIMES, "items_per_s")}
-    found = replace(own[0], **middle)
-    return Beside(found, float(np.median(speed_up)), float(np.median(quicker)), len(own))
+        singles += single
+        bulks += bulk
+    found = _latency(singles, bulks, batch, threads)
+    return Beside(found, float(np.median(speed_up)), float(np.median(quicker)), len(quicker))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 
 from app.specs.compression import CompressBudget
 from workers.compression import confirming, search
-from workers.compression.candidate import Candidate, Notebook, distinct
+from workers.compression.candidate import Candidate, Notebook
 from workers.compression.front import front_of
 from workers.compression.recipes import Recipe, key_of
 from workers.compression.search import Search
@@ -67,6 +67,9 @@ class Host:
     def try_out(self, recipe: Recipe) -> Candidate:
         self.now += self.seconds
         self.tried.append(named(recipe))
+        return self.candidate(recipe, self.first.get(named(recipe), 1.0))
+
+    def measure(self, recipe: Recipe, _: bytes) -> Candidate:
         return self.candidate(recipe, self.first.get(named(recipe), 1.0))
 
     def confirm(self, one: Candidate) -> Candidate:
@@ -184,6 +187,30 @@ class TestAgain:
         assert there.confirmed == ["student", "byte_weights", "dynamic"]
         assert [one.speed_up for one in again.confirming.settle()] == [3.0, 1.822, 1.2]
 
+    def test_a_later_attempt_goes_on_however_much_it_knows(
+        self, host: Callable[..., Host], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """It draws what the first has drawn before anything new, and that is no end."""
+        monkeypatch.setattr(search, "_REPEATS", 10)
+        ranks, precisions = ("none", "0.98", "0.9", "0.75"), ("none", "dynamic", "8 bits, weights", "4 bits, weights")
+        space = Space({"precision": precisions, "storage": ("none", "bytes", "half"), "rank": ranks}, [], trees=False)
+        there = host({}, {}, {})
+        first = len(search_of(there, space, tmp_path, limit_s=12.0).run())
+        assert first == 12
+        (book := Notebook.open(tmp_path, "host", "model")).searched = False
+        book.save(book.spent_s)
+        assert len(search_of(there, space, tmp_path, limit_s=20.0).run()) == 20
+
+    def test_what_comes_nearest_is_measured_again_if_it_holds_after_all(self, host: Callable[..., Host]):
+        there = host({"min_speedup": 2.0}, {"dynamic": 1.5}, {"dynamic": 2.1})
+        found = search_of(there, space_of(CHEAP))
+        assert kept(found) == []
+        [missed] = [one for one in found.confirming.known() if named(one.recipe) == "dynamic" and len(one.recipe) == 1]
+        there.first["dynamic"] = 2.2
+        another = replace(missed, sha256="of the file that the attempt before has made")
+        assert found.confirming.settle_one(another).first == {"speed_up": 2.2}
+        assert there.confirmed == ["dynamic"]
+
 
 class TestTraining:
     """Which takes longest, and is done where a target needs it or there is none."""
@@ -222,8 +249,15 @@ def one(name: str, speed_up: float, smaller: float = 2.0, drop: float = 0.0, ste
     )
 
 
+def test_losses_of_different_metrics_are_compared_by_what_is_allowed():
+    area = {"metric": "roc_auc", "measured": 0.0019, "at_most": 0.0019, "allowed": 0.002}
+    accuracy = {"metric": "accuracy", "measured": 0.004, "at_most": 0.004, "allowed": 0.01}
+    found = [replace(one("a", 2.0), loss=accuracy), replace(one("b", 2.0, 3.0), loss=area)]
+    assert names(found) == ["b", "a"]
+
+
 def names(candidates: Sequence[Candidate]) -> list[str]:
-    return [named(found.recipe) for found in front_of(distinct(candidates), "speed")]
+    return [named(found.recipe) for found in front_of(candidates, "speed")]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ def test_a_network(network: Bench, name: str, tmp_path: Path):
 )
 def test_what_is_taught(network: Bench, name: str, tmp_path: Path):
     network.check(TAUGHT[name], network.makers(tmp_path))
+    assert not list(tmp_path.rglob("*.ckpt"))  # nothing of a training is left
 
 
 def test_a_student_of_an_imported_network(foreign: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

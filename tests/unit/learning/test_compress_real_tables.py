@@ -1,5 +1,6 @@
 """Every recipe of tables on real rows: two jobs make the same file, and clients get what its numbers say."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -11,15 +12,18 @@ import pytest
 
 from tests.support.real_versions import RealVersion, first_lines, ingested, trained
 from tests.support.served_variants import Bench, agree, by_hand, check_elsewhere, served
+from workers.compression import mixed as mixed_precision
 from workers.compression.candidate import Notebook
 from workers.compression.measuring import Measuring
 from workers.compression.mixed import RANKING_ROWS, ranked_layers
 from workers.compression.recipes import Maker, Recipe
 from workers.compression.search import Search
 from workers.compression.space import Space
+from workers.compression.teaching import NoTime
 from workers.evaluation.loss import Loss
+from workers.export.runtime import open_session, predict
 from workers.jobs import compress
-from workers.learning import take
+from workers.learning import Array, take
 
 TREES = {"step": "student", "of": "trees", "size": "small"}
 HALF, MERGED = {"step": "first_trees", "share": 0.5}, {"step": "merge_leaves", "tolerance": 0.1}
@@ -120,6 +124,24 @@ def test_ranges_of_the_whole_batch_make_it_part_of_the_answer(network: Bench, tm
     network.check_whole_batches(recipe, network.makers(tmp_path), 1000, metrics=0.01, answers=0.2)
 
 
+def test_what_was_taught_is_kept_for_a_later_attempt(network: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe, material = [TREES, HALF], network.version.maker(tmp_path).material
+    raw = Maker(material, taught=tmp_path / "taught").make(recipe)
+    monkeypatch.setattr("workers.compression.recipes.boosted_student", None)
+    again = Maker(material, taught=tmp_path / "taught")
+    assert again.make(recipe) == raw
+    again.forget()
+    assert again.make(recipe[:1]) == next((tmp_path / "taught").iterdir()).read_bytes()
+
+
+def test_trees_are_grown_within_the_time_that_is_left(
+    network: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("workers.compression.students._GROWING_S", 0.0)
+    with pytest.raises(NoTime, match="growing trees takes too much of the time"):
+        Maker(network.version.maker(tmp_path).material, deadline=time.monotonic() - 1).make([TREES])
+
+
 @pytest.mark.parametrize("recipe", [[TREES], [PRODUCTS]], ids=["student", "static"])
 def test_another_seed_draws_other_rows(network: Bench, recipe: Recipe, tmp_path: Path):
     """And so makes another file, from which clients get what is said of that one."""
@@ -139,7 +161,10 @@ def fewest(measuring: Measuring) -> list[str]:
     def recipe(kept: Sequence[str]) -> Recipe:
         return [{**PRODUCTS, "keep_float": sorted(kept)}]
 
-    ranked = ranked_layers(maker.make([]), lambda kept: maker.graph(recipe(kept)), layers, rows, 1, material.batch)
+    def ask(raw: bytes) -> Array:
+        return predict(open_session(raw, 1), rows, material.batch)
+
+    ranked = ranked_layers(maker.make([]), lambda kept: maker.graph(recipe(kept)), layers, ask)
     beginnings = (ranked[:count] for count in range(1, len(ranked)))
     return sorted(next(some for some in beginnings if measuring.loss(maker.make(recipe(some))).within))
 
@@ -172,9 +197,16 @@ def test_int8_that_loses_too_much_keeps_the_fewest_layers_in_float(
     assert mixed.sha256 == sha256(raw).hexdigest()
     assert Loss(**mixed.loss) == measuring.loss(raw)
     assert in_float(raw, layers_of(maker)) == set(kept)
-    monkeypatch.setattr("workers.compression.search.ranked_layers", None)  # a later attempt ranks nothing again
-    known = Notebook(None, "here", "model", ranked=Notebook.open(*book).ranked)
+    changes = Notebook.open(*book).changes
+    assert [set(one) for one in changes.values()] == [set(layers_of(maker))]
+    asked = []
+    monkeypatch.setattr(mixed_precision, "open_session", lambda *given: asked.append(given) or open_session(*given))
+    known = Notebook(None, "here", "model", changes=changes)  # a later attempt looks at no layer again
     assert [one.sha256 for one in Search(measuring, space, known, 600.0, [PRODUCTS]).run()[1:]] == [mixed.sha256]
+    assert len(asked) == 1  # the full model
+    monkeypatch.setattr(mixed_precision, "open_session", None)  # what goes wrong there is the end of that alone
+    alone_again = Search(measuring, space, Notebook(None, "here", "model"), 600.0, [PRODUCTS]).run()
+    assert [one.recipe for one in alone_again] == [missed.recipe]
 
 
 @pytest.mark.parametrize("version", ["boosted", "houses", "network"])

@@ -22,6 +22,7 @@ from workers.compression.low_rank import low_rank
 from workers.compression.material import Material, Origin
 from workers.compression.memory import peak_bytes
 from workers.compression.mixed import evaluations, fewest_float, ranked_layers
+from workers.compression.naming import described
 from workers.compression.products import weighted
 from workers.compression.recipes import Maker
 from workers.compression.space import WEIGHTS_ALONE, Space, usual_precision
@@ -101,6 +102,12 @@ def test_what_an_exporter_has_left_in_a_graph_is_worked_out():
     assert len(made.graph.node) < len(nodes) - 2
     assert answers(made, rows) == pytest.approx(plain, abs=1e-5)
     assert made.SerializeToString() == simplify(model).SerializeToString()
+
+
+@pytest.mark.parametrize(("calibration", "rows"), [("min-max", 512), ("entropy", 128), ("percentile", 128)])
+def test_a_recipe_says_how_many_rows_it_was_calibrated_with(calibration: str, rows: int):
+    told = described([{**WEIGHTS_ALONE, "calibration": calibration}], 0, 512, None)
+    assert told["calibration"] == {"rows": rows, "method": calibration, "part": "train"}
 
 
 def test_the_least_weights_are_left_out_and_nothing_else():
@@ -195,7 +202,7 @@ def test_a_graph_whose_layers_all_stay_float_is_the_full_one(tmp_path: Path):
     ranked = ranked_layers(
         model.SerializeToString(),
         lambda kept: quantizer.quantize(["MatMul"], float_between=True, keep_float=kept),
-        layers, rows, 1, 50,
+        layers, lambda raw: predict(open_session(raw, 1), rows),
     )  # fmt: skip
     assert sorted(ranked) == sorted(layers)
 

@@ -57,6 +57,15 @@ def test_a_moment_without_load_favours_nobody(machine: Callable[..., Machine]):
     assert told.items_per_s == pytest.approx(told.batch / told.batch_p50_ms * 1e3)
 
 
+def test_the_slow_runs_of_all_rounds_are_the_tail(machine: Callable[..., Machine]):
+    """One batch a turn, of which some meet a load."""
+    machine(lambda now: 120.0 if now % 7.3 < 2.2 else 30.0)
+    told = by_turns((b"a", b"b"), ROWS, 1, 8, Effort(40, 5, 1e6)).latency
+    assert told.batch_p50_ms == pytest.approx(120.0)
+    assert told.batch_p95_ms > 2 * told.batch_p50_ms
+    assert told.p95_ms > 2 * told.p50_ms
+
+
 def test_what_is_faster_is_found_so_under_any_load(machine: Callable[..., Machine]):
     machine(lambda now: 1.0 + 3 * (now % 1.7 > 0.6))
     found = by_turns((b"full", b"a"), ROWS, 1, 8, Effort(25, 5, 60.0))

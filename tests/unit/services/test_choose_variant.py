@@ -1,6 +1,7 @@
 """Which variant answers: one that was measured on this class of hosts, and on a GPU the full model."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,16 @@ def version(host: str) -> ModelVersion:
 def test_the_fastest_that_was_measured_here():
     assert choose_variant(version(host_name()), None, "cpu").name == "int8"
     assert choose_variant(version(ELSEWHERE), None, "cpu").name == "fp32"
+
+
+def test_how_much_faster_it_is_by_turns_counts_and_not_the_luck_of_the_full_model():
+    known = version(host_name())
+    full, small = known.variants
+    lucky = replace(full, latency={**full.latency, "items_per_s": 400})
+    by_turns = replace(small, latency={**small.latency, "speed_up": 1.2})
+    assert choose_variant(replace(known, variants=(lucky, by_turns)), None, "cpu").name == "int8"
+    slower = replace(by_turns, latency={**small.latency, "speed_up": 0.9})
+    assert choose_variant(replace(known, variants=(full, slower)), None, "cpu").name == "fp32"
 
 
 def test_one_that_was_measured_elsewhere_is_refused():
