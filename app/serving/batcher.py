@@ -11,14 +11,16 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from app.core.errors import AimassError, DeadlineExceeded, Overloaded
+from app.serving.execution import Parted, Results, execute
 from app.serving.gathering import Gathering
 from app.serving.pace import Pace
-from app.serving.types import Answer, Batching, Plan, Run, Tensors
+from app.serving.types import Answer, Batching, Plan, Tensors
 from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, rows_before, take, too_many_rows
 from app.telemetry.metrics import ModelMetrics
 
@@ -49,10 +51,12 @@ class Batcher:
         self._own_waiting: set[asyncio.Future[Answer]] = set()  # … that no run has yet
         self._room = limits.max_queue  # rows that may wait, with those of the server's own that do
         self._busy = 0  # lanes in use
-        self._running: dict[asyncio.Future[_Results], list[Pending]] = {}  # in lanes
+        self._running: dict[asyncio.Future[Results], list[Pending]] = {}  # in lanes
         self._armed = False  # a pump is scheduled
         self._timer: asyncio.TimerHandle | None = None  # … for later
         self._ends: list[float] = []  # when the runs under way should be done
+        # Makes the error of who comes after `abandon`: one that is kept would hold the frames that it was raised in.
+        self._abandoned: Callable[[], AimassError] | None = None
         self._gathering = Gathering(plan.lanes)
         self.pace = Pace(plan.costs, limits.max_batch, plan.lanes, limits.p95_s)
 
@@ -62,15 +66,19 @@ class Batcher:
         """Answer `rows` rows, those of `priority` 1 first.
 
         Overloaded when they do not fit the queue now or would come too late, PayloadTooLarge when they never can fit,
-        DeadlineExceeded when the deadline has passed already.
+        DeadlineExceeded when the deadline has passed already, the error of `abandon` after that.
         """
         self._admit(rows, deadline, priority)
         if rows <= self._limits.max_batch:  # no coroutine around it: it would be 2 % of a small request
             return self._submit(inputs, rows, deadline, priority)
-        return self._in_parts(inputs, rows, deadline, priority)
+        return self._joined(self._parts(inputs, rows, deadline, priority))  # their places are taken now
 
     async def prove(self, inputs: Tensors, rows: int) -> Answer:
-        """Answer rows of the server's own: they are never refused, and take no place in the queue from a caller."""
+        """Answer rows of the server's own: they are never refused, and take no place in the queue from a caller.
+
+        The error of `abandon` after that.
+        """
+        self.check_abandoned()
         parts = self._parts(inputs, rows)
         self._own.update(parts)
         self._own_waiting.update(parts)
@@ -84,13 +92,19 @@ class Batcher:
         """Raise, and count, what `infer` of one row would now: who asks learns it before his rows are read."""
         self._admit(1, deadline, priority)
 
+    def check_abandoned(self) -> None:
+        """Raise the error of `abandon` after that."""
+        if self._abandoned is not None:
+            raise self._abandoned()
+
     def replan(self, plan: Plan) -> None:
         """Run as the plan says from the next batch on."""
         self._plan = plan
         self._gathering.lanes = plan.lanes
 
     def abandon(self, error: AimassError) -> None:
-        """Answer everybody who waits with the error, also for a run that does not end."""
+        """Answer everybody who waits, also for a run that does not end, and whoever comes later with the error."""
+        self._abandoned = partial(type(error), error.detail, retry_after_s=error.retry_after_s)
         batches = [*self._running.values(), self._waiting]
         for pending in [pending for batch in batches for pending in batch]:
             if not pending.future.done():
@@ -113,9 +127,6 @@ class Batcher:
             )
             for at in range(0, rows, limit)
         ]
-
-    async def _in_parts(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> Answer:
-        return await self._joined(self._parts(inputs, rows, deadline, priority))
 
     @staticmethod
     async def _joined(parts: "list[asyncio.Future[Answer]]") -> Answer:
@@ -146,6 +157,8 @@ class Batcher:
     def _admit(self, rows: int, deadline: float, priority: int) -> None:
         """Refuse what cannot be answered, or not in time."""
         limits, waiting = self._limits, self._rows
+        if self._abandoned is not None:
+            raise self._abandoned()
         if waiting + rows > self._room:
             self._refuse_size(rows)
         if deadline == math.inf and limits.p95_s is None:
@@ -205,8 +218,7 @@ class Batcher:
         self._armed, self._timer = False, None
         if self._plan.inline:
             if batch := self._next(self.pace.batch):
-                started = self._clock()
-                self._finish(batch, started, self._execute(self._plan.run, batch))
+                self._run_here(batch)
             if self._waiting:  # the next batch after whatever else the loop has to do
                 self._armed = True
                 self._loop.call_soon(self._pump)
@@ -226,9 +238,34 @@ class Batcher:
             self._gathering.started(rows)
             end = started + self.pace.cost(rows)
             self._ends.append(end)
-            job = self._loop.run_in_executor(self._executor, self._execute, run, batch)
+            job = self._loop.run_in_executor(self._executor, execute, run, batch, self._clock)
             self._running[job] = batch
             job.add_done_callback(partial(self._done, batch, rows, started, end, lanes))
+
+    def _run_here(self, batch: list[Pending]) -> None:
+        """Run a batch on the event loop; once a run had to be ended there, nothing more is run on it."""
+        started = self._clock()
+        try:
+            results = execute(self._plan.run, batch, self._clock, on_loop=True)
+        except DeadlineExceeded as error:
+            self.replan(replace(self._plan, inline=False))
+            if len(batch) == 1:
+                self._finish(batch, started, [error])
+            else:
+                self._put_back(batch)
+            return
+        self._finish(batch, started, results)
+
+    def _put_back(self, batch: list[Pending]) -> None:
+        """Let the requests of a batch be run first, each by itself: one of them does not end."""
+        for at, pending in enumerate(batch):
+            pending.shape = ((-1 - at,),)  # no other has it, so that they share no run
+        self._waiting.extendleft(reversed(batch))
+        rows = sum(pending.rows for pending in batch)
+        self._rows += rows
+        self._metrics.queue_rows += rows
+        self._own_waiting |= self._own & {pending.future for pending in batch}
+        self._own_left()
 
     def _next(self, budget: int) -> list[Pending]:
         batch, late, removed = take(self._waiting, budget, self._clock())
@@ -254,7 +291,7 @@ class Batcher:
         started: float,
         end: float,
         lanes: int,
-        job: "asyncio.Future[_Results]",
+        job: "asyncio.Future[Results]",
     ) -> None:
         self._busy -= lanes
         self._ends.remove(end)
@@ -267,7 +304,7 @@ class Batcher:
         self._gathering.give_up()
         self._pump()
 
-    def _finish(self, batch: list[Pending], started: float, results: "_Results") -> None:
+    def _finish(self, batch: list[Pending], started: float, results: Results) -> None:
         rows, now, failed = 0, self._clock(), False
         for pending, result in zip(batch, results, strict=True):
             rows += pending.rows
@@ -286,61 +323,12 @@ class Batcher:
             self._metrics.ran(rows, done.batch_s, done.compute_s)
         self.pace.ran(rows, max(now - started, 1e-6))
 
-    def _count(self, batch: list[Pending], results: "_Results") -> None:
+    def _count(self, batch: list[Pending], results: Results) -> None:
         """Count the runs that gave answers, with the rows of callers alone."""
         at = 0
-        for size in results.sizes if isinstance(results, _Parted) else [len(batch)]:
+        for size in results.sizes if isinstance(results, Parted) else [len(batch)]:
             done = results[at]
             rows = sum(pending.rows for pending in batch[at : at + size] if pending.future not in self._own)
             if rows and not isinstance(done, Exception):
                 self._metrics.ran(rows, done.batch_s, done.compute_s)
             at += size
-
-    def _execute(self, run: Run, batch: list[Pending]) -> "_Results":
-        """Run one batch, in a lane or inline: one result per request, an error only for those that cause it."""
-        try:
-            begun = self._clock()
-            inputs = batch[0].inputs
-            if len(batch) > 1:
-                inputs = tuple(np.concatenate(parts) for parts in zip(*(p.inputs for p in batch), strict=True))
-            stacked = self._clock()
-            outputs = run(inputs)
-            batch_s, compute_s = stacked - begun, self._clock() - stacked
-            if len(batch) == 1:  # nothing to cut apart, and the outputs of a model that does not batch have no rows
-                return [Answer(outputs, 0.0, batch_s, compute_s)]
-            answers: list[Answer | Exception] = []
-            at = 0
-            for pending in batch:
-                end = at + pending.rows
-                answers.append(Answer(tuple(out[at:end] for out in outputs), 0.0, batch_s, compute_s))
-                at = end
-        except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the caller whose rows cause it
-            if len(batch) == 1:
-                return [error]
-            # Halves find one bad request of n in 2 log2(n) runs; but each run that hangs takes its whole limit.
-            size = 1 if isinstance(error, DeadlineExceeded) else (len(batch) + 1) // 2
-            parts = [batch[at : at + size] for at in range(0, len(batch), size)]
-            return _Parted([self._again(run, part, error) for part in parts])
-        else:
-            return answers
-
-    def _again(self, run: Run, batch: list[Pending], error: Exception) -> "_Results":
-        """Run a part of a batch that failed, unless all of it was answered meanwhile."""
-        if all(pending.future.done() for pending in batch):
-            return [error] * len(batch)
-        return self._execute(run, batch)
-
-
-_Results = list[Answer | Exception]
-
-
-class _Parted(_Results):
-    """Results of a batch that was run again in parts: `sizes` are the requests of each run that told of them."""
-
-    __slots__ = ("sizes",)
-
-    def __init__(self, parts: list[_Results]) -> None:
-        super().__init__([result for part in parts for result in part])
-        self.sizes: list[int] = []
-        for part in parts:
-            self.sizes += part.sizes if isinstance(part, _Parted) else [len(part)]

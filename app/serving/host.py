@@ -253,7 +253,9 @@ class Host:
         await self._residency.make_room(source, needed, loaded, self._served, self._evict)
 
     async def _evict(self, served: ServedModel) -> None:
-        """Return once its memory is free."""
+        """Return once its memory is free; nothing is done to a model that does not answer any more."""
+        if self._served.get(served.source.endpoint) is not served:
+            return
         self.metrics.residency.evictions[served.source.endpoint] += 1
         self._sleep(served)
         await self._freed()

@@ -17,7 +17,7 @@ from app.core.signature import Column, Signature
 from app.serving.careful import TEXTS, CarefulImages, CarefulTable, from_base64
 from app.serving.nested import RAW_ROWS, NestedDecoder, body_of
 from app.serving.row_limit import RowLimit
-from app.serving.tensors import DTYPES, FLOAT32_MAX, INLINE_JSON_BYTES, INLINE_VALUES, SURE_JSON_BYTES
+from app.serving.tensors import DTYPES, FLOAT32_MAX, INLINE_JSON_BYTES, INLINE_VALUES, KEPT_BYTES, SURE_JSON_BYTES
 from app.serving.types import Array, Tensors
 
 _NUMBER = Annotated[float, msgspec.Meta(ge=-FLOAT32_MAX, le=FLOAT32_MAX)]
@@ -162,7 +162,8 @@ class _Images:
             images = self._read(parser.parse(body))
         except (ValueError, TypeError, LookupError, RuntimeError, UnicodeDecodeError, InvalidTensor) as error:
             return self._careful(body, error)
-        self._local.parser = parser  # after an error it may still be referred to, and is dropped
+        if len(body) <= KEPT_BYTES:
+            self._local.parser = parser  # after an error it may still be referred to, and is dropped
         return (np.stack(images),), len(images)
 
     def at_once(self, body: bytes) -> tuple[Tensors, int] | None:  # noqa: ARG002 - as the others

@@ -103,7 +103,7 @@ class OipCodec:
         if header_length is not None and not 0 < header_length <= len(body):
             raise Malformed(f"inference header size should be in range (0, {len(body)}), got: {header_length}")
         header = body if header_length in {None, len(body)} else body[:header_length]
-        request, parsed = read_request(header)
+        request, parsed = read_request(header, self._fits)
         controls = read_controls(request.parameters) if request.parameters else NO_CONTROLS
         inputs = self._tensors(request.inputs, parsed, memoryview(body)[len(header) :])
         outputs = self.select(request.outputs, request.parameters)
@@ -176,6 +176,17 @@ class OipCodec:
     def rows(self, inputs: Tensors) -> int:
         """How many rows the inputs hold, as the batcher counts them."""
         return inputs[0].shape[0] if self._signature.batched else 1
+
+    def _fits(self, item: InferInput) -> bool:
+        """False if `gather` refuses the input before its elements are read."""
+        _, tensor = self._inputs.get(item.name, (-1, None))
+        if tensor is None:
+            return False
+        try:
+            check_shape(tensor, item.datatype, item.shape, self.endpoint)
+        except InvalidTensor:
+            return False
+        return not self._signature.batched or item.shape[0] <= self._max_rows
 
     def _tensors(self, given: list[InferInput], parsed: dict[str, Array], blobs: memoryview) -> Tensors:
         offset = 0

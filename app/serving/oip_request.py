@@ -1,6 +1,8 @@
 """The JSON header of an Open Inference Protocol request, read by the decoder that is fastest for its size."""
 
+import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -8,11 +10,13 @@ import numpy as np
 import simdjson
 
 from app.core.errors import Malformed
+from app.serving.tensors import KEPT_BYTES
 from app.serving.types import Array
 
 # From this size on simdjson's flat buffers beat a list of Python floats (512 numbers: 7 against 34 µs).
 _LARGE = 4096
 _FEW = 64  # lists in a header whose data is flat
+_COUNTED = 0xFFFFFF  # elements of a list that simdjson counts
 # datatype: (what simdjson gives, its numpy type, the tensor's numpy type)
 _BUFFERS: dict[str, tuple[str, type[np.generic], type[np.generic]]] = {
     "FP32": ("d", np.float64, np.float32),
@@ -55,9 +59,12 @@ _REQUEST = msgspec.json.Decoder(InferRequest)
 _local = threading.local()  # a simdjson parser may not be shared, and large bodies are decoded in threads
 
 
-def read_request(header: bytes) -> tuple[InferRequest, dict[str, Array]]:
-    """The request, and flat arrays of those inputs whose `data` was parsed with it; Malformed if malformed."""
-    if len(header) > _LARGE and (large := _read_large(header)):
+def read_request(header: bytes, fits: Callable[[InferInput], bool]) -> tuple[InferRequest, dict[str, Array]]:
+    """The request, and flat arrays of those inputs whose `data` was parsed with it; Malformed if malformed.
+
+    The data of an input that does not fit by its name, type or shape is not looked at.
+    """
+    if len(header) > _LARGE and (large := _read_large(header, fits)):
         return large
     try:
         return _REQUEST.decode(header), {}
@@ -71,12 +78,12 @@ def may_name_priority(body: bytes, json_bytes: int) -> bool:
     return body.find(b'"priority"', 0, json_bytes) >= 0 or body.find(b"\\", 0, json_bytes) >= 0
 
 
-def _read_large(header: bytes) -> tuple[InferRequest, dict[str, Array]] | None:
+def _read_large(header: bytes, fits: Callable[[InferInput], bool]) -> tuple[InferRequest, dict[str, Array]] | None:
     """None if the header is not the plain case: the other decoder then says why, or reads it."""
     parser = getattr(_local, "parser", None) or simdjson.Parser()
     _local.parser = None
     try:
-        read = _convert(parser.parse(header), header)
+        read = _convert(parser.parse(header), header, fits)
     except (
         ValueError,
         TypeError,
@@ -87,33 +94,38 @@ def _read_large(header: bytes) -> tuple[InferRequest, dict[str, Array]] | None:
         msgspec.ValidationError,
     ):
         return None
-    _local.parser = parser  # after an error something may still refer to it, and it is dropped
+    if len(header) <= KEPT_BYTES:
+        _local.parser = parser  # after an error something may still refer to it, and it is dropped
     return read
 
 
-def _convert(document: Any, header: bytes) -> tuple[InferRequest, dict[str, Array]]:  # noqa: ANN401 - a simdjson object
+def _convert(
+    document: Any,  # noqa: ANN401 - a simdjson object
+    header: bytes,
+    fits: Callable[[InferInput], bool],
+) -> tuple[InferRequest, dict[str, Array]]:
     """Raises something unless the header holds just the lists that it should: then no data is nested but as it may.
 
-    A bracket in a text counts as well, and is left to the other decoder.
+    A bracket in a text counts as well, and is left to the other decoder. Numbers are read last: there are as many of
+    them then as the shapes say.
     """
     keys = _keys(document)
     request = msgspec.convert({"inputs": [], **_plain(document, keys - {"inputs"})}, InferRequest)
     expected = 1 + (request.outputs is not None)
-    arrays: dict[str, Array] = {}
+    found: dict[str, tuple[Any, str]] = {}
     for item in document["inputs"]:
         keys = _keys(item)
         read = msgspec.convert(_plain(item, keys - {"data"}), InferInput)
         expected += 1
         if "data" in keys:
-            if read.name in arrays:
-                raise ValueError("given twice")
-            data = item["data"]
-            arrays[read.name] = _numbers(data, read.datatype)
-            expected += _lists(data, read.shape)
+            if read.name in found or read.datatype not in _BUFFERS or not fits(read):
+                raise ValueError("for the other decoder")
+            found[read.name] = item["data"], read.datatype
+            expected += _lists(item["data"], read.shape)
         request.inputs.append(read)
     if not _holds(header, expected):
         raise ValueError("nested otherwise")
-    return request, arrays
+    return request, {name: _numbers(*data) for name, data in found.items()}
 
 
 def _keys(item: Any) -> set[str]:  # noqa: ANN401 - a simdjson object
@@ -137,8 +149,10 @@ def _holds(header: bytes, lists: int) -> bool:
 
 
 def _lists(data: Any, shape: list[int]) -> int:  # noqa: ANN401 - a simdjson array
-    """How many lists `data` is: one if it is flat; an error if it is nested, but not as its shape."""
+    """How many lists `data` is: one if it is flat; an error if it is flat or nested, but not as its shape."""
     if len(shape) == 1 or not len(data) or not isinstance(data[0], simdjson.Array):
+        if len(data) != min(math.prod(shape), _COUNTED):
+            raise ValueError("another number of elements")
         return 1
     if 0 in shape:
         raise ValueError("no elements")

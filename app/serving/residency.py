@@ -53,7 +53,8 @@ class Residency:
     ) -> None:
         """Evict idle models of other endpoints until one of `needed` bytes fits, which may be `loaded` already.
 
-        What it replaces counts as gone: it is, once its requests are answered.
+        What it replaces counts as gone: it is, once its requests are answered. `served` is looked at anew after each
+        wait, in which any of them may be replaced, removed or taken out.
         InsufficientMemory: it never fits. Unavailable: it does not while the others are in use.
         """
         if not self.budget:
@@ -64,13 +65,15 @@ class Residency:
                 "AIMASS_SERVING_MEMORY_MB, or serve a smaller variant"
             )
         end = time.perf_counter() + _VICTIM_S
-        others = dict(served)
-        replaced = others.pop(source.endpoint, None)
-        room = self.budget - (0 if loaded else needed) + (replaced.bytes if replaced else 0)
-        while self.bytes() > room:
+        missing = 0 if loaded else needed
+        while True:
+            replaced = served.get(source.endpoint)
+            if self.bytes() + missing - (replaced.bytes if replaced else 0) <= self.budget:
+                return
+            others = {name: other for name, other in served.items() if name != source.endpoint}
             if victim := self.choose(others):
                 log.info("endpoint=%s sleeps to make room for %s", victim, source)
-                await evict(others.pop(victim))
+                await evict(others[victim])
             elif not await self._unused({loaded, replaced}, end - time.perf_counter()):
                 raise Unavailable(
                     f"there is no room for {source} while all other models are in use: raise AIMASS_SERVING_MEMORY_MB",
@@ -83,7 +86,8 @@ class Residency:
             if served.touched:
                 self._values[served] = self._age + served.load_s / max(1, served.bytes)
                 served.touched = False
-        idle = [(self._values[served], name) for name, served in among.items() if served.idle]
+        known = self._values
+        idle = [(known[served], name) for name, served in among.items() if served in known and served.idle]
         if not idle:
             return None
         self._age, chosen = min(idle)

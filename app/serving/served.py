@@ -230,8 +230,10 @@ class ServedModel:
 
         `deadline` is on `time.perf_counter`'s clock; `priority` 1 goes first, 0 is the default.
         """
-        infer = self._queue().infer if self._cache is None else self._cache.infer
-        return infer(inputs, rows, deadline, priority or DEFAULT_PRIORITY)
+        if self._cache is None:
+            return self._queue().infer(inputs, rows, deadline, priority or DEFAULT_PRIORITY)
+        self._queue().check_abandoned()  # what it has kept may be wrong too
+        return self._cache.infer(inputs, rows, deadline, priority or DEFAULT_PRIORITY)
 
     def check_room(self, deadline: float = math.inf, priority: int = 0) -> None:
         """Raise what `infer` would if it cannot take even one row now, to be asked before a request is read.
@@ -259,7 +261,7 @@ class ServedModel:
             self._batcher.replan(self.plan)
 
     def abandon(self, error: AimassError) -> None:
-        """Answer everybody who waits with the error, those whose run hangs too."""
+        """Answer everybody who waits with the error, those whose run hangs too, and whoever asks from now on."""
         if self._batcher is not None:
             self._batcher.abandon(error)
 

@@ -5,6 +5,7 @@ import re
 import struct
 from collections.abc import Sequence
 from functools import cache
+from itertools import islice, takewhile
 from typing import Annotated, Any
 
 import msgspec
@@ -43,6 +44,10 @@ NO_JSON = frozenset({"FP16", "BF16"})
 INLINE_JSON_BYTES = 256 * 1024
 INLINE_VALUES = 4096
 SURE_JSON_BYTES = 4096
+# simdjson keeps a dozen times the bytes of the largest body that a parser has read: after more than this it is let go.
+KEPT_BYTES = 1024 * 1024
+# Elements of longer JSON are counted before they become Python's, which takes a dozen times as much.
+_COUNTED_BYTES = 64 * 1024
 _MAX_DIMENSION = 2**31 - 1
 # Elements that a shape may stand for: numpy counts their bytes in 63 bits, at up to 8 an element, and leaves out zeros.
 _MAX_ELEMENTS = 2**60 - 1
@@ -51,6 +56,7 @@ _FLOAT32_ROUNDS = 3.4028235677973362e38  # the last that becomes FLOAT32_MAX: cl
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 _LENGTH = struct.Struct("<I")
 _OPENING = re.compile(rb"[\s\[]*")
+_TEXT_OR_LIST = re.compile(rb'"(?:[^"\\]++|\\.)*+"|\[', re.DOTALL)
 
 
 def _integer(low: int, high: int) -> Any:  # noqa: ANN401 - a type made at run time
@@ -132,9 +138,12 @@ def from_json(raw: bytes | msgspec.Raw, tensor: Tensor, shape: Sequence[int]) ->
     if tensor.datatype in NO_JSON:
         msg = f"{tensor.datatype} has no JSON form: send it as binary tensor data"
         raise InvalidTensor.at("inputs", tensor.name, msg=msg, type="datatype")
-    depth = _depth(bytes(raw))
+    text = bytes(raw)
+    depth = _depth(text)
     if depth not in {1, len(shape)}:
         raise _nesting_error(tensor, shape)
+    if len(text) > _COUNTED_BYTES:
+        _check_count(text, tensor, shape, depth)
     try:
         values = _decoder(tensor.datatype, depth).decode(raw)
         array: Array = np.array(values, DTYPES[tensor.datatype])
@@ -167,13 +176,17 @@ def _nesting_error(tensor: Tensor, shape: Sequence[int]) -> InvalidInput:
 def shaped(array: Array, tensor: Tensor, shape: Sequence[int]) -> Array:
     """`array` in its declared shape; InvalidTensor if it holds another number of elements."""
     if array.size != math.prod(shape):
-        raise InvalidTensor.at(
-            "inputs",
-            tensor.name,
-            msg=f"`data` holds {array.size} elements, its shape {list(shape)} needs {math.prod(shape)}",
-            type="shape",
-        )
+        raise _count_error(tensor, shape, str(array.size))
     return array.reshape(shape)
+
+
+def _count_error(tensor: Tensor, shape: Sequence[int], count: str) -> InvalidInput:
+    return InvalidTensor.at(
+        "inputs",
+        tensor.name,
+        msg=f"`data` holds {count} elements, its shape {list(shape)} needs {math.prod(shape)}",
+        type="shape",
+    )
 
 
 @cache
@@ -188,6 +201,20 @@ def _depth(text: bytes) -> int:
     """How many lists open at the start of a JSON text."""
     start = _OPENING.match(text)
     return start.group().count(b"[") if start else 0
+
+
+def _check_count(text: bytes, tensor: Tensor, shape: Sequence[int], depth: int) -> None:
+    """InvalidTensor for more elements, in lists of this depth, than the shape has; empty lists count as one.
+
+    A comma follows each but the last. Some may be in texts: those are counted themselves then, up to one too many.
+    """
+    most = math.prod(takewhile(bool, shape))
+    count = text.count(b",") + 1
+    if count > most and tensor.datatype == "BYTES":
+        lists = sum(math.prod(shape[:level]) for level in range(depth))
+        count = sum(1 for _ in islice(_TEXT_OR_LIST.finditer(text), most + lists + 1)) - lists
+    if count > most:
+        raise _nesting_error(tensor, shape) if depth > 1 else _count_error(tensor, shape, f"at least {count}")
 
 
 def _strings(raw: memoryview, tensor: Tensor, count: int, model: str) -> Array:

@@ -23,6 +23,7 @@ from app.telemetry.spans import Exporter
 
 _log = logging.getLogger(__name__)
 _PREFIX, _SUFFIX = "/api/v1/endpoints/", "/predict"
+_SHORTEST = len(_PREFIX) + len(_SUFFIX)  # a name is between them: they overlap in the path of an endpoint `predict`
 _NAME = re.compile(r"^((?:/api/v1/endpoints|/v[12](?:/repository)?/models)/)[^/:]+")
 _VERSION = re.compile(r"(/versions/)[^/]+")
 _BODIES = 16  # of the largest size that are held at once, where nothing else is said
@@ -54,7 +55,7 @@ class Dispatcher:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection event, as ASGI."""
         path = scope["path"] if scope["type"] == "http" else ""
-        if path.startswith(_PREFIX) and path.endswith(_SUFFIX):
+        if path.startswith(_PREFIX) and path.endswith(_SUFFIX) and len(path) > _SHORTEST:
             endpoint: str | None = path[len(_PREFIX) : -len(_SUFFIX)]
         elif path.startswith(("/v2/", "/v1/models")) or path == "/v2":
             endpoint = None

@@ -14,7 +14,7 @@ from app.gateway.predict.repository import RepositoryApi
 from app.gateway.predict.running import record, run, whole_body
 from app.serving.describe import SERVER, configuration, statistics
 from app.serving.effort import are_small
-from app.serving.host import Host, ServedModel
+from app.serving.host import Host
 from app.serving.oip_request import may_name_priority
 from app.serving.tensors import INLINE_JSON_BYTES
 from app.serving.waiting import FIRST_PRIORITY
@@ -72,7 +72,7 @@ class OipApi:
             case ["infer"]:
                 if exchange.method != "POST":
                     raise MethodNotAllowed("POST")
-                await self._infer(exchange, await self._reach(exchange, name, wanted))
+                await self._infer(exchange, name, wanted)
             case []:
                 about = self._host.about(name, wanted)
                 await self._get(exchange, about.oip.metadata([about.version]))
@@ -88,13 +88,12 @@ class OipApi:
             case _:
                 raise NotFound("Not Found")
 
-    async def _reach(self, exchange: Exchange, name: str, wanted: str | None) -> ServedModel:
-        return self._host.get(name, wanted) or await self._host.reach(name, wanted, exchange.deadline())
-
-    async def _infer(self, exchange: Exchange, served: ServedModel) -> None:
-        with served:
+    async def _infer(self, exchange: Exchange, name: str, wanted: str | None) -> None:
+        host = self._host
+        served = host.get(name, wanted) or await host.reach(name, wanted, exchange.deadline())
+        body = await whole_body(exchange, served, self._max_body, FIRST_PRIORITY)  # it may name that
+        with host.get(name, wanted) or await host.reach(name, wanted, exchange.deadline()) as served:
             exchange.metrics = served.metrics
-            body = await whole_body(exchange, served, self._max_body, FIRST_PRIORITY)  # it may name that
             given = exchange.headers.get(_LENGTH)
             length = None if given is None else whole_number(given, "Inference-Header-Content-Length", "bytes")
             json_bytes = len(body) if length is None else length
@@ -108,16 +107,16 @@ class OipApi:
             parsed = time.perf_counter()
             answer = await run(exchange, served, request.inputs, request.rows, request.timeout_s, request.priority)
             computed = time.perf_counter()
-            wanted = request.outputs
-            if request.rows <= oip.inline_rows or are_small(answer.outputs, wanted):
-                encoded = oip.encode(answer.outputs, wanted, served.version, request.id)
+            outputs = request.outputs
+            if request.rows <= oip.inline_rows or are_small(answer.outputs, outputs):
+                encoded = oip.encode(answer.outputs, outputs, served.version, request.id)
             else:
-                encoded = await asyncio.to_thread(oip.encode, answer.outputs, wanted, served.version, request.id)
+                encoded = await asyncio.to_thread(oip.encode, answer.outputs, outputs, served.version, request.id)
             headers = [JSON]
             if encoded.header_length is not None:
                 headers = [_BINARY, (_LENGTH, b"%d" % encoded.header_length)]
             headers += record(exchange, served, answer, parsed, computed)
-            await exchange.compressed(200, encoded.body, headers)
+        await exchange.compressed(200, encoded.body, headers)
 
     @staticmethod
     async def _get(exchange: Exchange, document: dict[str, Any]) -> None:

@@ -82,9 +82,10 @@ class JoiningProtocol(HttpToolsProtocol):
         self._answered = None
         begun, received = self.begun, self.received
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._without_upgrade(memoryview(data), upgrade.args[0])
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._without_upgrade(memoryview(data), upgrade.args[0])  # what follows may be no HTTP either
         except httptools.HttpParserError:
             self.logger.warning(_INVALID)
             self.send_400_response(_INVALID)
@@ -109,7 +110,8 @@ class JoiningProtocol(HttpToolsProtocol):
     def _without_upgrade(self, data: memoryview, at: int) -> None:
         """Go on with HTTP/1.1, as RFC 9110 (7.8) lets a server do; httptools takes what follows for another protocol.
 
-        Java's own client asks every server for HTTP/2 like this. `at` is where the head ends in `data`.
+        Java's own client asks every server for HTTP/2 like this. `at` is where the head ends in `data`. HttpParserError
+        if what follows is no HTTP.
         """
         while True:
             head = self._plain_head()

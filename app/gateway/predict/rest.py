@@ -2,7 +2,7 @@
 
 from app.gateway.predict.exchange import Exchange, MethodNotAllowed
 from app.gateway.predict.running import answer_instances
-from app.serving.host import Host
+from app.serving.host import Host, ServedModel
 
 
 class PredictApi:
@@ -16,6 +16,9 @@ class PredictApi:
         """Answer one request; errors of the tree are the dispatcher's to answer."""
         if exchange.method != "POST":
             raise MethodNotAllowed("POST")
-        served = self._host.get(endpoint) or await self._host.reach(endpoint, deadline=exchange.deadline())
-        end = b',%b,"request_id":"%b"}' % (served.identity, exchange.request_id.encode())
-        await answer_instances(exchange, served, self._max_body, lambda found: b'{"predictions":%b%b' % (found, end))
+        request_id = exchange.request_id.encode()
+
+        def framed(served: ServedModel, predictions: bytes) -> bytes:
+            return b'{"predictions":%b,%b,"request_id":"%b"}' % (predictions, served.identity, request_id)
+
+        await answer_instances(exchange, self._host, (endpoint, None), self._max_body, framed)

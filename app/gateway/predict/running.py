@@ -8,18 +8,23 @@ from collections.abc import Awaitable, Callable
 from app.core.errors import DeadlineExceeded
 from app.gateway.predict.exchange import JSON, ClientGone, Exchange, Headers
 from app.serving.effort import are_small
-from app.serving.host import ServedModel
+from app.serving.host import Host, ServedModel
 from app.serving.instances import InstanceDecoder
 from app.serving.predictions import in_parts
 from app.serving.types import Answer, Tensors
 from app.telemetry.metrics import PHASES
 
+# (the model, the JSON of its predictions) → what the protocol answers.
+Frame = Callable[[ServedModel, bytes], bytes]
+
 
 def whole_body(exchange: Exchange, served: ServedModel, max_body: int, priority: int = 0) -> Awaitable[bytes]:
     """The request's body, unless the model cannot take even one row of this priority: then the errors of `run`.
 
-    A body that is not read costs next to nothing: the server drops it, and the connection goes on after it.
+    A body that is not read costs next to nothing: the server drops it, and the connection goes on after it. One may
+    take hours to come, in which the model must be free to go: who has got it looks the model up again.
     """
+    exchange.metrics = served.metrics
     served.check_room(exchange.deadline(), priority)
     return exchange.body(max_body)
 
@@ -71,18 +76,20 @@ async def _watched(exchange: Exchange, answer: Awaitable[Answer], deadline: floa
 
 async def answer_instances(
     exchange: Exchange,
-    served: ServedModel,
+    host: Host,
+    model: tuple[str, str | None],
     max_body: int,
-    frame: Callable[[bytes], bytes],
+    frame: Frame,
     bare: Callable[[bytes], bytes] | None = None,
 ) -> None:
-    """Answer a body of instances; `frame` puts the JSON of the predictions into what the protocol answers.
+    """Answer a body of instances to a model, its name and version; `frame` makes of it what the protocol answers.
 
     `bare` takes out of the body what only the protocol knows.
     """
-    with served:
+    served = host.get(*model) or await host.reach(*model, exchange.deadline())
+    body = await whole_body(exchange, served, max_body)
+    with host.get(*model) or await host.reach(*model, exchange.deadline()) as served:
         exchange.metrics = served.metrics
-        body = await whole_body(exchange, served, max_body)
         decode = served.instances
         found: tuple[Tensors, int] | None = None
         if len(body) <= decode.inline_bytes:
@@ -96,19 +103,20 @@ async def answer_instances(
         answer = await run(exchange, served, inputs, rows)
         computed = time.perf_counter()
         if rows <= served.oip.inline_rows or are_small(answer.outputs, served.oip.all_outputs):
-            content = frame(served.predictions(answer.outputs))
+            content = frame(served, served.predictions(answer.outputs))
         else:
             content = await asyncio.to_thread(_write, served, answer.outputs, frame)
         timing = record(exchange, served, answer, parsed, computed)
-        await exchange.compressed(200, content, [JSON, *timing])
+    await exchange.compressed(200, content, [JSON, *timing])
 
 
 def _decode(decode: InstanceDecoder, body: bytes, bare: Callable[[bytes], bytes] | None) -> tuple[Tensors, int]:
     return decode(body if bare is None else bare(body))
 
 
-def _write(served: ServedModel, outputs: Tensors, frame: Callable[[bytes], bytes]) -> bytes:
-    return frame(in_parts(served.predictions, outputs) if served.signature.batched else served.predictions(outputs))
+def _write(served: ServedModel, outputs: Tensors, frame: Frame) -> bytes:
+    predictions = in_parts(served.predictions, outputs) if served.signature.batched else served.predictions(outputs)
+    return frame(served, predictions)
 
 
 def record(exchange: Exchange, served: ServedModel, answer: Answer, parsed: float, computed: float) -> Headers:

@@ -42,19 +42,16 @@ class V1Api:
             raise NotFound("Not Found")
         name, version = match["name"], match["version"]
         if match["predict"]:
-            served = self._host.get(name, version) or await self._host.reach(name, version, exchange.deadline())
-            await self._predict(exchange, served)
+            if exchange.method != "POST":
+                raise MethodNotAllowed("POST")
+            model = name, version
+            await answer_instances(exchange, self._host, model, self._max_body, _framed, _without_signature)
         else:
             self._host.check(name, version)
             await _get(exchange, {"name": name, "ready": True})
 
-    async def _predict(self, exchange: Exchange, served: ServedModel) -> None:
-        if exchange.method != "POST":
-            raise MethodNotAllowed("POST")
-        await answer_instances(exchange, served, self._max_body, _framed, _without_signature)
 
-
-def _framed(predictions: bytes) -> bytes:
+def _framed(_served: ServedModel, predictions: bytes) -> bytes:
     return b'{"predictions":%b}' % predictions
 
 

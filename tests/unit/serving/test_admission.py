@@ -79,6 +79,15 @@ async def test_a_request_that_can_never_fit_is_too_large():
         await batcher.infer((rows(11),), 11)
 
 
+async def test_requests_larger_than_a_batch_have_their_places_at_once():
+    batcher, _, _ = build(Model(), Batching(4, 10))
+    large = rows(8)
+    first = asyncio.ensure_future(batcher.infer((large,), 8))
+    with pytest.raises(Overloaded, match="8 rows wait already, of 10 allowed"):
+        batcher.infer((rows(8),), 8)
+    check(await first, large)
+
+
 async def test_a_deadline_that_has_passed_or_cannot_be_kept_is_refused_at_once():
     model = Model()
     batcher, lanes, clock = build(model, Batching(10, 100), lanes=1)

@@ -8,7 +8,7 @@ import pytest
 
 from app.core.errors import DeadlineExceeded, InvalidTensor, Unavailable
 from app.serving.batcher import Batcher
-from app.serving.types import Answer, Batching
+from app.serving.types import Answer, Batching, Tensors
 from app.serving.waiting import take
 from tests.support.batching import RNG, ManualLanes, Model, build, check, pending, rows, turns
 
@@ -162,18 +162,74 @@ async def test_one_bad_request_fails_alone(lanes: int):
         check(results[at], sent[at])  # type: ignore[arg-type]
 
 
-async def test_one_bad_request_is_found_by_halves_unless_it_hangs():
+@pytest.mark.parametrize("lanes", [0, 1])
+async def test_one_bad_request_is_found_by_halves_unless_it_hangs(lanes: int):
     for error, sizes in (
         (InvalidTensor("poison"), [8, 4, 4, 2, 1, 1, 2]),
         (DeadlineExceeded("it hangs"), [8, 1, 1, 1, 1, 1, 1, 1, 1]),
     ):
         model = Model(poison=666.0, error=error)
-        batcher, _, _ = build(model, Batching(64, 1000))
+        batcher, executor, _ = build(model, Batching(64, 1000), lanes=lanes)
         sent = [rows(1) for _ in range(8)]
         sent[4][0, 0] = 666.0
-        results = await asyncio.gather(*(batcher.infer((x,), 1) for x in sent), return_exceptions=True)
+        results = await outcomes(batcher, executor, sent)
         assert [at for at, result in enumerate(results) if result is error] == [4]
         assert model.sizes == sizes
+
+
+class Hanging(Model):
+    """Hangs at 666, and refuses 13 before that."""
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        self.poison, self.error = 13.0, InvalidTensor("poison")
+        if not (inputs[0] == self.poison).any():
+            self.poison, self.error = 666.0, DeadlineExceeded("it hangs")
+        return super().__call__(inputs)
+
+
+@pytest.mark.parametrize(("refused", "on_loop"), [(None, [9]), (0, [9, 5, 3, 2, 1, 1, 1, 2, 4])])
+async def test_after_a_run_had_to_be_ended_on_the_event_loop_none_is_made_there(
+    refused: int | None, on_loop: list[int]
+):
+    model = Hanging()
+    batcher, lanes, _ = build(model, Batching(64, 1000))
+    counted = batcher._metrics
+    sent = [rows(1) for _ in range(9)]
+    for at in (5, 6, 7):
+        sent[at][0, 0] = 666.0
+    if refused is not None:
+        sent[refused][0, 0] = 13.0
+    proof = asyncio.ensure_future(batcher.prove((sent[8],), 1))
+    asked = [*(asyncio.ensure_future(batcher.infer((x,), 1)) for x in sent[:8]), proof]
+    await turns()
+    assert model.sizes == on_loop
+    assert (len(lanes.jobs), batcher._rows, batcher._room, counted.queue_rows) == (1, 8, 1001, 8)
+    sent.append(rows(1))
+    asked.append(asyncio.ensure_future(batcher.infer((sent[9],), 1)))
+    while lanes.jobs:
+        await lanes.run_one()
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert model.sizes == on_loop + [1] * 10  # each by itself, in a lane
+    for at, (result, x) in enumerate(zip(results, sent, strict=True)):
+        if at in {5, 6, 7, refused}:
+            assert isinstance(result, InvalidTensor if at == refused else DeadlineExceeded)
+        else:
+            check(result, x)  # type: ignore[arg-type]
+    assert (batcher._rows, batcher._room, counted.queue_rows) == (0, 1000, 0)
+
+
+async def test_a_request_that_hangs_alone_on_the_event_loop_has_its_answer_and_leaves_it():
+    model = Hanging()
+    batcher, lanes, _ = build(model, Batching(64, 1000))
+    bad, good = rows(1), rows(1)
+    bad[0, 0] = 666.0
+    with pytest.raises(DeadlineExceeded):
+        await batcher.infer((bad,), 1)
+    assert not lanes.jobs
+    after = asyncio.ensure_future(batcher.infer((good,), 1))
+    await turns()
+    await lanes.run_one()
+    check(await after, good)
 
 
 async def test_a_request_larger_than_a_batch_is_split_and_joined_in_order():
@@ -322,3 +378,23 @@ async def test_who_is_abandoned_waits_no_longer_in_the_queue_or_its_gauge():
     while lanes.jobs:  # the run ends after all
         await lanes.run_one()
     assert (model.sizes, counted.queue_rows) == ([2], 0)
+
+
+@pytest.mark.parametrize("lanes", [0, 1])
+async def test_who_comes_to_an_abandoned_batcher_is_told_the_same(lanes: int):
+    model = Model()
+    batcher, executor, _ = build(model, Batching(2, 100), lanes=lanes)
+    error = Unavailable("it hangs", retry_after_s=3.0)
+    batcher.abandon(error)
+    for ask in (
+        batcher.check_room,
+        lambda: batcher.infer((rows(1),), 1),
+        lambda: batcher.infer((rows(5),), 5),
+        lambda: asyncio.ensure_future(batcher.prove((rows(3),), 3)),
+    ):
+        with pytest.raises(Unavailable, match="it hangs") as told:
+            await ask()  # type: ignore[misc, func-returns-value] # each raises
+        assert told.value.retry_after_s == 3.0
+        assert told.value is not error  # with which the frames of all who were told would be kept
+    await turns()
+    assert (model.sizes, len(executor.jobs), batcher._rows, batcher._room) == ([], 0, 0, 100)

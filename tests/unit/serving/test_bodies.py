@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,10 @@ from app.core.errors import Overloaded
 from app.gateway.middleware import RequestMiddleware
 from app.gateway.predict.bodies import SMALL_BODY, Bodies
 from app.gateway.predict.dispatcher import Dispatcher
-from app.serving.host import Host
+from app.serving.host import Host, ModelSource
 from app.settings import ServingSettings
 from tests.support.repository import HostRepository
-from tests.support.serving import GOOD, INFER, PREDICT, Keys, body, inner
+from tests.support.serving import GOOD, INFER, PREDICT, Keys, body, infer, inner
 
 KIB = 1024
 LARGE = 150 * KIB
@@ -50,12 +51,16 @@ class Upload:
     def __init__(self, app: Callable[..., Awaitable[None]], path: str, **headers: str) -> None:
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.answer: Messages = []
+        self.answered, self.fetches = asyncio.Event(), asyncio.Event()
+        self.fetches.set()
         given = {"x-api-key": "good"} | headers
         named = [(name.replace("_", "-").encode(), value.encode()) for name, value in given.items()]
         scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": named}
         self.task = asyncio.create_task(app(scope, self.messages.get, self._send))  # type: ignore[arg-type] # a coroutine
 
     async def _send(self, message: dict[str, Any]) -> None:
+        self.answered.set()
+        await self.fetches.wait()
         self.answer.append(message)
 
     async def sends(self, part: bytes, *, more: bool = True) -> None:
@@ -171,6 +176,45 @@ async def test_uploads_that_go_to_a_file_are_not_counted(app: Dispatcher, bodies
     assert bodies.held == 0
     await upload.sends(b" " * LARGE, more=False)
     assert await upload.status() == 200
+
+
+V1 = "/v1/models/churn:predict"
+
+
+@pytest.mark.parametrize(("path", "raw"), [(PREDICT, body(GOOD)), (INFER, infer()), (V1, body(GOOD))])
+async def test_a_body_that_is_under_way_holds_no_version(
+    app: Dispatcher, host: Host, source: Callable[..., ModelSource], table_folder: Path, path: str, raw: bytes
+):
+    upload = Upload(app, path)
+    await upload.sends(raw[:20])
+    old = host.lookup("churn")
+    idle = old.idle
+    await host.swap(await host.load(source(table_folder, version=4)))
+    await upload.sends(raw[20:], more=False)
+    assert (await upload.status(), idle) == (200, True)
+    assert (host.lookup("churn").metrics.statuses, old.metrics.statuses) == ({200: 1}, {})
+
+
+@pytest.mark.parametrize(("path", "raw"), [(PREDICT, body(GOOD)), (INFER, infer()), (V1, body(GOOD))])
+async def test_a_body_that_comes_to_an_endpoint_that_has_gone_is_answered_so(
+    app: Dispatcher, host: Host, path: str, raw: bytes
+):
+    upload = Upload(app, path)
+    await upload.sends(raw[:20])
+    await host.remove("churn")
+    await upload.sends(raw[20:], more=False)
+    assert await upload.status() == 404
+
+
+@pytest.mark.parametrize(("path", "raw"), [(PREDICT, body(GOOD)), (INFER, infer()), (V1, body(GOOD))])
+async def test_an_answer_that_is_not_fetched_holds_no_version(app: Dispatcher, host: Host, path: str, raw: bytes):
+    upload = Upload(app, path)
+    upload.fetches.clear()
+    await upload.sends(raw, more=False)
+    await upload.answered.wait()
+    idle = host.lookup("churn").idle
+    upload.fetches.set()
+    assert (await upload.status(), idle) == (200, True)
 
 
 def test_an_app_without_a_budget_of_its_own_has_room(host: Host):

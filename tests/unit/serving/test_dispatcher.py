@@ -346,6 +346,8 @@ async def test_an_unexpected_failure_is_500_and_logged(call: Any, host: Host, ca
     [
         ("POST", "/api/v1/endpoints/churn/explain"),
         ("POST", "/api/v1/endpoints"),
+        ("GET", "/api/v1/endpoints/predict"),
+        ("PUT", "/api/v1/endpoints/predict"),
         ("GET", "/v22"),
         ("GET", "/docs"),
     ],

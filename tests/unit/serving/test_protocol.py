@@ -205,7 +205,15 @@ async def test_a_request_that_asks_for_another_protocol_is_answered_in_this_one(
     assert not wire.closed
 
 
-@pytest.mark.parametrize("data", [b"CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", H2C.replace(b"Length: 4", b"Length: x")])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n",
+        H2C.replace(b"Length: 4", b"Length: x"),
+        CHUNKED.replace(b"\r\n4\r\n", b"\r\nx\r\n"),
+        H2C + b"\0\r\n\r\n",
+    ],
+)
 async def test_what_is_no_request_is_refused(data: bytes):
     wire = await talk(JoiningProtocol, answering(), data)
     assert b"".join(wire.writes).startswith(b"HTTP/1.1 400 ")

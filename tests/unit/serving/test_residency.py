@@ -90,6 +90,9 @@ async def test_the_least_valuable_model_goes(folders: list[Path]):
             assert residency.choose(models) == "small"  # never one that is in use
             with models["small"]:
                 assert residency.choose(models) is None
+        residency.remove(models["small"])
+        del models["slow"]
+        assert residency.choose(models) is None  # never one whose memory is free
 
 
 async def test_idle_models_sleep_and_wake(folders: list[Path]):
@@ -206,6 +209,53 @@ async def test_a_model_in_use_is_never_evicted(folders: list[Path], monkeypatch:
             assert host.get("a") is served
         await serve(host, folders[1], "b")
         assert host.get("a") is None
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced", "taken out"])
+async def test_who_leaves_while_another_waits_for_its_memory_has_left(folders: list[Path], change: str):
+    async with serving(await measured(folders) + 2) as host:
+        await serve(host, folders[0], "a")
+        old = await serve(host, folders[1], "b")
+        new = await host.load(source(folders[2], "b", version=2)) if change == "replaced" else None
+        waits, left, freed, again = (asyncio.Event() for _ in range(4))
+        choose, drained = host._residency.choose, old.drained
+
+        def look(among: dict[str, ServedModel]) -> str | None:
+            waits.set()
+            if left.is_set():
+                freed.set()
+            return choose(among)
+
+        async def drained_late() -> None:
+            await freed.wait()
+            await drained()
+
+        async def renew(wanted: ModelSource) -> ModelSource:
+            if wanted.endpoint == "b" and change == "taken out":
+                await again.wait()
+            return wanted
+
+        host._residency.choose, old.drained, host.renew = look, drained_late, renew  # type: ignore[method-assign, assignment]
+        with old:
+            asked = asyncio.create_task(ask(host, "a"))
+            await waits.wait()
+            if new is not None:
+                await host.swap(new)
+            elif change == "removed":
+                await host.remove("b")
+            else:
+                host.take_out(old, "it was told to")
+            left.set()
+        assert await asked == 0.0
+        asleep = dict(host._asleep)
+        await host._evict(old)
+        assert host._asleep == asleep
+        assert host.outages() == ({"b": "it was told to"} if change == "taken out" else {})
+        if change == "replaced":
+            assert await ask(host, "b") == 2.0
+        else:
+            assert host.endpoints() == ["a"]
+        again.set()
 
 
 async def test_a_new_version_evicts_nobody_for_the_one_that_it_replaces(folders: list[Path]):

@@ -49,6 +49,15 @@ async def test_errors_have_the_protocols_form(call: Any, verb: str, path: str, b
     assert (reply.status, list(reply.json())) == (status, ["error"])
 
 
+async def test_another_method_wakes_no_model(call: Any, host: Host, monkeypatch: pytest.MonkeyPatch):
+    async def reach(*_: Any) -> Any:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr(host, "get", lambda *_: None)
+    monkeypatch.setattr(host, "reach", reach)
+    assert (await call("GET", "/v1/models/churn:predict")).status == 405
+
+
 async def test_keys(call: Any):
     assert (await call("POST", "/v1/models/churn:predict", BODY, key="reader")).status == 403
     assert (await call("GET", "/v1/models/churn", key="reader")).status == 200

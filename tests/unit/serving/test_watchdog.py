@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ async def test_a_run_for_ever_in_a_lane_is_ended_and_hurts_no_other(loop_folder:
 
 
 async def test_a_run_for_ever_on_the_event_loop_is_ended_and_moves_the_model_to_a_lane(loop_folder: Path):
-    async with serving(run_limit_s=30) as host:
+    async with serving(run_limit_s=1) as host:
         served = await serve(host, loop_folder)
         if not served.plan.inline:
             pytest.skip("the machine was too busy to plan this model on the event loop")
@@ -133,6 +134,22 @@ async def test_who_waits_for_a_model_that_is_taken_out_is_answered(loop_folder: 
         for result in await asyncio.gather(*asked, return_exceptions=True):
             assert isinstance(result, Unavailable)
             assert "it was told to" in result.detail
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+async def test_who_reads_his_request_while_the_model_is_taken_out_is_told_so(loop_folder: Path, cache_bytes: int):
+    async with serving() as host:
+        wanted = source(loop_folder, "m")
+        batching = replace(wanted.batching, cache_bytes=cache_bytes)
+        served = await host.load(replace(wanted, batching=batching))
+        await host.swap(served)
+        assert await ask(host, 1) == 1
+        with served:
+            host.take_out(served, "it was told to")
+            with pytest.raises(Unavailable, match="it was told to"):
+                await served.infer((np.array([1]),), 1)
+            with pytest.raises(Unavailable, match="it was told to"):
+                await served.prove()
 
 
 async def test_an_idle_model_is_proven_and_stays(tmp_path: Path):
