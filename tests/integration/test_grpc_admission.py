@@ -1,6 +1,8 @@
 """What a gRPC server receives from whom: keys come before messages, and messages are counted together."""
 
+import asyncio
 import gc
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -14,13 +16,30 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from tests.support.oip import Addresses, inputs, sample, serve, sum_source
+from app.core.principal import Principal
+from app.gateway.grpc.admission import OPEN
+from tests.support.oip import Addresses, Keys, inputs, sample, serve, sum_source
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.enable_socket
 KEY = (("x-api-key", "good"),)
 SERVICE = "/inference.GRPCInferenceService/"
-SLOW = 16  # messages of 64 MiB in the 1 GiB of the server
+OTHER, READER = (("x-api-key", "other"),), (("x-api-key", "reader"),)
+SLOW = 16  # messages of 64 MiB in the 1 GiB of the server, half of them with one key
+PRINCIPALS = {
+    b"good": Principal("1", "good", frozenset({"predict", "read", "train"})),
+    b"other": Principal("2", "other", frozenset({"predict"})),
+    b"reader": Principal("3", "reader", frozenset({"read"})),
+}
+NO_MESSAGES = [b"\xff\xff\xff", pb.ModelInferRequest(id="r-1").SerializeToString().replace(b"r-1", b"r-\xff")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def principals() -> Iterator[dict[bytes, Principal]]:
+    """By key, as the servers know them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Keys, "cached", lambda _, key: PRINCIPALS.get(key))
+        yield PRINCIPALS
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +59,7 @@ class Silent:
 
     def __init__(self, channel: grpc.Channel, method: str = "ModelInfer", key: Any = KEY) -> None:
         self._ended = threading.Event()
-        begin = channel.stream_stream(
-            SERVICE + method,
-            request_serializer=pb.ModelInferRequest.SerializeToString,
-            response_deserializer=pb.ModelInferResponse.FromString,
-        )
+        begin = channel.stream_stream(SERVICE + method)
         self.call = begin(self._messages(), metadata=key, timeout=60)
 
     def _messages(self) -> Iterator[Any]:
@@ -57,17 +72,23 @@ class Silent:
     def fails(self) -> tuple[grpc.StatusCode, str]:
         with pytest.raises(grpc.RpcError) as caught:
             list(self.call)
+        self.end()
         return caught.value.code(), caught.value.details()
 
 
-def infer(channel: grpc.Channel, rows: int = 1, seed: int = 0) -> Any:
-    numbers, words, expected = sample(rows, seed)
+def request_of(numbers: np.ndarray, words: np.ndarray) -> Any:
     request = pb.ModelInferRequest(model_name="sum")
     for name, kind, tensor in (("numbers", "FP32", numbers), ("words", "BYTES", words)):
         request.inputs.add(name=name, datatype=kind, shape=tensor.shape)
     packed = triton.InferInput("words", list(words.shape), "BYTES")
     packed.set_data_from_numpy(words)
     request.raw_input_contents.extend([numbers.tobytes(), packed._get_content()])
+    return request
+
+
+def infer(channel: grpc.Channel, rows: int = 1, seed: int = 0) -> Any:
+    numbers, words, expected = sample(rows, seed)
+    request = request_of(numbers, words)
     answer = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, metadata=KEY, timeout=60)
     np.testing.assert_allclose(np.frombuffer(answer.raw_output_contents[0], "<f4"), expected, rtol=1e-5, atol=1e-5)
     return answer
@@ -81,6 +102,96 @@ def test_who_has_no_key_is_told_before_a_message_has_come(channel: grpc.Channel,
     silent.end()
 
 
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer", "RepositoryModelLoad"])
+def test_who_lacks_the_scope_is_told_before_a_message_has_come(channel: grpc.Channel, method: str):
+    silent = Silent(channel, method, READER)
+    assert silent.fails()[0] is grpc.StatusCode.PERMISSION_DENIED
+    silent.end()
+
+
+@pytest.mark.parametrize("method", sorted(OPEN))
+def test_what_needs_no_key_is_answered_without_a_message(channel: grpc.Channel, method: str):
+    """So nobody without a key makes the server hold one; a client that sends one gets its answer all the same."""
+    answer = pb.ServerLiveResponse(live=True).SerializeToString()  # both have one field, a flag
+    silent = Silent(channel, method, ())
+    assert list(silent.call) == [answer]
+    silent.end()
+    unary = channel.unary_unary(SERVICE + method)
+    for message in (b"", b"\x12\x04text", b"\xff\xff"):  # empty, with a field that nobody knows, and none at all
+        assert unary(message, timeout=60) == answer
+
+
+@pytest.mark.parametrize("message", NO_MESSAGES)
+def test_what_is_no_message_is_refused(
+    addresses: Addresses, channel: grpc.Channel, caplog: pytest.LogCaptureFixture, message: bytes
+):
+    refused = addresses.host.metrics.refused
+    before, good = refused["malformed"], request_of(*sample(1)[:2]).SerializeToString()
+    with caplog.at_level(logging.WARNING), pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(SERVICE + "ModelInfer")(message, metadata=KEY, timeout=60)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "ModelInfer" in caught.value.details()
+    # A stream whose client waits for its end, without a deadline, after the answers to what came before.
+    call = channel.stream_stream(SERVICE + "ModelStreamInfer")(iter([good, good, message, good]), metadata=KEY)
+    answers = [pb.ModelStreamInferResponse.FromString(next(call)) for _ in range(2)]
+    assert [answer.error_message for answer in answers] == ["", ""]
+    with pytest.raises(grpc.RpcError) as caught:
+        next(call)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert refused["malformed"] - before == 2
+    assert caplog.records == []
+
+
+def test_a_key_that_is_revoked_is_refused_by_its_open_stream(channel: grpc.Channel, principals: dict[bytes, Principal]):
+    good = request_of(*sample(1)[:2])
+    answered = threading.Event()
+
+    def messages() -> Iterator[Any]:
+        yield good
+        answered.wait(60)
+        yield good
+
+    begin = channel.stream_stream(
+        SERVICE + "ModelStreamInfer",
+        request_serializer=pb.ModelInferRequest.SerializeToString,
+        response_deserializer=pb.ModelStreamInferResponse.FromString,
+    )
+    call = begin(messages(), metadata=OTHER, timeout=60)
+    assert next(call).error_message == ""
+    revoked = principals.pop(b"other")
+    try:
+        answered.set()
+        assert "unknown" in next(call).error_message
+        assert list(call) == []
+    finally:
+        principals[b"other"] = revoked
+
+
+def test_a_stream_whose_client_takes_no_answers_ends_and_holds_nothing(tmp_path: Path):
+    numbers, words = np.zeros((1, 3), np.float32), np.array([["a" * (3 << 20)]], object)
+    large = request_of(numbers, words)  # its answer has the words again, and fits into what clients take
+    ended = threading.Event()
+
+    def messages() -> Iterator[Any]:
+        for _ in range(4):
+            yield large
+        ended.wait(60)
+
+    with serve(sum_source(tmp_path), request_timeout_s=0.5) as found, grpc.insecure_channel(found.grpc) as channel:
+        begin = channel.stream_stream(
+            SERVICE + "ModelStreamInfer", request_serializer=pb.ModelInferRequest.SerializeToString
+        )
+        call = begin(messages(), metadata=KEY, timeout=60)
+        wait_until(lambda: found.bodies.held > 8 << 20, 30, "requests and answers count")
+        wait_until(lambda: found.host.metrics.refused["deadline_exceeded"] == 1, 30, "the stream ends")
+        assert found.bodies.held == 0
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "AIMASS_GATEWAY_REQUEST_TIMEOUT_S" in caught.value.details()
+        ended.set()
+
+
 def test_a_call_without_a_message_is_refused(channel: grpc.Channel):
     silent = Silent(channel)
     silent.end()
@@ -88,8 +199,11 @@ def test_a_call_without_a_message_is_refused(channel: grpc.Channel):
 
 
 def test_so_many_messages_may_be_slow_and_others_go_on(addresses: Addresses, channel: grpc.Channel):
-    slow = [Silent(channel) for _ in range(SLOW)]
-    time.sleep(1)  # until each has taken longer than a moment
+    slow = [Silent(channel) for _ in range(SLOW // 2)]
+    code, text = Silent(channel).fails()
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert text.startswith(f"{SLOW // 2} large or slow messages with the key 'good' are being received already")
+    slow += [Silent(channel, key=OTHER) for _ in range(SLOW // 2)]
     code, text = Silent(channel).fails()
     assert (code, text.split(" large")[0]) == (grpc.StatusCode.RESOURCE_EXHAUSTED, str(SLOW))
     for seed in range(20):
@@ -143,6 +257,30 @@ def test_messages_count_among_the_bodies_that_are_held(addresses: Addresses, cha
         assert bodies.held == bodies.most
     finally:
         bodies.held = 0
+
+
+def test_who_waits_no_longer_is_counted_as_over_http(
+    addresses: Addresses, channel: grpc.Channel, monkeypatch: pytest.MonkeyPatch
+):
+    served, waits = addresses.host.lookup("sum"), threading.Event()
+
+    def never(*_given: Any) -> Any:
+        waits.set()
+        return asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(served._queue(), "infer", never)
+    statuses, request = served.metrics.statuses, request_of(*sample(1)[:2])
+    gone, late = statuses[499], statuses[504]
+    begin = triton.service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+    call = begin.future(request, metadata=KEY)
+    assert waits.wait(60)
+    call.cancel()
+    wait_until(lambda: statuses[499] == gone + 1, 30, "a client that has gone is counted")
+    with pytest.raises(grpc.RpcError) as caught:
+        begin(request, metadata=KEY, timeout=0.3)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_until(lambda: statuses[504] == late + 1, 30, "a deadline that has passed is counted")
+    assert statuses[499] == gone + 1
 
 
 def test_a_message_that_is_refused_is_let_go_at_once(channel: grpc.Channel):

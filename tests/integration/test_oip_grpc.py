@@ -96,7 +96,7 @@ def test_typed_contents(addresses: Addresses):
         assert answer.raw_output_contents[1] == b"\3\0\0\0red\3\0\0\0n\xc3\xa9"
         wrong = [
             (lambda r: r.inputs[1].contents.int64_contents.append(1), "FP32 belongs into `fp32_contents`"),
-            (lambda r: r.inputs[1].contents.fp32_contents.append(1), "holds 7 elements"),
+            (lambda r: r.inputs[1].contents.fp32_contents.append(1), "`fp32_contents` holds 7 elements"),
             (lambda r: r.raw_input_contents.append(b""), "holds 1 tensors for 2 inputs"),
             (lambda r: r.raw_input_contents.extend([b"", b""]), "has both"),
             (lambda r: r.inputs[0].contents.bytes_contents.__setitem__(0, b"\xff"), "UTF-8"),

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from app.core.errors import AimassError, Unauthenticated
+from app.core.errors import AimassError, DeadlineExceeded, Unauthenticated
 from app.core.ids import new_id
 from app.core.principal import Principal, Scope
 from app.gateway.errors import retry_after
@@ -24,6 +24,9 @@ Metadata = dict[str, str | bytes]
 Result = TypeVar("Result")
 _BEARER = "bearer "
 _TIMEOUT = "x-request-timeout-ms"
+# gRPC rounds a deadline up on its way here, by a hundredth at most: by the client's clock it passes a little earlier.
+_ROUNDED, _ROUNDED_S = 0.01, 0.01
+SCOPES: dict[str, Scope | None] = {}  # what a key must be allowed to do for a method; None: any key may call it
 
 CODES: dict[str, grpc.StatusCode] = {
     "invalid_input": grpc.StatusCode.INVALID_ARGUMENT,
@@ -71,6 +74,12 @@ class Call:
         left_s = self.context.time_remaining()
         return deadline if left_s is None else min(deadline, time.perf_counter() + left_s)
 
+    def late(self) -> bool:
+        """True of a call that was cancelled at its deadline: the client's library does so, and so does the server's."""
+        left_s = self.context.time_remaining()
+        given_s = time.perf_counter() - self.started + (left_s or 0.0)
+        return left_s is not None and left_s <= _ROUNDED_S + _ROUNDED * given_s
+
 
 class Guarded(Protocol):
     """A servicer whose calls are guarded."""
@@ -78,10 +87,21 @@ class Guarded(Protocol):
     auth: Authenticator
 
     def ended(self, call: Call, status: grpc.StatusCode, error: AimassError | None = None) -> None:
-        """Take note of how a call has ended; must not wait."""
+        """Take note of how a call has ended; must not wait. Of one whose client has gone: CANCELLED, and no error."""
 
 
 Method = Callable[[Any, Any, Call], Awaitable[Result]]
+Given = TypeVar("Given", bound=Callable[..., Any])
+
+
+def needs(scope: Scope | None) -> Callable[[Given], Given]:
+    """Declare what a key must be allowed to do for a method, which has the protocol's name."""
+
+    def declare(method: Given) -> Given:
+        SCOPES[method.__name__] = scope
+        return method
+
+    return declare
 
 
 def call(scope: Scope | None) -> Callable[[Method[Result]], Callable[[Any, Any, Context], Awaitable[Result | None]]]:
@@ -102,7 +122,7 @@ def call(scope: Scope | None) -> Callable[[Method[Result]], Callable[[Any, Any, 
                 refuse(context, error)
                 return None
 
-        return guarded
+        return needs(scope)(guarded)
 
     return guard
 
@@ -112,9 +132,7 @@ async def observed(servicer: Guarded, made: Call, answer: Awaitable[Result]) -> 
     try:
         result = await answer
     except asyncio.CancelledError:
-        left_s = made.context.time_remaining()  # the client's library cancels at its deadline, too
-        late = left_s is not None and left_s <= 0
-        servicer.ended(made, grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED)
+        cancelled(servicer, made)
         raise
     except AimassError as error:
         servicer.ended(made, status_of(error), error)
@@ -128,6 +146,20 @@ async def observed(servicer: Guarded, made: Call, answer: Awaitable[Result]) -> 
             del told  # its traceback has this frame: a cycle, with all of a message in it until the next collection
     servicer.ended(made, grpc.StatusCode.OK)
     return result
+
+
+def cancelled(servicer: Guarded, made: Call) -> None:
+    """Tell the servicer of a call that nobody waits for: its deadline has passed, or its client has gone."""
+    if made.late():
+        servicer.ended(made, grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded("the call's deadline has passed"))
+    else:
+        servicer.ended(made, grpc.StatusCode.CANCELLED)
+
+
+def turn_away(servicer: Guarded, made: Call, error: AimassError) -> None:
+    """End a call with an error: the servicer is told, and its caller once its method returns."""
+    servicer.ended(made, status_of(error), error)
+    refuse(made.context, error)
 
 
 async def admit(auth: Authenticator, made: Call, scope: Scope) -> None:

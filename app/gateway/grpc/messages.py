@@ -1,5 +1,6 @@
 """Protocol buffers to tensors and back; what a request may hold is checked by the same codec as REST's."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from app.gateway.grpc.stubs import service_pb2 as pb
 from app.serving.effort import Wanted
 from app.serving.oip import Inference, OipCodec, read_controls, refuse_extensions
 from app.serving.oip_request import InferOutput
-from app.serving.tensors import DTYPES, from_raw, range_error, shaped, to_raw
+from app.serving.tensors import DTYPES, from_raw, range_error, to_raw
 from app.serving.types import Array, Tensors
 
 # Where the protocol keeps the elements of a datatype when they do not travel as raw bytes.
@@ -84,9 +85,17 @@ def _elements(item: pb.ModelInferRequest.InferInputTensor, tensor: Tensor) -> Ar
         raise InvalidTensor.at(
             "inputs", item.name, msg=f"{tensor.datatype} belongs into `{field}`, not `{other[0]}`", type="datatype"
         )
+    count = math.prod(item.shape)
+    if len(given) != count:  # before they become an array: of 64 MiB of the message it would have half a GiB
+        raise InvalidTensor.at(
+            "inputs",
+            item.name,
+            msg=f"`{field}` holds {len(given)} elements, its shape {list(item.shape)} needs {count}",
+            type="shape",
+        )
     try:
         elements = [element.decode() for element in given] if tensor.datatype == "BYTES" else given
-        return shaped(np.array(elements, DTYPES[tensor.datatype]), tensor, item.shape)
+        return np.array(elements, DTYPES[tensor.datatype]).reshape(item.shape)
     except UnicodeDecodeError:
         raise InvalidTensor.at("inputs", item.name, msg="BYTES elements must be UTF-8 text", type="encoding") from None
     except OverflowError:

@@ -31,6 +31,7 @@ class GrpcServer:
 
     def __init__(self, service: InferenceService, settings: GatewaySettings, max_message: int) -> None:
         self._settings = settings
+        service.answer_limit_s = settings.request_timeout_s
         slow = max(1, service.bodies.most // max_message)
         self._server = grpc.aio.server(
             interceptors=[Admission(service, service.bodies, slow, settings.request_timeout_s)],

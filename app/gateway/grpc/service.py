@@ -3,19 +3,19 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import grpc
 
-from app.core.errors import AimassError, NotBuilt
-from app.gateway.grpc.calls import Call, Context, admit, call, observed, refuse, status_of
+from app.core.errors import AimassError, Malformed, NotBuilt
+from app.gateway.grpc.calls import Call, Context, admit, call, needs, observed, status_of, turn_away
 from app.gateway.grpc.messages import fill, read_infer, write_infer
 from app.gateway.grpc.spans import export
+from app.gateway.grpc.stream import InferStream
 from app.gateway.grpc.stubs import model_config_pb2, service_pb2_grpc
 from app.gateway.grpc.stubs import service_pb2 as pb
-from app.gateway.grpc.window import Window
 from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.exchange import OIP_STATUS
 from app.gateway.predict.ports import Authenticator, Repository
@@ -25,11 +25,9 @@ from app.serving.effort import are_small
 from app.serving.host import Host, ServedModel
 from app.serving.tensors import INLINE_JSON_BYTES
 from app.serving.waiting import FIRST_PRIORITY
+from app.telemetry.metrics import CLIENT_GONE
 from app.telemetry.spans import Exporter
 
-# Requests of one stream that may be under way: the reader waits for the oldest before it takes another.
-STREAM_WINDOW = 64
-STREAM_BYTES = 64 << 20  # … and their bytes, but for one that is larger
 _STREAM = "ModelStreamInfer"
 _FINAL, _ASKS_FINAL = "triton_final_response", "triton_enable_empty_final_response"
 
@@ -44,8 +42,17 @@ def _later(name: str) -> Callable[[Any, Any, Context], Awaitable[None]]:
     return call(None)(method)
 
 
+def _failed(request: pb.ModelInferRequest, error: AimassError) -> pb.ModelStreamInferResponse:
+    """What a stream answers to a request that has failed."""
+    failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
+    return pb.ModelStreamInferResponse(error_message=error.detail, infer_response=failed)
+
+
 class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc] # the stubs have no types
-    """Answers every call from the models of this process."""
+    """Answers every call from the models of this process; keys and messages have passed its server's Admission.
+
+    `answer_limit_s`: how long the client of a stream may take for one answer, None: any time. The server sets it.
+    """
 
     def __init__(
         self,
@@ -57,6 +64,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
     ) -> None:
         self.auth = auth
         self.bodies = bodies
+        self.answer_limit_s: float | None = None
         self._exporter = exporter
         self._host = host
         self._repository = repository
@@ -137,59 +145,46 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         """Answer one request, within the call's deadline and the request's `timeout`."""
         return await self._infer(request, made)
 
-    async def ModelStreamInfer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """Answer the requests of a stream in their order; several are under way at once. An error ends only its own."""
+    @needs("predict")
+    async def ModelStreamInfer(self, _requests: object, context: Context) -> None:
+        """Answer the requests of a stream in their order; several are under way at once. An error ends only its own.
+
+        What cannot be decoded ends the stream, and so does a client that does not take its answers.
+        """
         stream = Call(context, _STREAM)
         try:
-            await admit(self.auth, stream, "predict")
             stream.deadline()  # what the metadata has for each request must be right before the first
-        except AimassError as error:
-            self.ended(stream, status_of(error), error)
-            refuse(context, error)
+        except Malformed as error:
+            turn_away(self, stream, error)
             return
-        window: Window[pb.ModelStreamInferResponse] = Window(STREAM_WINDOW, STREAM_BYTES)
+        # By themselves: with a first answer that nobody takes they would not be sent, and no status after them.
+        await context.send_initial_metadata(())
+        answer, refused = partial(self._stream_one, context), partial(self._stream_refused, context)
+        failed = await InferStream(context, self.bodies, self.answer_limit_s, answer, refused).run()
+        if failed is not None:
+            turn_away(self, stream, failed)
 
-        async def take() -> None:
-            async for request in requests:
-                size = request.ByteSize()
-                await window.add(size, partial(self._begin, request, size, context))
-            await window.end()
-
-        reader = asyncio.create_task(take())
-        try:
-            while (first := await window.first()) is not None:
-                answer, size = first
-                yield await answer
-                window.left(size)
-        finally:
-            reader.cancel()
-            window.cancel()
-
-    def _begin(
-        self, request: pb.ModelInferRequest, size: int, context: Context
-    ) -> "asyncio.Task[pb.ModelStreamInferResponse]":
-        return asyncio.create_task(self._stream_one(request, size, context))
-
-    async def _stream_one(
-        self, request: pb.ModelInferRequest, size: int, context: Context
-    ) -> pb.ModelStreamInferResponse:
+    async def _stream_one(self, context: Context, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         final = request.parameters[_ASKS_FINAL].bool_param if _ASKS_FINAL in request.parameters else False
         request.parameters.pop(_ASKS_FINAL, None)
         made = Call(context, _STREAM)
         try:
-            answer = await observed(self, made, self._counted(request, size, made))
+            answer = await observed(self, made, self._admitted(request, made))
         except AimassError as error:
-            failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-            return pb.ModelStreamInferResponse(error_message=error.detail, infer_response=failed)
+            return _failed(request, error)
         if final:
             answer.parameters[_FINAL].bool_param = True
         return pb.ModelStreamInferResponse(infer_response=answer)
 
-    async def _counted(self, request: pb.ModelInferRequest, size: int, made: Call) -> pb.ModelInferResponse:
-        with self.bodies.holding(size):
-            return await self._infer(request, made)
+    def _stream_refused(
+        self, context: Context, request: pb.ModelInferRequest, error: AimassError
+    ) -> pb.ModelStreamInferResponse:
+        self.ended(Call(context, _STREAM), status_of(error), error)
+        return _failed(request, error)
+
+    async def _admitted(self, request: pb.ModelInferRequest, made: Call) -> pb.ModelInferResponse:
+        await admit(self.auth, made, "predict")  # again: a stream may be open for longer than its key is good
+        return await self._infer(request, made)
 
     async def _infer(self, request: pb.ModelInferRequest, made: Call) -> pb.ModelInferResponse:
         name, version, deadline = request.model_name, request.model_version or None, made.deadline()
@@ -226,11 +221,14 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         return message
 
     def ended(self, made: Call, status: grpc.StatusCode, error: AimassError | None = None) -> None:
-        """Count a refusal as over HTTP, and export the call as a span."""
-        if error is not None and made.served is not None:
-            made.served.metrics.statuses[OIP_STATUS[error.code]] += 1
-        elif error is not None:
-            self._host.metrics.refused[error.code] += 1
+        """Count a refusal, or a client that has gone, as over HTTP, and export the call as a span."""
+        gone = status is grpc.StatusCode.CANCELLED
+        if gone or error is not None:
+            code = "client_gone" if error is None else error.code
+            if made.served is not None:
+                made.served.metrics.statuses[CLIENT_GONE if error is None else OIP_STATUS[code]] += 1
+            else:
+                self._host.metrics.refused[code] += 1
         if self._exporter is not None:
             export(self._exporter, made, status)
 
