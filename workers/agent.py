@@ -4,6 +4,7 @@ python -m workers.agent
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -29,6 +30,7 @@ from workers.run_job import JobRun
 from workers.supervisor import Supervisor
 
 log = logging.getLogger("aimass.agent")
+PAUSE_S = 1.0  # after a failure
 IDLE_POLL_S = 2.0  # an idle agent looks at the registry this often, should a wake-up be lost
 SWEEP_EVERY = 60  # reconciliations
 
@@ -76,17 +78,21 @@ class Agent:
             while not self._draining.is_set():
                 try:
                     await self._one_job()
-                except AimassError as error:
+                except AimassError as error:  # the store is away, say: the next job would fare no better
                     log.warning("worker %s: %s", self._id, error.detail)
-                    await self._pause(1.0)
+                    await self._pause(error.retry_after_s or PAUSE_S)
+                except Exception:
+                    log.exception("worker %s goes on", self._id)
+                    await self._pause(PAUSE_S)
         finally:
             for task in side:
                 task.cancel()
             await asyncio.gather(*side, return_exceptions=True)
             await self._supervisor.close()
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
-            async with self._platform.database.write() as session:
-                await unregister(session, self._id)
+            with contextlib.suppress(AimassError):  # it is forgotten in time
+                async with self._platform.database.write() as session:
+                    await unregister(session, self._id)
 
     async def _one_job(self) -> None:
         async with self._platform.database.write() as session:
@@ -121,7 +127,7 @@ class Agent:
                 return None
             job_id = announced.result()
         except Unavailable:
-            await self._pause(1.0)
+            await self._pause(PAUSE_S)
             job_id = None
         return job_id or await self._ledger.next_ready(self._devices)
 

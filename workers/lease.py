@@ -12,10 +12,11 @@ from app.registry.workers import seen
 from app.settings import Settings
 
 log = logging.getLogger("aimass.lease")
+AGAIN_S = 1.0  # after a beat that failed: the registry may be back long before the next one is due
 
 
 class Heartbeat:
-    """Renews one lease every third of its length until closed.
+    """Renews one lease every third of its length until closed; a beat that fails is tried again every second.
 
     `on_lost` and `on_cancel` are called from the thread. While the registry does not answer, the job runs on: only the
     registry can say that the lease is lost, and every write is fenced by the attempt all the same.
@@ -53,8 +54,10 @@ class Heartbeat:
         lease_s = self._settings.queue.lease_s
         database = Database(self._settings.database_url, self._settings.database)
         ledger = SqlLedger(database)
+        wait_s = lease_s / 3
         try:
-            while not await asyncio.to_thread(self._stop.wait, lease_s / 3):
+            while not await asyncio.to_thread(self._stop.wait, wait_s):
+                wait_s = min(AGAIN_S, lease_s / 3)
                 try:
                     answer = await ledger.heartbeat(job_id, attempt, lease_s)
                     async with database.write() as session:
@@ -63,6 +66,11 @@ class Heartbeat:
                     log.warning("heartbeat job=%s attempt=%d failed: %s", job_id, attempt, error.detail)
                     self._on_beat()
                     continue
+                except Exception:  # without this thread the child would end itself
+                    log.exception("heartbeat job=%s attempt=%d failed", job_id, attempt)
+                    self._on_beat()
+                    continue
+                wait_s = lease_s / 3
                 if answer == "lost":
                     self._on_lost()
                     return

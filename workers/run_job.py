@@ -15,9 +15,11 @@ from app.registry.ledger import SqlLedger
 from app.services.announce import announce_due, tell_watchers
 from app.services.fetch_source import fetch_source
 from app.services.finish_job import finish_job
-from app.services.lay_out_job import lay_out_job
+from app.services.keep_files import InputAway
+from app.services.lay_out_job import disk_of, lay_out_job
 from app.services.platform import Platform
 from app.services.save_checkpoint import save_checkpoint
+from app.store.disk import writing
 from workers.lease import Heartbeat
 from workers.protocol import ChildEvent
 from workers.supervisor import Child, Supervisor
@@ -28,6 +30,9 @@ WATCH_MEMORY_S = 0.25
 # Limits of jobs that the platform itself queues are settings, which their senders cannot raise.
 _TIME_SETTINGS = {"import": "AIMASS_LIMIT_IMPORT_TIMEOUT_S"}
 MEMORY_DETAIL = "the job needs more than resources.memory_mb = {}; raise it or use less data"
+SETTLE_AGAIN_S = 2.0  # while the registry or the store cannot take the outcome
+SETTLE_DRAINED_S = 5.0  # for so long when the agent is to stop
+GIVE_BACK_S = 60.0  # longer than an agent pauses, so that another job has its turn first
 CANCEL_GRACE_S = 0.3  # a cancelled job's checkpoint is of no use to anyone
 
 Interruption = Literal["lost", "cancel", "drain", "timeout", "memory"]
@@ -57,9 +62,12 @@ class JobRun:
         self._ledger = SqlLedger(platform.database)
         self._loop = asyncio.get_running_loop()
         self._interrupted: asyncio.Future[Interruption] = self._loop.create_future()
+        self._asked: set[Interruption] = set()  # also what came after the first
         self._told = _Told()
         self._kept_checkpoint = False
         self._outcome: ChildEvent | None = None
+        self._failure: JobFailure | None = None  # of our side of the job
+        self._away: Unavailable | None = None  # why no job can be run here now
         self._folder = folder / f"{lease.job_id}-{lease.attempt}"
 
     @property
@@ -72,12 +80,16 @@ class JobRun:
         self._loop.call_soon_threadsafe(self._set_interrupted, why)
 
     def _set_interrupted(self, why: Interruption) -> None:
+        self._asked.add(why)
         if not self._interrupted.done():
             self._interrupted.set_result(why)
 
     async def run(self) -> None:
-        """To the end, whatever it is; raises only what the registry itself cannot take."""
-        child = await self._supervisor.take()
+        """To the end, whatever it is.
+
+        Unavailable, once the job was given back, when this machine, the store or the registry cannot run any job now.
+        """
+        child = await self._take_child()
         heartbeat = Heartbeat(
             self._platform.settings,
             self._worker,
@@ -87,16 +99,7 @@ class JobRun:
         )
         heartbeat.start(self._lease.job_id, self._lease.attempt)
         try:
-            if not await self._fetched():
-                await self._settle(self._interrupted.result(), child)
-                return
-            await lay_out_job(self._platform, self._lease, self._folder, self._threads)
-            await self._supervise(child)
-        except AimassError as error:
-            await self._fail(JobFailure.of(error))
-        except Exception as error:  # our own mistake, say: the job fails, the agent lives
-            log.exception("job=%s attempt=%d could not be settled", self._lease.job_id, self._lease.attempt)
-            await self._fail(JobFailure("internal", f"{type(error).__name__}: the worker's log says more"))
+            await self._settle(await self._attempt(child), child)
         finally:
             await child.end(0)
             child.forget()
@@ -104,6 +107,34 @@ class JobRun:
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
             await tell_watchers(self._platform, self._lease.job_id)
             await self._supervisor.replenish()
+        if self._away is not None:
+            raise self._away
+
+    async def _take_child(self) -> Child:
+        try:
+            with writing(disk_of(self._folder.parent)):
+                return await self._supervisor.take()
+        except Unavailable as error:
+            await self._give_back(error)
+            raise
+
+    async def _attempt(self, child: Child) -> Interruption | None:
+        """Do the job; why it was interrupted, if it was. What went wrong on our side of it is noted."""
+        try:
+            if not await self._fetched():
+                return self._interrupted.result()
+            await lay_out_job(self._platform, self._lease, self._folder, self._threads)
+            return await self._supervise(child)
+        except InputAway as error:  # this job's own trouble: an attempt is used up
+            self._failure = JobFailure.of(error)
+        except Unavailable as error:
+            self._away = error
+        except AimassError as error:
+            self._failure = JobFailure.of(error)
+        except Exception as error:  # our own mistake, say: the job fails, the agent lives
+            log.exception("job=%s attempt=%d could not be run", self.job_id, self._lease.attempt)
+            self._failure = _internal(error)
+        return None
 
     async def _fetched(self) -> bool:
         """True once what the job was to fetch is here; False if it was interrupted first, and nothing is left of it."""
@@ -119,7 +150,8 @@ class JobRun:
             fetching.cancel()
             await asyncio.gather(fetching, return_exceptions=True)
 
-    async def _supervise(self, child: Child) -> None:
+    async def _supervise(self, child: Child) -> Interruption | None:
+        """Why it was interrupted, if it was."""
         child.start(self._folder)
         listening = asyncio.create_task(self._listen(child), name="listen")
         over = asyncio.Event()
@@ -136,7 +168,7 @@ class JobRun:
             listening.cancel()
             over.set()  # not cancelled: what it has taken in hand must reach the registry
             await asyncio.gather(listening, flushing, watching, return_exceptions=True)
-        await self._settle(why, child)
+        return why
 
     def _grace_s(self, why: Interruption | None) -> float:
         if self._outcome is not None:
@@ -224,14 +256,49 @@ class JobRun:
                 self.interrupt("memory")
 
     async def _settle(self, why: Interruption | None, child: Child) -> None:
-        """Write the outcome. Every write is fenced: False means that the lease was lost and nothing was written."""
-        if why == "lost" or not await self._write_outcome(why, child):
-            log.warning(
-                "job=%s attempt=%d lost its lease; nothing was written", self._lease.job_id, self._lease.attempt
-            )
+        """Write the outcome, again and again while the registry or the store is away: it may have taken hours to make.
+
+        Every write is fenced: False means that the lease was lost and nothing was written.
+        """
+        stopping_since: float | None = None
+        written = False
+        while why != "lost":
+            try:
+                written = await self._write_outcome(why, child)
+                break
+            except Unavailable as error:
+                log.warning("job=%s attempt=%d waits to be settled: %s", self.job_id, self._lease.attempt, error.detail)
+            except Exception as error:
+                if self._failure is not None:  # that cannot be written either
+                    raise
+                log.exception("job=%s attempt=%d could not be settled", self.job_id, self._lease.attempt)
+                self._failure = JobFailure.of(error) if isinstance(error, AimassError) else _internal(error)
+                continue
+            await asyncio.sleep(SETTLE_AGAIN_S)
+            why = self._asked_meanwhile(why)
+            if "drain" in self._asked:
+                stopping_since = stopping_since or time.monotonic()
+                if time.monotonic() - stopping_since >= SETTLE_DRAINED_S:
+                    written = await self._ledger.release(self.job_id, self._lease.attempt)
+                    break
+        if not written:
+            log.warning("job=%s attempt=%d lost its lease; nothing was written", self.job_id, self._lease.attempt)
+
+    def _asked_meanwhile(self, why: Interruption | None) -> Interruption | None:
+        """What has become of the job while its outcome could not be written: lost, or no longer wanted."""
+        if "lost" in self._asked:
+            return "lost"
+        if "cancel" in self._asked:
+            self._outcome, self._told = None, _Told()
+            return "cancel"
+        return why
 
     async def _write_outcome(self, why: Interruption | None, child: Child) -> bool:
         lease, told = self._lease, self._outcome
+        if self._away is not None:
+            return await self._give_back(self._away)
+        if self._failure is not None:
+            return await self._fail(self._failure)
         await self._flush()
         if told is not None and told.event == "result":
             return await finish_job(self._platform, lease, told.data["result"], self._folder / "output")
@@ -263,3 +330,11 @@ class JobRun:
     async def _fail(self, failure: JobFailure) -> bool:
         backoff_s = self._platform.settings.queue.backoff_s
         return await self._ledger.fail(self._lease.job_id, self._lease.attempt, failure, backoff_s)
+
+    async def _give_back(self, away: Unavailable) -> bool:
+        """Queue the job again, for later; the attempt does not count."""
+        return await self._ledger.release(self.job_id, self._lease.attempt, GIVE_BACK_S, away.detail)
+
+
+def _internal(error: Exception) -> JobFailure:
+    return JobFailure("internal", f"{type(error).__name__}: the worker's log says more")

@@ -27,6 +27,14 @@ _ASK_S = (0.02, 0.05, 0.1, 0.2)  # between two looks at whether the other proces
 _RETRY_S = 2.0
 
 
+class _AliasMoved(Exception):
+    """The route's alias points at another version than when its loading began."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.version = version
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """An endpoint as it was just written, and what the processes have made of it."""
@@ -98,18 +106,27 @@ class Loader:
         async with self._lock:
             if stale:  # its variants may have been judged anew while others were loaded
                 version = await self._version(version.model, version.version)
-            endpoint, new = await self._route(name, version, variant, spec)
+            while True:
+                try:
+                    endpoint, new = await self._route(name, version, variant, spec, spec.routes[0].alias)
+                    break
+                except _AliasMoved as moved:
+                    version = await self._version(version.model, moved.version)
         [standing] = await self.settled([endpoint])
         return Change(endpoint, new, standing)
 
     async def _route(
-        self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec
+        self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec, alias: str | None = None
     ) -> tuple[Endpoint, bool]:
+        """_AliasMoved, and nothing has changed, unless the alias, if one is given, still points at the version."""
         served, chosen = await self._load(name, version, variant, spec)
         model, number = version.model, version.version
         try:
             async with self._platform.database.write() as session:
-                await ModelWriter(session).hold(model, number)  # it may have been deleted while it was loaded
+                models = ModelWriter(session)
+                await models.hold(model, number)  # it may have been deleted while it was loaded
+                if alias is not None:
+                    await _check_alias(models, model, alias, number)
                 row = spec.model_dump(mode="json")
                 endpoint, new = await EndpointWriter(session).put(name, model, number, variant or chosen, row)
                 applied = Applied(endpoint.generation)
@@ -330,6 +347,12 @@ class Loader:
     async def _tell(self, name: str) -> None:
         with contextlib.suppress(Unavailable):
             await self._platform.wake.publish(ENDPOINT_CHANNEL, name)
+
+
+async def _check_alias(models: ModelReader, model: str, alias: str, loaded: int) -> None:
+    points_at = await models.resolve_alias(model, alias)
+    if points_at != loaded:
+        raise _AliasMoved(points_at)
 
 
 def _require_applied(endpoint: Endpoint, standing: Standing) -> None:

@@ -21,6 +21,8 @@ from app.core.jobs import (
     Ready,
 )
 
+MAX_BACKOFF_S = 300.0
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -159,19 +161,26 @@ class MemoryLedger:
         entry = self._held(job_id, attempt)
         if entry and failure.retryable and attempt < entry.max_attempts and not entry.cancel_requested:
             entry.job = replace(entry.job, state="queued", worker=None, error=failure.to_json())
-            entry.not_before = self._clock() + backoff_s * 2 ** (attempt - 1)
+            entry.not_before = self._clock() + min(backoff_s * 2.0 ** min(attempt - 1, 32), MAX_BACKOFF_S)
             entry.pushed_at = None
             return True
         if entry and entry.cancel_requested:
             return self._leave(entry, state="cancelled")
         return self._leave(entry, state="failed", error=failure.to_json())
 
-    async def release(self, job_id: str, attempt: int) -> bool:
-        """Running → queued at once, or cancelled if that was asked for."""
+    async def release(
+        self,
+        job_id: str,
+        attempt: int,
+        wait_s: float = 0.0,
+        reason: str = "the worker is shutting down",  # noqa: ARG002 - the twin keeps no events
+    ) -> bool:
+        """Running → queued, due in `wait_s`, or cancelled if that was asked for."""
         entry = self._held(job_id, attempt)
         if entry is None or entry.cancel_requested:
             return self._leave(entry, state="cancelled")
         entry.job = replace(entry.job, state="queued", worker=None)
+        entry.not_before = self._clock() + wait_s
         entry.max_attempts += 1
         entry.pushed_at = None
         return True

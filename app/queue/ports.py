@@ -52,10 +52,15 @@ class Ledger(Protocol):
         """Running → succeeded; jobs that waited for this one become ready."""
 
     async def fail(self, job_id: str, attempt: int, failure: JobFailure, backoff_s: float) -> bool:
-        """Running → queued after a back-off if the failure is retryable and attempts are left, otherwise → failed."""
+        """Running → queued if the failure is retryable and attempts are left, otherwise → failed.
 
-    async def release(self, job_id: str, attempt: int) -> bool:
-        """Running → queued at once, without using up an attempt: the agent is shutting down. Cancelled if asked for."""
+        The back-off doubles with each attempt, up to five minutes.
+        """
+
+    async def release(
+        self, job_id: str, attempt: int, wait_s: float = 0.0, reason: str = "the worker is shutting down"
+    ) -> bool:
+        """Running → queued, due in `wait_s`, without using up an attempt. Cancelled if that was asked for."""
 
     async def cancelled(self, job_id: str, attempt: int) -> bool:
         """Running → cancelled: the child has stopped."""

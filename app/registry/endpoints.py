@@ -3,8 +3,10 @@
 from typing import Any
 
 from sqlalchemy import delete, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
-from app.core.errors import NotFound
+from app.core.errors import Conflict, NotFound
 from app.core.resources import Endpoint, Page
 from app.registry.session import ReadSession, WriteSession, now
 from app.registry.tables import EndpointRow
@@ -55,33 +57,28 @@ class EndpointWriter(EndpointReader):
         self._write = session
 
     async def put(
-        self, name: str, model: str, version: int, variant: str, spec: dict[str, Any]
+        self, name: str, model: str, version: int, variant: str, spec: dict[str, Any], *, take_over: bool = True
     ) -> tuple[Endpoint, bool]:
-        """Create or change; (the endpoint, whether it is new)."""
-        row = await self._write.get(EndpointRow, name, with_for_update=True, populate_existing=True)
+        """Create or change; (the endpoint, whether it is new).
+
+        Conflict, and nothing changes, where it is another model's and `take_over` is False.
+        """
+        upsert = postgresql_insert if self._write.get_bind().dialect.name == "postgresql" else sqlite_insert
+        route = {"model": model, "version": version, "variant": variant, "spec": spec, "updated_at": now()}
+        # One statement, since two transactions may create the same endpoint at the same time.
+        row = await self._write.scalar(
+            upsert(EndpointRow)
+            .values(name=name, revision=1, created_at=now(), **route)
+            .on_conflict_do_update(
+                index_elements=["name"],
+                set_=route | {"revision": EndpointRow.revision + 1},
+                where=None if take_over else EndpointRow.model == model,
+            )
+            .returning(EndpointRow)
+            .execution_options(populate_existing=True)
+        )
         if row is None:
-            row = EndpointRow(
-                name=name,
-                model=model,
-                version=version,
-                variant=variant,
-                spec=spec,
-                revision=1,
-                created_at=now(),
-                updated_at=now(),
-            )
-            self._write.add(row)
-        else:
-            row.model, row.version, row.variant, row.spec, row.revision = (
-                model,
-                version,
-                variant,
-                spec,
-                row.revision + 1,
-            )
-            row.updated_at = now()
-        await self._write.flush()
-        await self._write.refresh(row)
+            raise Conflict(f"endpoint '{name}' serves another model than '{model}'")
         return _endpoint(row), row.revision == 1
 
     async def renew(self, model: str, version: int) -> list[str]:

@@ -27,6 +27,7 @@ from app.registry.jobs import JobReader, due
 from app.registry.session import WriteSession, now
 from app.registry.tables import DatasetVersionRow, FileRow, JobAfterRow, JobEventRow, JobRow, MetricPointRow
 
+MAX_BACKOFF_S = 300.0  # attempts that were given back count as well, and there may be many
 _NEW_JOB = ("kind", "spec", "priority", "device", "model", "timeout_s", "memory_mb", "max_attempts")
 # Built once, on the tables below the ORM: jobs that are queued together cost two statements and little Python each.
 _JOBS = cast("Table", JobRow.__table__)
@@ -181,7 +182,7 @@ class JobLedger(JobReader):
         if row is None:
             return False
         if failure.retryable and row.attempt < row.max_attempts and not row.cancel_requested:
-            wait_s = backoff_s * 2 ** (row.attempt - 1)
+            wait_s = min(backoff_s * 2.0 ** min(row.attempt - 1, 32), MAX_BACKOFF_S)
             row.state, row.worker, row.lease_until, row.pushed_at = "queued", None, None, None
             row.not_before = now() + wait_s
             row.error = failure.to_json()
@@ -191,17 +192,26 @@ class JobLedger(JobReader):
             return await self._leave(job_id, attempt, "cancelled")
         return await self._leave(job_id, attempt, "failed", error=failure.to_json())
 
-    async def release(self, job_id: str, attempt: int) -> bool:
-        """Running → queued at once. The attempt's number stays used (it is a token), so one more is allowed."""
+    async def release(
+        self, job_id: str, attempt: int, wait_s: float = 0.0, reason: str = "the worker is shutting down"
+    ) -> bool:
+        """Running → queued, due in `wait_s`. The attempt's number stays used (it is a token): one more is allowed."""
         released = await self._session.scalar(
             update(JobRow)
             .where(_held(job_id, attempt), JobRow.cancel_requested.is_(False))
-            .values(state="queued", worker=None, lease_until=None, pushed_at=None, max_attempts=JobRow.max_attempts + 1)
+            .values(
+                state="queued",
+                worker=None,
+                lease_until=None,
+                pushed_at=None,
+                not_before=now() + wait_s,
+                max_attempts=JobRow.max_attempts + 1,
+            )
             .returning(JobRow.id)
         )
         if released is None:  # lost; or to be cancelled, and then no other worker should start it
             return await self._leave(job_id, attempt, "cancelled")
-        await self._event(job_id, "state", {"state": "queued", "reason": "the worker is shutting down"})
+        await self._event(job_id, "state", {"state": "queued", "reason": reason, "retry_in_s": wait_s})
         return True
 
     async def cancelled(self, job_id: str, attempt: int) -> bool:

@@ -68,10 +68,12 @@ class SqlLedger:
         async with self._database.write() as session:
             return await JobLedger(session).fail(job_id, attempt, failure, backoff_s)
 
-    async def release(self, job_id: str, attempt: int) -> bool:
-        """Running → queued at once."""
+    async def release(
+        self, job_id: str, attempt: int, wait_s: float = 0.0, reason: str = "the worker is shutting down"
+    ) -> bool:
+        """Running → queued."""
         async with self._database.write() as session:
-            return await JobLedger(session).release(job_id, attempt)
+            return await JobLedger(session).release(job_id, attempt, wait_s, reason)
 
     async def cancelled(self, job_id: str, attempt: int) -> bool:
         """Running → cancelled."""

@@ -134,17 +134,31 @@ async def _connect(session: AsyncSession) -> None:
         raise Unavailable(f"the registry does not answer (AIMASS_DATABASE_URL): {error}", retry_after_s=2.0) from error
 
 
+# SQLSTATEs of what passes by itself: lost connections, transactions that others have undone, a server without room or
+# connections to spare, one that stops or starts, a lock time-out.
+_PASSING = ("08", "40", "53", "57", "55P03")
+
+
+def _passes(error: BaseException) -> bool:
+    """True for what is not the statement's fault."""
+    driver = error.orig if isinstance(error, DBAPIError) else error
+    if str(getattr(driver, "sqlstate", None) or "").startswith(_PASSING):
+        return True
+    return isinstance(error, (OperationalError, InterfaceError)) or (
+        isinstance(error, DBAPIError) and error.connection_invalidated
+    )
+
+
 class _translated:  # noqa: N801 - a context manager that reads as a phrase
-    """Turn a lost connection or a lock time-out into Unavailable; leave every other error as it is."""
+    """Turn what passes by itself, a lost connection or a lock time-out say, into Unavailable; leave other errors."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OperationalError, InterfaceError)) or (
-            isinstance(error, DBAPIError) and error.connection_invalidated
-        ):
-            raise Unavailable(f"the registry does not answer: {error.orig}", retry_after_s=2.0) from error
+        if error is not None and _passes(error):
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            raise Unavailable(f"the registry does not answer: {reason}", retry_after_s=2.0) from error
         if isinstance(error, (ConnectionError, TimeoutError)) and not isinstance(error, Unavailable):
             raise Unavailable(f"the registry does not answer: {error}", retry_after_s=2.0) from error
 

@@ -91,7 +91,7 @@ class DatasetVersionRow(Base):
     warnings: Mapped[list[Any]]
     rejected: Mapped[dict[str, Any]]
     error: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    job_id: Mapped[str | None] = mapped_column(Id)
+    job_id: Mapped[str | None] = mapped_column(Id, index=True)
     created_at: Mapped[float]
     source: Mapped[dict[str, Any] | None] = mapped_column(Json)
     fetch_uri: Mapped[str | None]  # with whatever its query holds; forgotten once it has been fetched or has failed

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from app.core.errors import InvalidSpec, NotFound
+from app.core.errors import Conflict, InvalidSpec, NotFound
 from app.core.resources import Endpoint, ModelVersion
 from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.session import ReadSession, WriteSession
@@ -29,7 +29,11 @@ async def deploy_version(session: WriteSession, endpoint: str, version: ModelVer
     else:
         spec = EndpointSpec.model_validate(current.spec).model_copy(update={"routes": routes})
     variant = choose_variant(version, None, "cpu")  # a gateway whose models run elsewhere takes the full one
-    await endpoints.put(endpoint, version.model, version.version, variant.name, spec.model_dump(mode="json"))
+    row = spec.model_dump(mode="json")
+    try:
+        await endpoints.put(endpoint, version.model, version.version, variant.name, row, take_over=False)
+    except Conflict:  # another job has just made it, for another model
+        return {"not_deployed": _taken(await endpoints.get(endpoint))}
     return {"endpoint": endpoint}
 
 

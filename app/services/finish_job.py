@@ -29,7 +29,13 @@ from app.specs.jobs import parse_dataset
 
 
 async def finish_job(platform: Platform, lease: Lease, result: dict[str, Any], output: Path) -> bool:
-    """Store the outputs and finish the job. False, and nothing becomes real, when the attempt's lease was lost."""
+    """Store the outputs and finish the job. False, and nothing becomes real, when the attempt's lease was lost.
+
+    Unavailable while the registry or the store is away; the same call may succeed later.
+    """
+    async with platform.database.write() as session:  # asked again during an outage, nothing is stored in vain
+        if not await JobLedger(session).holds(lease.job_id, lease.attempt):
+            return False
     kept = await keep_folder(platform, output)
     while True:
         with contextlib.suppress(_NamesTaken):

@@ -15,13 +15,17 @@ PARTIAL = ".part"  # files that a job is still writing
 _RETRY_S = 30.0  # somebody has to bring the store's files back first
 
 
+class InputAway(Unavailable):
+    """What one job or endpoint needs is not there now; the platform itself is well, and others may go on."""
+
+
 @contextmanager
 def stored(what: str) -> Iterator[None]:
-    """Unavailable rather than NotFound: the registry knows `what`, so it is the store that is not as it should be."""
+    """InputAway rather than NotFound: the registry knows `what`, so it is the store that is not as it should be."""
     try:
         yield
     except NotFound as error:
-        raise Unavailable(
+        raise InputAway(
             f"the store does not have {what} (AIMASS_STORE_URL): {error.detail}", retry_after_s=_RETRY_S
         ) from None
 

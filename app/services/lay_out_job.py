@@ -14,27 +14,35 @@ from app.registry.files import files_of
 from app.registry.jobs import JobReader
 from app.registry.models import ModelReader
 from app.registry.session import ReadSession
-from app.services.keep_files import lay_out
+from app.services.keep_files import lay_out, stored
 from app.services.platform import Platform
 from app.services.upload_dataset import ORIGINAL
 from app.specs.data import DATA_FILE, PROFILE_FILE
 from app.specs.jobs import parse_dataset
+from app.store.disk import writing
 
 FOLDER_VERSION = 1
 
 
 async def lay_out_job(platform: Platform, lease: Lease, folder: Path, threads: int) -> None:
-    """Fill `folder` with job.json, input/, output/ and checkpoint/. InvalidData when an input has gone meanwhile."""
+    """Fill `folder` with job.json, input/, output/ and checkpoint/.
+
+    InvalidData when an input was deleted meanwhile, InputAway when the store lacks one; Unavailable, with the setting's
+    name, when the registry, the store or this machine's disk does not do what it should.
+    """
     try:
         async with platform.database.read() as session:
             files = await _inputs(session, lease)
             spec = lease.spec | await _known(session, lease)
     except NotFound as error:
         raise InvalidData(f"an input of this job was deleted: {error.detail}") from error
-    for name in ("input", "output", "checkpoint"):
-        await asyncio.to_thread((folder / name).mkdir, parents=True)
-    await lay_out(platform, files, folder / "input")
-    await lay_out(platform, lease.checkpoint, folder / "checkpoint")
+    with writing(disk_of(folder)):
+        for name in ("input", "output", "checkpoint"):
+            await asyncio.to_thread((folder / name).mkdir, parents=True)
+    with stored("an input of this job"):
+        await lay_out(platform, files, folder / "input")
+    with stored("the checkpoint of this job"):
+        await lay_out(platform, lease.checkpoint, folder / "checkpoint")
     limits = {**platform.settings.limit.model_dump(), "threads": threads, "memory_mb": lease.memory_mb}
     weights = platform.settings.worker.weights
     limits["weights"] = str(Path(weights).absolute()) if weights else ""  # the child has another working folder
@@ -45,7 +53,13 @@ async def lay_out_job(platform: Platform, lease: Lease, folder: Path, threads: i
         "attempt": lease.attempt,
         "spec": {**spec, "limits": limits},
     }
-    await asyncio.to_thread((folder / "job.json").write_text, json.dumps(job))
+    with writing(disk_of(folder)):
+        await asyncio.to_thread((folder / "job.json").write_text, json.dumps(job))
+
+
+def disk_of(folder: Path) -> str:
+    """The disk that jobs work on, as an operator knows it."""
+    return f"{folder} (AIMASS_DATA_DIR)"
 
 
 async def _inputs(session: ReadSession, lease: Lease) -> list[StoredFile]:

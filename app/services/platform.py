@@ -1,6 +1,9 @@
 """The ports of one process, made by its composition root and handed to every service."""
 
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.queue.ports import Wake
@@ -11,6 +14,23 @@ from app.store.open import open_store
 from app.store.ports import Store
 
 
+@dataclass(slots=True)
+class Steadiness:
+    """For how long the registry has answered this process's reconciler without a break."""
+
+    clock: Callable[[], float] = time.monotonic
+    _since: float = -math.inf
+    _last: float = -math.inf
+
+    def answered(self, gap_s: float) -> float:
+        """Note an answer; seconds since the first of those that came less than `gap_s` after one another."""
+        at = self.clock()
+        if at - self._last > gap_s:
+            self._since = at
+        self._last = at
+        return at - self._since
+
+
 @dataclass(frozen=True, slots=True)
 class Platform:
     """Registry, wake-ups, store and settings."""
@@ -19,6 +39,7 @@ class Platform:
     database: Database
     wake: Wake
     store: Store
+    steadiness: Steadiness = field(default_factory=Steadiness)
 
     @property
     def scratch(self) -> Path:

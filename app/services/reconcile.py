@@ -1,4 +1,7 @@
-"""Put right what crashes and lost messages have left; idempotent, run by every agent and gateway."""
+"""Put right what crashes and lost messages have left; idempotent.
+
+Every agent and every gateway reconciles the queue; only agents sweep.
+"""
 
 from app.registry.files import forget_blob, unused_blobs
 from app.registry.idempotency import forget_old
@@ -12,9 +15,16 @@ DEAD_WORKER_S = 3600.0
 
 
 async def reconcile_queue(platform: Platform) -> int:
-    """Expired leases → queued or failed; forgotten jobs → announced. How many leases had expired."""
+    """Expired leases → queued or failed; forgotten jobs → announced. How many leases had expired.
+
+    Leases also end while the registry is away, and those of healthy jobs are to be renewed before anyone looks at them:
+    none expires until the registry has answered for as long as a lease lasts.
+    """
+    queue = platform.settings.queue
     async with platform.database.write() as session:
-        expired = await JobLedger(session).expire(platform.settings.queue.backoff_s)
+        # A heartbeat renews what has two thirds of a lease left, so that no shorter silence can have ended a lease.
+        steady_s = platform.steadiness.answered(queue.reconcile_s + queue.lease_s / 3)
+        expired = await JobLedger(session).expire(queue.backoff_s) if steady_s >= queue.lease_s else 0
     await announce_due(platform)
     return expired
 

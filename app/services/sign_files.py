@@ -13,6 +13,7 @@ from app.core.version_folder import MANIFEST
 from app.services.keep_files import keep_file
 from app.services.platform import Platform
 from app.settings import Settings
+from app.store.disk import writing
 from app.store.signing import Manifest, SigningKey, verify
 
 
@@ -48,7 +49,8 @@ async def _sign(
     listed = {file.path.removeprefix(prefix): file.sha256 for file in files}
     raw = await asyncio.to_thread(signing_key(platform.settings).sign, subject, listed)
     path = output / f"{prefix}{MANIFEST}"
-    await asyncio.to_thread(path.write_bytes, raw)
+    with writing(f"{output} (AIMASS_DATA_DIR)"):
+        await asyncio.to_thread(path.write_bytes, raw)
     return await keep_file(platform, path, f"{prefix}{MANIFEST}")
 
 

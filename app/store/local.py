@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from app.core.errors import Corrupt, Unavailable
-from app.store.disk import fetching, reading, writing
+from app.core.errors import Corrupt, NotFound, Unavailable
+from app.store.disk import DISK_RETRY_S, fetching, reading, writing
 from app.store.ports import CHUNK_BYTES, check_digest
 
 ABANDONED_S = 86_400.0
@@ -117,17 +117,30 @@ class LocalStore:
         check_digest(sha256)
         return self._root / sha256[:2] / sha256[2:4] / sha256
 
-    @staticmethod
-    def _reading(sha256: str) -> contextlib.AbstractContextManager[None]:
-        return reading(DISK, f"the store has no content {sha256}")
+    @contextlib.contextmanager
+    def _reading(self, sha256: str) -> Iterator[None]:
+        """NotFound for missing content, Unavailable when all of it is missing: the folder is not mounted, say."""
+        try:
+            with reading(DISK, f"the store has no content {sha256}"):
+                yield
+        except NotFound:
+            self._check_there()
+            raise
+
+    def _check_there(self) -> None:
+        if not (self._root / "tmp").is_dir():  # made when a store is opened
+            raise Unavailable(f"{DISK} is not there: {self._root} is not mounted, or empty", retry_after_s=DISK_RETRY_S)
 
     async def writer(self) -> LocalWriter:
         """Start a file."""
         return LocalWriter(self)
 
     async def exists(self, sha256: str) -> bool:
-        """True if the content is there."""
-        return self.path(sha256).is_file()
+        """True if the content is there. Unavailable if none of the store is."""
+        there = self.path(sha256).is_file()
+        if not there:
+            self._check_there()
+        return there
 
     async def size(self, sha256: str) -> int:
         """Length in bytes. NotFound otherwise."""

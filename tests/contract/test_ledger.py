@@ -197,6 +197,15 @@ class TestEnds:
         assert await ledger.release(job.id, 2)
         assert (await ledger.get(job.id)).state == "queued"
 
+    async def test_a_job_that_is_given_back_for_later_is_due_then(self, ledger: Ledger, clock: Clock) -> None:
+        job = await running(ledger, max_attempts=1)
+        assert await ledger.release(job.id, 1, 0.5, "the store is away")
+        assert await ledger.next_ready(["cpu"]) is None
+        await clock.advance(0.6)
+        assert await ledger.claim(job.id, "w", LEASE_S) is not None
+        assert await ledger.fail(job.id, 2, CRASH, 0.0)
+        assert (await ledger.get(job.id)).state == "failed", "the one attempt that it has"
+
     async def test_progress_is_kept(self, ledger: Ledger) -> None:
         job = await running(ledger)
         points = [MetricPoint("loss", 1, 0.5, time.time()), MetricPoint("loss", 1, 0.4, time.time())]
@@ -212,6 +221,20 @@ class TestEnds:
         lines = [{"level": "info", "message": str(number)} for number in range(10_000)]
         assert await ledger.progress(job.id, 1, None, points, lines)
         assert await ledger.succeed(job.id, 1, {})
+
+
+async def test_the_twin_bounds_the_backoff_too() -> None:
+    clock = Clock(virtual=True)
+    ledger = MemoryLedger(lambda: clock.now)
+    job = await running(ledger)
+    for attempt in range(1, 41):
+        assert await ledger.release(job.id, attempt)
+        assert await ledger.claim(job.id, "w", LEASE_S) is not None
+    assert await ledger.fail(job.id, 41, CRASH, 5.0)
+    await clock.advance(299.0)
+    assert await ledger.next_ready(["cpu"]) is None
+    await clock.advance(1.0)
+    assert await ledger.next_ready(["cpu"]) == job.id
 
 
 class TestLease:

@@ -3,18 +3,21 @@
 import asyncio
 import os
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import text
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.core.errors import Conflict, IdempotencyMismatch, NotFound
+from app.core.errors import Conflict, IdempotencyMismatch, NotFound, Unavailable
 from app.core.ids import new_id
-from app.core.jobs import NewJob
+from app.core.jobs import JobFailure, NewJob
 from app.core.resources import StoredFile
 from app.registry.datasets import DatasetReader, DatasetWriter
 from app.registry.endpoints import EndpointReader, EndpointWriter
@@ -254,6 +257,52 @@ class TestEndpoints:
         assert (first.revision, second.revision, new) == (1, 1, True)
         assert first.generation != second.generation
 
+    async def test_some_that_make_the_same_one_at_once_make_one(self, database: Database) -> None:
+        endpoint = name()
+
+        async def put(version: int) -> tuple[int, bool]:
+            async with database.write() as session:
+                made, new = await EndpointWriter(session).put(endpoint, "m", version, "fp32", {})
+                return made.revision, new
+
+        made = await asyncio.gather(*(put(version) for version in range(1, 9)))
+        assert sorted(made) == [(1, True), *((revision, False) for revision in range(2, 9))]
+
+    async def test_one_of_another_model_is_taken_over_only_on_purpose(self, database: Database) -> None:
+        endpoint = name()
+        async with database.write() as session:
+            await EndpointWriter(session).put(endpoint, "m", 1, "fp32", {})
+        async with database.write() as session:
+            with pytest.raises(Conflict, match=f"'{endpoint}' serves another model"):
+                await EndpointWriter(session).put(endpoint, "other", 2, "fp32", {}, take_over=False)
+            same, _ = await EndpointWriter(session).put(endpoint, "m", 3, "fp32", {}, take_over=False)
+        assert (same.model, same.version, same.revision) == ("m", 3, 2)
+
+
+class TestErrors:
+    @pytest.fixture
+    async def server(self, postgres_url: str) -> AsyncIterator[Database]:
+        server = Database(postgres_url)
+        yield server
+        await server.close()
+
+    async def raised(self, server: Database, state: str) -> Exception | None:
+        """What becomes of an error with this SQLSTATE."""
+        try:
+            async with server.write() as session:
+                await session.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$"))
+        except Exception as error:  # noqa: BLE001 - which one is the question
+            return error
+        return None
+
+    @pytest.mark.parametrize("state", ["08006", "40001", "40P01", "53100", "53300", "55P03", "57P01", "57P03"])
+    async def test_what_passes_is_unavailable(self, server: Database, state: str) -> None:
+        assert isinstance(await self.raised(server, state), Unavailable)
+
+    @pytest.mark.parametrize("state", ["22P05", "23505", "42601", "55000"])
+    async def test_what_is_wrong_stays_as_it_is(self, server: Database, state: str) -> None:
+        assert isinstance(await self.raised(server, state), DBAPIError)
+
 
 class TestKeys:
     async def test_the_secret_is_found_until_revoked_and_never_stored(self, database: Database) -> None:
@@ -315,6 +364,18 @@ class TestJobs:
             cursor = page.next_cursor
         assert seen == ids[::-1]
         assert cursor is None
+
+    async def test_a_backoff_is_bounded_also_after_many_attempts_that_were_given_back(self, database: Database) -> None:
+        async with database.write() as session:
+            ledger = JobLedger(session)
+            job = await ledger.enqueue(NewJob(kind="train", spec={}))
+            for attempt in range(1, 41):
+                assert await ledger.claim(job.id, "w", 30.0)
+                assert await ledger.release(job.id, attempt)
+            assert await ledger.claim(job.id, "w", 30.0)
+            assert await ledger.fail(job.id, 41, JobFailure("job_crashed", "killed", retryable=True), 5.0)
+            told = (await ledger.events(job.id, 0))[-1].data
+        assert (told["state"], told["retry_in_s"]) == ("queued", 300.0)
 
 
 class TestMigrations:

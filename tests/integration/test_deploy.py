@@ -9,6 +9,7 @@ from app.core.resources import ModelVersion, StoredFile
 from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.models import ModelWriter
 from app.registry.session import Database
+from app.services import deploy_version as deploying
 from app.services.deploy_version import check_deploy, deploy_version
 from app.services.platform import Platform
 
@@ -90,6 +91,21 @@ async def test_an_endpoint_of_another_model_is_left_alone(database: Database) ->
         with pytest.raises(InvalidSpec, match="serves model 'm'") as refused:
             await check_deploy(session, "other", "e")
     assert refused.value.errors[0].loc == ("deploy", "endpoint")
+    result = await deploy(database, "e", await make(database, "other"))
+    assert "serves model 'm'" in result["not_deployed"]
+    async with database.read() as session:
+        assert (await EndpointReader(session).get("e")).model == "m"
+
+
+async def test_an_endpoint_that_another_model_has_made_in_the_same_moment_is_left_alone(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deploy(database, "e", await make(database, "m"))
+
+    async def not_yet(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(deploying, "_current", not_yet)
     result = await deploy(database, "e", await make(database, "other"))
     assert "serves model 'm'" in result["not_deployed"]
     async with database.read() as session:

@@ -22,6 +22,7 @@ from app.registry.datasets import DatasetReader, DatasetWriter
 from app.registry.ledger import SqlLedger
 from app.services.fetch_source import fetch_source
 from app.services.idempotent import once
+from app.services.keep_files import InputAway
 from app.services.platform import Platform
 from app.services.upload_dataset import fetch_dataset
 from app.settings import GatewaySettings, Settings, SourceSettings
@@ -101,9 +102,9 @@ async def test_a_file_comes_with_its_digest_and_its_origin(listed: Callable[...,
         ("/status/404", InvalidData, "404; correct the address"),
         ("/status/302", InvalidData, "302 and no address"),
         ("/status/403", InvalidData, "open or signed"),
-        ("/status/503", Unavailable, "503"),
+        ("/status/503", InputAway, "503"),
         ("/empty.csv", InvalidData, "is empty"),
-        ("/short.csv", Unavailable, "cannot be read now"),
+        ("/short.csv", InputAway, "cannot be read now"),
         ("/lie.csv", PayloadTooLarge, "AIMASS_GATEWAY_MAX_UPLOAD_MB"),
         ("/endless.csv", PayloadTooLarge, "AIMASS_GATEWAY_MAX_UPLOAD_MB"),
         ("/to/http://169.254.169.254/latest", InvalidData, "redirects to another address.*AIMASS_SOURCES_ALLOW"),
@@ -131,6 +132,14 @@ async def test_a_name_of_a_private_address_is_refused_unless_its_network_is_list
     assert len(server.asked) == before
     version = await fetch(listed(allow=f"http://localhost:{server.port}/", networks="127.0.0.0/8,::1/128"), uri)
     assert version.bytes == len(DATA)
+
+
+async def test_our_own_store_is_not_taken_for_the_source(listed: Callable[..., Platform], server: FileServer) -> None:
+    platform = listed()
+    (platform.settings.data_dir / "store" / "tmp").rmdir()
+    with pytest.raises(Unavailable, match="AIMASS_STORE_URL") as raised:
+        await fetch(platform, f"{server.url}/a.csv")
+    assert not isinstance(raised.value, InputAway)
 
 
 async def test_a_server_that_stalls_is_given_up_and_nothing_stays(

@@ -36,6 +36,7 @@ from app.gateway.models.schemas import (
 )
 from app.gateway.schemas import PageOf
 from app.gateway.upload import Form, receive_upload
+from app.registry.endpoints import EndpointReader
 from app.registry.jobs import JobReader
 from app.registry.models import ModelReader, ModelWriter
 from app.services.import_model import import_model
@@ -234,10 +235,16 @@ async def move_alias(
 ) -> AliasOut:
     """Point an alias at a version, atomically. Endpoints that route by it serve the version first, or nothing moves."""
     with about("version"):
-        routed = await state.loader.follow_alias(model, alias, body.version)
-        async with state.platform.database.write() as session:
-            models = ModelWriter(session)
-            moved = await models.move_alias(model, alias, body.version, by=caller.name, reason=body.reason)
+        moved = None
+        while moved is None:
+            routed = await state.loader.follow_alias(model, alias, body.version)
+            async with state.platform.database.write() as session:
+                models = ModelWriter(session)
+                await models.hold(model, body.version)  # as whoever routes by the alias does
+                late = await EndpointReader(session).routed_by(model, alias)
+                # None was routed by it since they were looked at.
+                if all(endpoint.version == body.version for endpoint in late):
+                    moved = await models.move_alias(model, alias, body.version, by=caller.name, reason=body.reason)
     if not all(standing.applied for standing in await state.loader.settled(routed)):
         response.status_code = HTTPStatus.ACCEPTED
     return AliasOut.of(moved)

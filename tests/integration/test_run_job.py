@@ -1,0 +1,276 @@
+"""One attempt of a job on a real registry and store that come and go, with a child that tells what it is told to."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.errors import AimassError, Unavailable
+from app.core.jobs import JobEvent, Lease, NewJob
+from app.core.resources import StoredFile
+from app.registry.files import add_files
+from app.registry.jobs import JobReader
+from app.registry.ledger import SqlLedger
+from app.registry.session import Database, WriteSession
+from app.services.keep_files import InputAway, keep_file
+from app.services.lay_out_job import lay_out_job
+from app.services.platform import Platform
+from workers import agent as agents
+from workers import run_job
+from workers.agent import Agent
+from workers.protocol import ChildEvent
+from workers.run_job import GIVE_BACK_S, JobRun
+
+RESULT = {"same": True}
+AWAY = Unavailable("the store is away", retry_after_s=7.0)
+
+
+class Blinking:
+    """A registry that does not take the next `failures` transactions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.failures = 0
+
+    def read(self) -> Any:
+        return self._database.read()
+
+    def write(self) -> AbstractAsyncContextManager[WriteSession]:
+        if self.failures:
+            self.failures -= 1
+            raise Unavailable("the registry is away")
+        return self._database.write()
+
+
+class FakeChild:
+    """Ends at once with a result; `at_end` is called just before."""
+
+    def __init__(self, at_end: Callable[[], None]) -> None:
+        self._at_end = at_end
+
+    def start(self, folder: Path) -> None:
+        (folder / "output" / "report.json").write_text("{}")
+
+    async def read_events(self) -> AsyncIterator[ChildEvent]:
+        self._at_end()
+        yield ChildEvent("result", 1.0, {"result": RESULT})
+
+    async def end(self, _grace_s: float) -> None:
+        pass
+
+    def sign_of_life(self) -> None:
+        pass
+
+    def memory_bytes(self) -> int:
+        return 0
+
+    forget = sign_of_life
+
+
+class FakeSupervisor:
+    def __init__(self, child: FakeChild | OSError) -> None:
+        self._child = child
+
+    async def take(self) -> FakeChild:
+        if isinstance(self._child, OSError):
+            raise self._child
+        return self._child
+
+    async def replenish(self) -> None:
+        pass
+
+
+class FakeHeartbeat:
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def start(self, *_: object) -> None:
+        pass
+
+    close = start
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time passes between two tries, no thread, and the job's folder is as the child needs it."""
+
+    async def lay_out(_platform: Platform, _lease: Lease, folder: Path, _threads: int) -> None:
+        (folder / "output").mkdir(parents=True)
+
+    monkeypatch.setattr(run_job, "lay_out_job", lay_out)
+    monkeypatch.setattr(run_job, "Heartbeat", FakeHeartbeat)
+    monkeypatch.setattr(run_job, "SETTLE_AGAIN_S", 0.0)
+    monkeypatch.setattr(run_job, "SETTLE_DRAINED_S", 0.0)
+
+
+async def claim(platform: Platform) -> Lease:
+    ledger = SqlLedger(platform.database)
+    job = await ledger.enqueue(NewJob(kind="reproduce", spec={"model": "m", "version": 1}, max_attempts=1))
+    lease = await ledger.claim(job.id, "w", 30.0)
+    assert lease is not None
+    return lease
+
+
+def attempt(
+    platform: Platform, lease: Lease, at_end: Callable[[], None] = lambda: None, error: OSError | None = None
+) -> JobRun:
+    supervisor: Any = FakeSupervisor(error or FakeChild(at_end))
+    return JobRun(platform, supervisor, lease, platform.scratch / "jobs", worker="w", threads=1)
+
+
+async def last_state(platform: Platform, job_id: str) -> JobEvent:
+    async with platform.database.read() as session:
+        return [event for event in await JobReader(session).events(job_id, 0) if event.type == "state"][-1]
+
+
+async def test_a_result_outlives_an_outage_of_the_registry(platform: Platform) -> None:
+    database: Any = Blinking(platform.database)
+    blinking = replace(platform, database=database)
+    lease = await claim(platform)
+
+    def go_away() -> None:
+        database.failures = 20
+
+    await attempt(blinking, lease, go_away).run()
+    job = await SqlLedger(platform.database).get(lease.job_id)
+    assert (job.state, job.attempt, job.result) == ("succeeded", 1, {"model": "m", "version": 1, **RESULT})
+    assert database.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "state", "tries"), [("cancel", "cancelled", 2), ("drain", "queued", 2), ("lost", "running", 2)]
+)
+async def test_a_job_that_waits_to_be_settled_can_be_stopped(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, asked: run_job.Interruption, state: str, tries: int
+) -> None:
+    lease, tried = await claim(platform), 0
+    run = attempt(platform, lease)
+
+    async def finish(*_: object) -> bool:
+        nonlocal tried
+        tried += 1
+        if tried == tries:
+            run._set_interrupted(asked)
+        raise AWAY
+
+    monkeypatch.setattr(run_job, "finish_job", finish)
+    async with asyncio.timeout(60):
+        await run.run()
+    assert ((await SqlLedger(platform.database).get(lease.job_id)).state, tried) == (state, tries)
+
+
+async def test_a_store_that_is_away_uses_up_no_attempt(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lay_out(*_: object) -> None:
+        raise AWAY
+
+    monkeypatch.setattr(run_job, "lay_out_job", lay_out)
+    lease = await claim(platform)
+    with pytest.raises(Unavailable) as raised:
+        await attempt(platform, lease).run()
+    assert raised.value is AWAY
+    ledger = SqlLedger(platform.database)
+    job = await ledger.get(lease.job_id)
+    assert (job.state, job.max_attempts) == ("queued", 2)
+    told = {"state": "queued", "reason": "the store is away", "retry_in_s": GIVE_BACK_S}
+    assert (await last_state(platform, lease.job_id)).data == told
+    assert await ledger.next_ready(["cpu"]) is None
+
+
+async def test_an_input_that_is_away_uses_up_an_attempt(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lay_out(*_: object) -> None:
+        raise InputAway("the store does not have it")
+
+    monkeypatch.setattr(run_job, "lay_out_job", lay_out)
+    lease = await claim(platform)
+    await attempt(platform, lease).run()
+    job = await SqlLedger(platform.database).get(lease.job_id)
+    assert (job.state, job.error) == (
+        "failed",
+        {"code": "unavailable", "detail": "the store does not have it", "retryable": True},
+    )
+
+
+async def test_a_child_that_cannot_be_started_for_want_of_room_gives_the_job_back(platform: Platform) -> None:
+    lease = await claim(platform)
+    with pytest.raises(Unavailable, match=r"AIMASS_DATA_DIR.*No space left"):
+        await attempt(platform, lease, error=OSError(28, "No space left on device")).run()
+    job = await SqlLedger(platform.database).get(lease.job_id)
+    assert (job.state, job.max_attempts) == ("queued", 2)
+
+
+async def test_an_outcome_that_cannot_be_written_fails_the_job(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def finish(*_: object) -> bool:
+        raise RuntimeError("unheard of")
+
+    monkeypatch.setattr(run_job, "finish_job", finish)
+    lease = await claim(platform)
+    await attempt(platform, lease).run()
+    job = await SqlLedger(platform.database).get(lease.job_id)
+    assert (job.state, (job.error or {})["code"]) == ("failed", "internal")
+
+
+async def upload(platform: Platform, lease: Lease, folder: Path) -> StoredFile:
+    """What an import job asks for."""
+    (folder / "model.onnx").write_bytes(b"model")
+    file = await keep_file(platform, folder / "model.onnx", "model.onnx")
+    async with platform.database.write() as session:
+        await add_files(session, lease.spec["upload"], [file])
+    return file
+
+
+@pytest.mark.parametrize(
+    ("broken", "kind", "word"),
+    [
+        ("content", InputAway, "an input of this job"),
+        ("store", Unavailable, "not mounted"),
+        ("disk", Unavailable, "AIMASS_DATA_DIR"),
+    ],
+)
+async def test_what_a_job_needs_and_this_machine_cannot_give(
+    platform: Platform, tmp_path: Path, broken: str, kind: type[AimassError], word: str
+) -> None:
+    lease = Lease("job", 1, "import", {"upload": "upload"}, 60.0, 100)
+    file = await upload(platform, lease, tmp_path)
+    folder = tmp_path / "jobs"
+    if broken == "content":
+        await platform.store.delete(file.sha256)
+    elif broken == "store":
+        await asyncio.to_thread(shutil.rmtree, tmp_path / "store")
+    else:
+        folder.write_text("no folder")
+    with pytest.raises(kind, match=word) as raised:
+        await lay_out_job(platform, lease, folder / "job-1", 1)
+    assert type(raised.value) is kind
+
+
+async def test_an_agent_goes_on_after_any_error_and_pauses_as_long_as_it_says(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, pauses = Agent(platform), list[float]()
+    errors = [RuntimeError("unheard of"), AWAY]
+
+    async def one_job() -> None:
+        if not errors:
+            agent.drain()
+            return
+        raise errors.pop(0)
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def nothing() -> None:
+        pass
+
+    monkeypatch.setattr(agent, "_one_job", one_job)
+    monkeypatch.setattr(agent, "_pause", pause)
+    monkeypatch.setattr(agent._supervisor, "replenish", nothing)
+    async with asyncio.timeout(60):
+        await agent.run()
+    assert pauses == [agents.PAUSE_S, 7.0]
