@@ -24,6 +24,7 @@ from app.specs.jobs import (
 from app.specs.mapping import check_judging
 
 _JudgedSpec = CompressSpec | EvaluateSpec | MeasureSpec
+_TRIES_SHARE = 0.9  # of a job's time may go to families that are tried and to compression
 _Named = tuple[tuple[str | int, ...], str]  # where a spec names a column, and which
 
 
@@ -40,6 +41,7 @@ class SpecChecker:
         """Ids of jobs to wait for. InvalidSpec names what does not fit."""
         if isinstance(spec, TrainSpec):
             _check_search(spec.compress, spec.timeout_s, "compress")
+            _check_tries(spec)
             return await self._check_train(spec)
         if isinstance(spec, CompressSpec):
             _check_search(spec.budget, spec.timeout_s, "budget")
@@ -117,6 +119,20 @@ def _check_search(budget: CompressBudget | None, timeout_s: float, where: str) -
     if seconds is not None and seconds >= timeout_s:
         msg = f"the search takes {seconds:g} s and the job may take {timeout_s:g}; lower it, or raise timeout_s"
         raise InvalidSpec.at(where, "time_limit_s", msg=msg)
+
+
+def _check_tries(spec: TrainSpec) -> None:
+    """Trying families leaves time for the export, for judging and for the search, or all that was learnt is lost."""
+    seconds = float(spec.params.get("time_limit_s", 0)) if family(spec.family).tries else 0.0
+    search_s = (spec.compress.search_s if spec.compress is not None else None) or 0.0
+    left = _TRIES_SHARE * spec.timeout_s - search_s
+    if seconds > left:
+        taken = f", {search_s:g} s of it for compression" if search_s else ""
+        msg = (
+            f"training takes {seconds:g} s and the job may take {spec.timeout_s:g}{taken}; export and judging take "
+            f"time as well: lower it to {max(0.0, left):g} at most, or raise timeout_s"
+        )
+        raise InvalidSpec.at("params", "time_limit_s", msg=msg)
 
 
 def _check_given(spec: _JudgedSpec, *, trained: bool) -> None:

@@ -66,6 +66,21 @@ class TestJobs:
             ({"timeout_s": -1}, ["timeout_s"], "greater than 0"),
             ({"timeout_s": "NaN"}, ["timeout_s"], "finite"),
             ({"compress": {"min_speedup": True}}, ["compress", "min_speedup"], "not true or false"),
+            (
+                {"family": "auto", "params": {"time_limit_s": 600}, "timeout_s": 600},
+                ["params", "time_limit_s"],
+                "or raise timeout_s",
+            ),
+            (
+                {
+                    "family": "auto",
+                    "params": {"time_limit_s": 300},
+                    "compress": {"time_limit_s": 300},
+                    "timeout_s": 500,
+                },
+                ["params", "time_limit_s"],
+                "lower it to 150 at most",
+            ),
             ({"kind": "cook"}, ["kind"], "'train', 'compress'"),
         ],
     )

@@ -46,13 +46,11 @@ class Auto:
         Validation rows are learnt from too: every row is left out by one model of each candidate, which judges by it.
         """
         pool = Pool.of(self.kind, data, self.params["folds"])
+        pool.check()
         search = _Search(pool, self.params, job, _State.load(job))
         search.run()
-        if not search.members and search.refused is not None and not search.hurried:
-            raise search.refused
         if not search.members:
-            why = "; ".join(f"{name}: {reason}" for name, reason in search.state.abandoned.items())
-            raise InvalidSpec.at("params", "time_limit_s", msg=f"no model was finished in time; raise it ({why})")
+            raise search.failure()
         job.progress(0.78, "choosing the best combination")
         folds = len(search.members[0].answers)
         scored, y = pool.scored(folds), pool.targets
@@ -108,7 +106,7 @@ class _Search:
         self.most_members = int(params["members"])
         self.begun = time.monotonic() - state.spent_s
         self.members: list[Member] = []
-        self.refused: AimassError | None = None  # why the last one could not be trained
+        self.refused: Exception | None = None  # why the last one could not be trained
         self.hurried = False  # another one was given up for want of time
 
     def run(self) -> None:
@@ -125,14 +123,33 @@ class _Search:
             except _NotTried as error:
                 self.hurried = True
                 self.state.abandoned[candidate.name] = str(error)
-            except AimassError as error:  # this one cannot; others may
-                self.refused = error
-                self.state.abandoned[candidate.name] = str(error)
-                self.job.log(f"{candidate.name} was given up: {error}", level="warning")
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a library raises: this one cannot, others may
+                self.refused = error.with_traceback(None)  # which would hold the memory of what had been learnt
+                self._give_up(candidate.name, error)
             self._remember()
 
+    def failure(self) -> Exception:
+        """Why there is no member at all."""
+        if isinstance(self.refused, AimassError) and not self.hurried:
+            return self.refused
+        why = "; ".join(f"{name}: {reason}" for name, reason in self.state.abandoned.items())
+        if self.refused is not None and not self.hurried:
+            return InvalidSpec.at("params", "families", msg=f"none of them could learn from this data ({why})")
+        return InvalidSpec.at("params", "time_limit_s", msg=f"no model was finished in time; raise it ({why})")
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        """In the report, and in the log. Errors of libraries are known by their type as well."""
+        reason = str(error) if isinstance(error, AimassError) else f"{type(error).__name__}: {error}"
+        self.state.abandoned[name] = reason
+        self.job.log(f"{name} was given up: {reason}", level="warning")
+
     def finish(self, weights: Sequence[float]) -> None:
-        """Those that were chosen and need no rows to stop by learn from all of them, by turns, while there is time."""
+        """Those that were chosen and need no rows to stop by learn from all of them, by turns, while there is time.
+
+        One that cannot keeps the models of its folds.
+        """
         chosen = [member for member, weight in zip(self.members, weights, strict=True) if weight]
         turns = [(turn, member) for member in chosen for turn in range(member.relearns)]
         trees = 0
@@ -140,6 +157,9 @@ class _Search:
             trees += member.trees
             if turn and trees > _MOST_TREES:
                 break
+            again = f"{member.candidate.name} of all rows"
+            if again in self.state.abandoned:
+                continue
             try:
                 member.relearn(self.pool, turn, self.job, self.begun + self.limit_s)
             except Stopped:
@@ -150,6 +170,11 @@ class _Search:
                     name = member.candidate.name
                     self.job.log(f"{name}: there was no time to learn from all rows at once", "warning")
                 break
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as of the folds
+                member.again.clear()
+                self._give_up(again, error)
             self._remember()
 
     def _suits(self, candidate: Candidate) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from app.core.errors import InvalidSpec
+from app.core.errors import InvalidData, InvalidSpec
 from app.specs.families import DataKind, family
 from workers.automl.portfolio import BOOSTED, Candidate, training_of
 from workers.automl.trial import ROOM, Trial
@@ -56,6 +56,21 @@ class Pool:
         folds = np.empty(len(y), np.int64)
         folds[order] = blocks.ravel()[: len(y)]
         return cls(kind, data, inputs, y, folds)
+
+    def check(self) -> None:
+        """InvalidData where all rows but those of one fold are of one class, from which no model can learn."""
+        if self.data.task != "classification":
+            return
+        for fold in range(self.count):
+            there = np.unique(self.y[self.folds != fold])
+            if len(there) == 1:
+                label = self.data.signature.classes[there[0]]
+                msg = f"of the rows that are not test rows, all of another class than '{label}' are in one fold"
+                if self.data.folds is not None:
+                    msg += ", since groups and times stay together; divide by another column, or at random"
+                    raise InvalidData.at("split", "method", msg=msg)
+                msg += "; add rows of that class, or train one family, which needs no folds"
+                raise InvalidData.at("target", msg=msg)
 
     @property
     def count(self) -> int:

@@ -43,10 +43,10 @@ class Shuffled:
     seed: int
 
     def cut(self, rows: Rows, share: float) -> tuple[Rows, Rows]:
-        """Of a share that rounds to no row, one row is cut off."""
+        """Of a share that rounds to no row, one row is cut off; of one that rounds to all, one row is kept."""
         if len(rows) < 2:  # noqa: PLR2004 - a row cannot be divided
             return rows[:0], rows
-        held = max(1, round(len(rows) * share))
+        held = min(max(1, round(len(rows) * share)), len(rows) - 1)
         strata = None if self.strata is None else group_rare(self.strata[rows], min(held, len(rows) - held))
         kept, cut = train_test_split(rows, test_size=held, random_state=self.seed, stratify=strata)
         return np.sort(kept), np.sort(cut)

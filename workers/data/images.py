@@ -1,19 +1,22 @@
 """Pictures of a data set, decoded once into one array on disk."""
 
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
-from app.core.errors import InvalidData, InvalidTensor
+from app.core.errors import InvalidData, InvalidTensor, Unavailable
 from app.core.signature import ImageFormat
 from app.serving.images import decode_image, open_image
 from workers.context import JobContext
+from workers.learning import Array
 
 MAX_SIDE = 96  # pixels, where the parameters leave the size open
 _PROBED = 200  # pictures looked at to tell grey from colour
@@ -26,9 +29,7 @@ def choose_format(path: Path, table: pl.DataFrame, size: int | None) -> ImageFor
     Pictures of several shapes become squares as long as their median shorter side.
     """
     modes = set()
-    for count, (raw, name) in enumerate(_raw_images(path)):
-        if count >= _PROBED:
-            break
+    for raw, name in _spread_images(path):
         try:
             modes.add(open_image(raw, float("inf")).mode)  # ingest has checked the size
         except InvalidTensor as error:
@@ -49,8 +50,7 @@ def choose_format(path: Path, table: pl.DataFrame, size: int | None) -> ImageFor
 def decode_all(path: Path, fmt: ImageFormat, rows: int, job: JobContext) -> npt.NDArray[np.uint8]:
     """Every picture of the data set, uint8 [N, C, H, W], in a file that vanishes with the array."""
     shape = (rows, 1 if fmt.mode == "L" else 3, fmt.height, fmt.width)
-    with TemporaryFile(dir=job.folder) as file:
-        pixels = np.memmap(file, np.uint8, "w+", shape=shape)
+    pixels = array_on_disk(job.folder, np.uint8, shape)
     for index, (raw, name) in enumerate(_raw_images(path)):
         try:
             pixels[index] = decode_image(raw, fmt, max_megapixels=float("inf"))  # ingest has checked the size
@@ -59,6 +59,38 @@ def decode_all(path: Path, fmt: ImageFormat, rows: int, job: JobContext) -> npt.
         if index % 5000 == 0:
             job.progress(0.05 * index / rows, "decoding pictures")
     return pixels
+
+
+def array_on_disk(folder: Path, dtype: Any, shape: tuple[int, ...]) -> Array:  # noqa: ANN401 - as numpy takes it
+    """Zeros in a file in the folder, which vanishes with the array. Unavailable if the disk has no room for it.
+
+    Its blocks are there before it is written to: a page that a full disk cannot take would kill the process.
+    """
+    size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+    with TemporaryFile(dir=folder) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            msg = (
+                f"{size / 1e6:,.0f} MB of decoded pictures find no room in the worker's folder for jobs "
+                f"({error.strerror}); free or add disk space there, or use fewer or smaller pictures"
+            )
+            raise Unavailable(msg) from None
+        return np.memmap(file, dtype, "r+", shape=shape)
+
+
+def _spread_images(path: Path) -> Iterator[tuple[bytes, str]]:
+    """Pictures to look at, spread evenly over the data set, since an archive may be sorted by what they show."""
+    with pq.ParquetFile(path) as file:
+        chosen = np.unique(np.linspace(0, max(0, file.metadata.num_rows - 1), _PROBED).astype(np.int64))
+        start = 0
+        for group in range(file.metadata.num_row_groups):
+            stop = start + file.metadata.row_group(group).num_rows
+            some = chosen[(chosen >= start) & (chosen < stop)] - start
+            if len(some):
+                found = file.read_row_group(group, columns=["image", "path"]).take(some)
+                yield from zip(found["image"].to_pylist(), found["path"].to_pylist(), strict=True)
+            start = stop
 
 
 def _raw_images(path: Path) -> Iterator[tuple[bytes, str]]:

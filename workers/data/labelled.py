@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from app.specs.jobs import Resources
 from app.specs.mapping import Mapping, TensorMapping, check_judging, picture_tensor, row_shape
 from workers.context import JobContext
 from workers.data.findings import listed
-from workers.data.images import decode_all
+from workers.data.images import array_on_disk, decode_all
 from workers.data.large import is_large, read_rows, spaced_rows
 from workers.data.prepare import IMAGE_COLUMN, read_image_table
 from workers.data.slices import slice_labels
@@ -183,8 +182,7 @@ def _pictures(
     mean = np.array(given.mean or 0, np.float32).reshape(-1, 1, 1)
     std = np.array(given.std or 1, np.float32).reshape(-1, 1, 1)
     dtype: Any = DTYPES[tensor.datatype]
-    with TemporaryFile(dir=job.folder) as file:
-        scaled = np.memmap(file, dtype, "w+", shape=(len(rows), channels, height, width))
+    scaled = array_on_disk(job.folder, dtype, (len(rows), channels, height, width))
     for start in range(0, len(rows), _CHUNK):
         some: Array = pixels[rows[start : start + _CHUNK]]
         if tensor.datatype != "UINT8":

@@ -34,7 +34,7 @@ from workers.data.large import (
 )
 from workers.data.outliers import without_outliers
 from workers.data.slices import slice_labels
-from workers.data.splits import Division, Split, divide_rows, group_codes, load_split
+from workers.data.splits import Division, Split, class_strata, divide_rows, divider_by, load_split
 from workers.data.tables import (
     Notes,
     check_columns,
@@ -208,8 +208,10 @@ def _prepare_large(spec: TrainSpec, path: Path, profile: Mapping[str, Any], note
     signature = _signature(spec, with_gaps(columns, profile), inputs, target)
     notes.warnings += [*split.lacks(target.classes, target.y), divided.told(held)]
     rows = divided.split.train
-    groups = group_codes(frame[spec.split.group]) if spec.split.group is not None else None
-    closer = Closer(slices={name: slice_labels(frame[name]) for name in spec.evaluation.slices}, groups=groups)
+    slices = {name: slice_labels(frame[name]) for name in spec.evaluation.slices}
+    by = None if spec.split.column is not None else _divides_by(frame, spec)
+    divider = None if by is None else divider_by(by, class_strata(target.y, spec.task, spec.split), spec.split)
+    closer = Closer(slices=slices, groups=_groups_of(divider), divider=divider)
     return Prepared(
         signature, table_inputs(frame, signature), target.y, positions, split, notes, closer=closer,
         large=Large(divided.split, RowStream(path, signature, rows, divided.target_of(rows))),
@@ -228,10 +230,14 @@ def _look_closer(frame: pl.DataFrame, spec: TrainSpec, division: Division) -> Cl
         division.folds(asked.folds) if asked.folds else (),
         {share: split for share, split in shares.items() if split is not None},
         {name: slice_labels(frame[name]) for name in asked.slices},
-        division.divider.groups if isinstance(division.divider, Grouped) else None,
+        _groups_of(division.divider),
         _to_calibrate(spec, division),
         division.divider,
     )
+
+
+def _groups_of(divider: Divider | None) -> Array | None:
+    return divider.groups if isinstance(divider, Grouped) else None
 
 
 def _to_calibrate(spec: TrainSpec, division: Division) -> Array:

@@ -128,7 +128,7 @@ def divide_rows(
         raise InvalidData.at("dataset", msg=f"{len(y)} usable rows are too few; at least {MIN_ROWS} are needed")
     if spec.method == "stratified" and task == "regression":
         raise InvalidData.at("split", "method", msg="stratified needs classes; use random for regression")
-    strata = y if task == "classification" and spec.method != "random" else None
+    strata = class_strata(y, task, spec)
     divider: Divider = Shuffled(strata, spec.seed)
     method, share = "random" if strata is None else "stratified", spec.validation / (1 - spec.test)
     split = None
@@ -138,7 +138,7 @@ def divide_rows(
         if method == "column":
             split = _named_parts(by, spec, divider)
         else:
-            divider = Grouped(group_codes(by), strata, spec.seed) if method == "group" else Ordered(_times(by))
+            divider = divider_by(by, strata, spec)
     elif spec.method == "auto" and given is not None:
         split = _follow(given, spec, divider)
     if split is None:
@@ -151,6 +151,16 @@ def divide_rows(
         hint = "divide another way, or use more data" if spec.by else "use another seed or more data"
         raise InvalidData.at("split", msg=f"the training rows hold one class only; {hint}")
     return Division(split, divider, y, task, share)
+
+
+def class_strata(y: Array, task: Task, spec: SplitSpec) -> Array | None:
+    """Class indices [N] that the parts hold in proportion; None where they need not."""
+    return y if task == "classification" and spec.method != "random" else None
+
+
+def divider_by(by: pl.Series, strata: Array | None, spec: SplitSpec) -> Grouped | Ordered:
+    """By the groups or along the times of the column that `spec.by` names, N values. InvalidData if it cannot."""
+    return Grouped(group_codes(by), strata, spec.seed) if spec.group is not None else Ordered(_times(by))
 
 
 def _follow(given: Sequence[str | None], spec: SplitSpec, divider: Divider) -> Split | None:

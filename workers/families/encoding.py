@@ -13,6 +13,8 @@ from workers.families.values import Values
 from workers.learning import Array, Inputs, LearningData, rows_of
 
 MAX_CATEGORIES = 1000  # a column's rarer values count as unseen
+_CONSTANT = 1e-12  # of a column's largest number: a spread that rounding alone makes of one value
+_TINY = np.finfo(np.float32).tiny  # a smaller spread has no finite inverse
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class TreeEncoder:
             return cls(numeric, None), parts[0]
         categories = CategoryEncoder.fit(inputs["categorical"])
         codes = categories.codes(inputs["categorical"])
-        targets, folds = columns_of(data.train.y, data.n_classes), folds_of(len(codes), data.training.seed)
+        targets, folds = columns_of(data.train.y, data.n_classes), folds_of(data)
         learnt = [target_means(codes[:, j], size, targets, folds) for j, size in enumerate(categories.sizes)]
         parts.append(np.stack([values for _, values in learnt], axis=1))
         shown = [
@@ -148,7 +150,7 @@ class TreeEncoder:
     ) -> tuple["TreeEncoder", npt.NDArray[np.float32]]:
         """With features for the values of numeric columns of at most so many; and `x`, the training rows, with them."""
         numbers = x[:, : len(self.numeric.fill)] if self.numeric is not None else x[:, :0]
-        values, learnt = Values.learn(numbers, columns_of(data.train.y, data.n_classes), most, data.training.seed)
+        values, learnt = Values.learn(numbers, columns_of(data.train.y, data.n_classes), most, folds_of(data))
         return (self, x) if values is None else (replace(self, values=values), np.concatenate([x, learnt], axis=1))
 
     def with_pairs(
@@ -223,7 +225,7 @@ class DenseEncoder:
         numeric = NumericEncoder.fit(data, keep_missing=False)
         x = numeric.transform(inputs["numeric"]).astype(np.float64)
         spread = x.std(axis=0)
-        spread[spread < 1e-12] = 1.0  # noqa: PLR2004 - a constant column
+        spread[spread <= np.maximum(_TINY, _CONSTANT * np.abs(x).max(axis=0))] = 1.0
         flagged = np.flatnonzero(np.isnan(inputs["numeric"]).any(axis=0))
         mean = x.mean(axis=0).astype(np.float32)
         return cls(numeric, mean, (1 / spread).astype(np.float32), flagged.astype(np.int64), categories)

@@ -58,7 +58,7 @@ class NetworkFamily:
         loss = ColumnLoss() if regression else class_loss(data)
         rows = learn if data.streamed is None else StreamedRows(data.streamed, encoder)
         facts = train(network, loss, rows, watch, data.training, job, data.threads, data.device)
-        _settle_unseen(network.table, encoder, learn.inputs[1])
+        _settle_unseen(network.table, encoder, learn.inputs[1], data.streamed)
         weights = sum(p.numel() for p in network.parameters())
         return FittedNetwork(data, encoder, network, {**facts, "weights": weights})
 
@@ -138,11 +138,20 @@ def _tensors(encoder: DenseEncoder, part: Part) -> Tensors:
     return Tensors((torch.from_numpy(dense), torch.from_numpy(rows)), y.float() if y.is_floating_point() else y)
 
 
-def _settle_unseen(table: nn.Embedding, encoder: DenseEncoder, rows: Tensor) -> None:
-    """An unseen category gets its column's mean embedding, for training never met it."""
+def _settle_unseen(table: nn.Embedding, encoder: DenseEncoder, rows: Tensor, streamed: RowGroups | None = None) -> None:
+    """An unseen category gets its column's mean embedding, where training never met one.
+
+    It did where a column has more categories than have a row of their own, or rows on disk have other ones than `rows`.
+    """
+    unseen = encoder.unseen_rows()
+    met = (rows.numpy() == unseen).any(axis=0)
+    for group in range(len(streamed.sizes) if streamed is not None else 0):
+        if streamed is None or met.all():
+            break
+        met |= (encoder.transform(streamed.read(group).inputs)[1] == unseen).any(axis=0)
     with torch.no_grad():
-        for column, row in enumerate(encoder.unseen_rows().tolist()):
-            table.weight[row] = table(rows[:, column]).mean(dim=0)
+        for column in np.flatnonzero(~met).tolist():
+            table.weight[unseen[column]] = table(rows[:, column]).mean(dim=0)
 
 
 def numbers(tensor: Tensor) -> Array:

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from workers.learning import Array
+from workers.learning import Array, LearningData
 
 _SMOOTHING = 20.0  # rows' worth of the overall mean in each value's mean (Micci-Barreca 2001)
 _FOLDS = 5
@@ -18,9 +18,18 @@ def columns_of(y: Array, n_classes: int) -> npt.NDArray[np.float64]:
     return np.asarray(y, np.float64).reshape(len(y), -1)
 
 
-def folds_of(rows: int, seed: int) -> npt.NDArray[np.int64]:
-    """Which rows are valued without each other, [N]."""
-    return np.random.default_rng(seed).permutation(rows) % _FOLDS
+def split_folds(data: LearningData, count: int) -> npt.NDArray[np.int64] | None:
+    """Of at most so many folds, the one of each training row, [N], where rows are divided by groups; else None."""
+    if data.folds is None:
+        return None
+    folds = data.folds(count)[: len(data.train)]
+    return folds if folds.min() >= 0 and folds.max() > folds.min() else None
+
+
+def folds_of(data: LearningData) -> npt.NDArray[np.int64]:
+    """Which training rows are valued without each other, [N]: groups stay together where the split keeps them so."""
+    folds = split_folds(data, _FOLDS)
+    return np.random.default_rng(data.training.seed).permutation(len(data.train)) % _FOLDS if folds is None else folds
 
 
 def target_means(

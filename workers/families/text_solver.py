@@ -21,6 +21,7 @@ from sklearn.svm import LinearSVC
 
 from app.core.signature import Task
 from workers.context import JobContext, Stopped
+from workers.families.target_means import split_folds
 from workers.learning import Array, LearningData
 
 _MACHINE = (30.0, 10.0, 3.0, 1.0)  # strengths that are tried, the strongest first
@@ -152,14 +153,21 @@ class Solver:
         return best[1]
 
     def _parts(self, x: sp.csr_matrix, y: Array) -> list[tuple[Array, Array]]:
-        """Rows to solve on and rows to judge by, of every class the same share."""
+        """Rows to solve on and rows to judge by: by whole groups where rows are split so, else alike in classes."""
+        fold = split_folds(self.data, _FOLDS)
+        if fold is None or len(fold) != len(y):
+            fold = self._random_folds(y)
+        parts = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in np.unique(fold)]
+        return parts[:1] if x.nnz > _FOLD_VALUES else parts
+
+    def _random_folds(self, y: Array) -> Array:
+        """Of each row, [N]; every fold has the same share of a class."""
         order = np.random.default_rng(self.seed).permutation(len(y))
         if self.task == "classification":
             order = order[np.argsort(y[order], kind="stable")]
         fold = np.empty(len(y), np.int64)
         fold[order] = np.arange(len(y)) % _FOLDS
-        parts = [(np.flatnonzero(fold != k), np.flatnonzero(fold == k)) for k in range(_FOLDS)]
-        return parts[:1] if x.nnz > _FOLD_VALUES else parts
+        return fold
 
     def _weights(self, y: Array) -> Array | None:
         return None if self.class_weights is None else self.class_weights[y]

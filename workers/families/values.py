@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from workers.export.graph import ML, Graph
-from workers.families.target_means import folds_of, target_means
+from workers.families.target_means import target_means
 from workers.learning import Array
 
 _ROWS_EACH = 20  # on average; a value of few rows is drawn to the overall mean
@@ -33,7 +33,7 @@ class Values:
 
     @classmethod
     def learn(
-        cls, x: npt.NDArray[np.float32], targets: npt.NDArray[np.float64], most: int, seed: int
+        cls, x: npt.NDArray[np.float32], targets: npt.NDArray[np.float64], most: int, folds: npt.NDArray[np.int64]
     ) -> tuple["Values | None", npt.NDArray[np.float32]]:
         """Of those columns of training rows, FP32 [N, n], that have at most so many values; and the rows' features.
 
@@ -41,9 +41,9 @@ class Values:
             x: NaN where a number is missing.
             targets: [N, 1], or a column a class.
             most: values of a column.
-            seed: of the rows that are valued by others.
+            folds: which rows are valued without each other, [N].
         """
-        folds, found, features = folds_of(len(x), seed), [], []
+        found, features = [], []
         for column in come_again(x, most):
             known, codes = np.unique(x[:, column], return_inverse=True)
             means, rows = target_means(codes, len(known), targets, folds)

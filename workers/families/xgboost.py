@@ -50,7 +50,8 @@ class Xgboost:
             )  # fmt: skip
         if watch.stopped:
             raise Stopped
-        return FittedXgboost(data, encoder, booster, watch.best.round or booster.num_boosted_rounds())
+        best = watch.best.round if watch.stopping is not None else 0  # without early stopping all rounds count
+        return FittedXgboost(data, encoder, booster, best or booster.num_boosted_rounds())
 
     def _settings(self, data: LearningData) -> dict[str, Any]:
         p = self.params

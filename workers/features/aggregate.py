@@ -43,5 +43,6 @@ def aggregate(step: Aggregate, on: Fitting) -> Made:
         (f"{step.column} {name} by {step.by}", "integer" if name == "count" else "number") for name in step.functions
     )
     nodes = rows_of_table((tuple(known.tolist()),), rows, table)
-    facts = {"categories": len(known), "of_all_rows": dict(zip(step.functions, overall.tolist(), strict=True))}
+    told = [None if np.isnan(value) else value for value in overall.tolist()]  # JSON has no NaN
+    facts = {"categories": len(known), "of_all_rows": dict(zip(step.functions, told, strict=True))}
     return [Stage("categorical", (by,), (), made, "numeric", nodes)], facts

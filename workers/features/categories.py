@@ -5,13 +5,14 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.model_selection import KFold, PredefinedSplit, StratifiedKFold
 from sklearn.preprocessing import TargetEncoder
 
 from app.core.signature import ColumnType
 from app.specs.features import Hash, Impute, OneHot, Ordinal, TargetEncode
 from workers.export.graph import ORT, Graph
 from workers.families.encoding import CategoryEncoder
+from workers.families.target_means import split_folds
 from workers.features.fitting import Fitting
 from workers.features.stage import Nodes, Stage, doubles
 from workers.learning import Array
@@ -117,11 +118,7 @@ def target_encode(step: TargetEncode, on: Fitting) -> Made:
     classes = np.unique(on.y) if data.task == "classification" else np.zeros(0)
     several = len(classes) > 2  # noqa: PLR2004 - two classes need one column
     target = "continuous" if data.task == "regression" else ("multiclass" if several else "binary")
-    if classes.size and np.unique(on.y, return_counts=True)[1].max() < step.folds:
-        on.refuse(f"no class has {step.folds} training rows, one for each fold; use fewer", "folds")
-    split: Any = KFold if data.task == "regression" else StratifiedKFold
-    folds = split(step.folds, shuffle=True, random_state=data.training.seed)
-    encoder = TargetEncoder(target_type=target, smooth=step.smooth, cv=folds)
+    encoder = TargetEncoder(target_type=target, smooth=step.smooth, cv=_folds(step, on))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it is missing in some folds
         crossed = encoder.fit_transform(x, on.y)
@@ -143,6 +140,19 @@ def target_encode(step: TargetEncode, on: Fitting) -> Made:
     nodes = rows_of_table(known, rows, table)
     stage = Stage("categorical", columns, columns, made, "numeric", nodes, np.asarray(crossed, np.float64))
     return [stage], {"categories": {name: size - 1 for name, size in zip(names, sizes, strict=True)}}
+
+
+def _folds(step: TargetEncode, on: Fitting) -> Any:  # noqa: ANN401 - one of scikit-learn's splitters
+    """Of whole groups where rows are split so; else random. InvalidData where rows are too few."""
+    if len(on.y) < step.folds:
+        on.refuse(f"there are {len(on.y)} training rows, and each fold needs one; use fewer", "folds")
+    if (apart := split_folds(on.data, step.folds)) is not None:
+        return PredefinedSplit(apart)
+    if on.data.task == "regression":
+        return KFold(step.folds, shuffle=True, random_state=on.data.training.seed)
+    if np.unique(on.y, return_counts=True)[1].max() < step.folds:
+        on.refuse(f"no class has {step.folds} training rows, one for each fold; use fewer", "folds")
+    return StratifiedKFold(step.folds, shuffle=True, random_state=on.data.training.seed)
 
 
 def rows_of_table(known: tuple[tuple[str, ...], ...], rows: list[Array], table: Array) -> Nodes:

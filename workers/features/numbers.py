@@ -1,6 +1,7 @@
 """Steps on single numbers: clip, impute, scale, bin."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,8 @@ def bins(step: Bin, on: Fitting) -> Made:
 
     found = {name: len(known) + 1 for name, known in zip(on.names("numeric", columns), inner, strict=True)}
     type_: ColumnType = "category" if step.output == "category" else "integer"
-    return [on.in_place("numeric", columns, nodes, type_)], {"bins": found}
+    stage = replace(on.in_place("numeric", columns, nodes, type_), cells=edges.size)
+    return [stage], {"bins": found}
 
 
 def _edges(step: Bin, values: Array) -> Array:

@@ -20,7 +20,7 @@ from workers.features import categories, combine, dates, numbers
 from workers.features.aggregate import aggregate
 from workers.features.derive import derive
 from workers.features.fitting import Fitting
-from workers.features.stage import KINDS, Kind, Stage, Table, doubles
+from workers.features.stage import KINDS, Kind, Stage, Table, doubles, rows_at_once
 from workers.learning import Array, Inputs, LearningData, Part, RowGroups, rows_of, take
 
 _BATCH = 8192
@@ -63,8 +63,9 @@ class Recipe:
 
     def run(self, session: Session, inputs: Inputs) -> dict[str, Array]:
         """Raw tensors to those that the family knows."""
+        batch = rows_at_once(_BATCH, *self.stages)
         parts = [
-            session.run(None, take(inputs, slice(start, start + _BATCH))) for start in range(0, rows_of(inputs), _BATCH)
+            session.run(None, take(inputs, slice(start, start + batch))) for start in range(0, rows_of(inputs), batch)
         ]
         names = [tensor.name for tensor in self.signature.inputs]
         return {name: np.concatenate(columns) for name, columns in zip(names, zip(*parts, strict=True), strict=True)}

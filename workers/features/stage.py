@@ -19,7 +19,8 @@ from workers.learning import Array, Inputs
 Kind = Literal["numeric", "categorical"]
 KINDS: tuple[Kind, ...] = ("numeric", "categorical")
 Nodes = Callable[[Graph, str], str]  # from the name of a block [N, columns] to that of the block made of it
-_BATCH = 65_536
+_BATCH = 65_536  # rows that go through the nodes at once
+_CELLS = 4_000_000  # numbers that the nodes may hold of them at once, in arrays wider than the block
 _TYPES: Mapping[Kind, Literal["FP64", "BYTES"]] = {"numeric": "FP64", "categorical": "BYTES"}
 
 
@@ -72,7 +73,8 @@ def _index(column: Column) -> int:
 class Stage:
     """Reads columns of the tensor `kind`, drops some of it, and appends the columns `made` to the tensor `makes`.
 
-    `crossed` is what training rows get in place of the nodes' block, if that is something else.
+    `crossed` is what training rows get in place of the nodes' block, if that is something else. `cells` are the numbers
+    that the nodes hold of a row at once, where those are many more than they read or make.
     """
 
     kind: Kind
@@ -82,6 +84,7 @@ class Stage:
     makes: Kind = "numeric"
     nodes: Nodes | None = None
     crossed: Array | None = None
+    cells: int = 1
 
     def apply(self, table: Table, *, learnt: bool = False) -> Table:
         """The table after it. `learnt`: these are the training rows that it was fitted on."""
@@ -135,7 +138,12 @@ def run(nodes: Nodes, block: Array, stage: Stage) -> Array:
     graph.add("Identity", nodes(graph, "read"), output="made")
     inputs = [Tensor("read", _TYPES[stage.kind], (-1, block.shape[1]))]
     model = graph.model(inputs, [Tensor("made", _TYPES[stage.makes], (-1, len(stage.made)))])
-    return predict(open_session(model.SerializeToString(), 1), {"read": block}, _BATCH)
+    return predict(open_session(model.SerializeToString(), 1), {"read": block}, rows_at_once(_BATCH, stage))
+
+
+def rows_at_once(most: int, *stages: Stage) -> int:
+    """So many rows, at most `most`, that the nodes of no stage hold more than _CELLS numbers of them."""
+    return max(1, min(most, _CELLS // max([1, *(stage.cells for stage in stages)])))
 
 
 def _pick(graph: Graph, name: str, columns: list[int] | tuple[int, ...], width: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats  # type: ignore[import-untyped]  # scipy has no type information
 
+from app.core.errors import InvalidData, InvalidSpec
 from app.specs.jobs import TrainSpec
 from workers.context import FitContext, JobContext, Stopped
 from workers.data.prepare import Prepared
@@ -22,6 +23,7 @@ from workers.training.files import write_atomically
 
 _KEPT = "refits.json"  # results of whole fits, in the job's checkpoint
 _RESIDUALS = "residuals of {}.npy"  # beside them
+_REFUSED = "refused"  # in place of the results of a share from which the spec cannot learn
 _Results = dict[str, dict[str, Any]]
 
 
@@ -48,16 +50,29 @@ class Refits:
         return folds | {_share_name(share): split for share, split in closer.shares.items()}
 
     def run(self) -> None:
-        """Raises Stopped when the job is asked to stop."""
+        """Raises Stopped when the job is asked to stop. A share that is too small for the spec is left out and told."""
         splits = self.splits
+        shares = {_share_name(share) for share in self.prepared.closer.shares}
         self._resume()
         for index, (name, split) in enumerate(splits.items(), 1):
             if name in self.results:
                 continue
             if self.job.should_stop():
                 raise Stopped
-            self.results[name] = self._fit(FitContext(self.job, index, 1 + len(splits), name), split)
+            context = FitContext(self.job, index, 1 + len(splits), name)
+            try:
+                self.results[name] = self._fit(context, split)
+            except (InvalidData, InvalidSpec) as error:
+                if name not in shares:
+                    raise
+                self.results[name] = {_REFUSED: str(error)}
+                shutil.rmtree(context.folder, ignore_errors=True)
             self._keep()
+        self.prepared.notes.warnings += [
+            f"the learning curve lacks {name}: {self.results[name][_REFUSED]}"
+            for name in splits
+            if _REFUSED in self.results[name]
+        ]
 
     def _fit(self, context: FitContext, split: Split) -> dict[str, Any]:
         context.progress(0.0, "training")
@@ -130,6 +145,7 @@ class Refits:
     def learning_curve(self, main: str, whole: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
         """The main metric on training and test rows by training rows, those of the model itself last."""
         named = [(share, self.results[_share_name(share)]) for share in self.prepared.closer.shares]
+        named = [(share, fit) for share, fit in named if _REFUSED not in fit]
         if not named:
             return []
         named.append((1.0, {"rows": self.prepared.split.sizes(), **whole}))

@@ -90,6 +90,19 @@ def test_everything_that_can_be_asked_for(make_job: MakeJob, mixed: pl.DataFrame
     assert not list((job.folder / "fits").iterdir())
 
 
+def test_a_share_too_small_for_the_recipe_is_left_out_of_the_learning_curve(make_job: MakeJob, cancer: pl.DataFrame):
+    """A tenth of the training rows are 14, fewer than the components."""
+    steps = [{"step": "pca", "components": 20}]
+    asked = {"learning_curve": True, "plots": False}
+    job = make_job(cancer[::3].head(190), family="linear", features={"steps": steps}, evaluation=asked)
+    train.run(job)
+    card = read(job, "card.json")
+    assert [point["share"] for point in card["learning_curve"]] == [0.25, 0.5, 1.0]
+    (told,) = [line for line in card["warnings"] if "learning curve" in line]
+    assert told.startswith("the learning curve lacks 10% of the training rows: features.steps.0.components: ")
+    assert not list((job.folder / "fits").iterdir())
+
+
 def test_regression_is_drawn_and_shown(make_job: MakeJob, diabetes: pl.DataFrame):
     asked = {"folds": 2, "slices": ["bmi"]}
     spec = {"family": "linear", "task": "regression", "split": {"time": "age"}}

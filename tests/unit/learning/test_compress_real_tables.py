@@ -134,9 +134,7 @@ def test_what_was_taught_is_kept_for_a_later_attempt(network: Bench, tmp_path: P
     assert again.make(recipe[:1]) == next((tmp_path / "taught").iterdir()).read_bytes()
 
 
-def test_trees_are_grown_within_the_time_that_is_left(
-    network: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_trees_are_grown_within_the_time_that_is_left(network: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("workers.compression.students._GROWING_S", 0.0)
     with pytest.raises(NoTime, match="growing trees takes too much of the time"):
         Maker(network.version.maker(tmp_path).material, deadline=time.monotonic() - 1).make([TREES])

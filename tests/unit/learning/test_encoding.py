@@ -1,6 +1,10 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import onnxruntime as ort
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,6 +12,7 @@ from app.core.signature import Column, Signature, Tensor
 from workers.export.graph import Graph
 from workers.export.runtime import open_session
 from workers.export.trees import Ensemble, floor_float32
+from workers.families import network
 from workers.families.encoding import CategoryEncoder, DenseEncoder, NumericEncoder, TreeEncoder
 from workers.families.pairs import interacting
 from workers.learning import LearningData, Part
@@ -131,6 +136,32 @@ def test_a_float32_meets_the_floored_threshold_when_it_meets_the_threshold(thres
     floored = floor_float32(np.asarray([threshold]))[0]
     assert (x <= float(floored)) == (x <= threshold)
     assert (float(floored) <= float(floored)) == (float(floored) <= threshold)
+
+
+def test_small_numbers_are_standardised_and_constant_ones_are_not(data: LearningData):
+    x = np.asarray([[0.1, 1e-3, 1e-20, 1e-44, 1e9]] * 4, np.float32)
+    x[:, 2] *= [1, 2, 3, 4]
+    x[2:, 3] = 0
+    x[2:, 4] += 64
+    found = DenseEncoder.fit(replace(data, train=Part({"numeric": x}, LABELS))).transform({"numeric": x})[0]
+    np.testing.assert_allclose(found.std(axis=0), [0, 0, 1, 0, 1], rtol=1e-4, atol=1e-6)
+
+
+def test_an_unseen_category_is_settled_only_where_training_met_none():
+    """The second column's rare values, and of the rows on disk one of the third, share the row of unseen ones."""
+    texts = np.asarray([["a", "x", "k"], ["b", "y", "k"], ["a", "x", "l"]], object)
+    encoder = DenseEncoder(
+        None, np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64),
+        CategoryEncoder((("a", "b"), ("x",), ("k", "l"))),
+    )  # fmt: skip
+    on_disk = SimpleNamespace(sizes=(3,), read=lambda _: Part({"categorical": texts[::-1, [0, 1, 1]]}, LABELS[:3]))
+    rows = torch.from_numpy(encoder.transform({"categorical": texts})[1])
+    for streamed, settled in ((None, [2, 7]), (on_disk, [2])):
+        table = torch.nn.Embedding(8, 4)
+        before = table.weight.detach().clone()
+        network._settle_unseen(table, encoder, rows, streamed)  # type: ignore[arg-type]  # read and sizes are enough
+        assert (table.weight != before).any(dim=1).nonzero()[:, 0].tolist() == settled
+        torch.testing.assert_close(table.weight[2], (2 * before[0] + before[1]) / 3)
 
 
 def test_a_tree_sends_rows_and_gaps_as_it_says():

@@ -222,6 +222,23 @@ def test_rows_are_cleaned_as_in_memory(large: MakeJob, wide: pl.DataFrame):
     assert counts[0][0]["filter"] == low - 1 + of_row_11
 
 
+@pytest.mark.parametrize("split", [{"group": "age"}, {"time": "n1"}])
+def test_rows_in_memory_are_left_out_as_the_whole_table_is_divided(large: MakeJob, split: dict[str, str]):
+    job = large(family="gbdt", split=split)
+    prepared = _prepared(job)
+    data = prepared.learning(TrainSpec.model_validate({k: v for k, v in job.spec.items() if k != "limits"}), 1, "cpu")
+    assert data.folds is not None
+    folds = data.folds(3)
+    if "group" in split:
+        rows = np.concatenate([prepared.split.train, prepared.split.validation])
+        assert prepared.closer.groups is not None
+        ages = prepared.closer.groups[rows]
+        assert all(len(np.unique(folds[ages == age])) == 1 for age in np.unique(ages))
+        assert np.unique(folds).tolist() == [0, 1, 2]
+    else:
+        assert np.array_equal(folds, np.repeat([-1, 0], [len(data.train), len(data.validation)]))
+
+
 @pytest.mark.slow
 def test_auto_is_judged_by_rows_that_its_models_left_out(large: MakeJob):
     """Its members learn from the rows in memory: a stream would hand them the rows that judge them."""

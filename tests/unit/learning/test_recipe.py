@@ -4,17 +4,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from sklearn import decomposition, preprocessing
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.model_selection import KFold, PredefinedSplit, StratifiedKFold
 from sklearn.utils import murmurhash3_32
 
 from app.core.errors import AimassError, InvalidData, InvalidSpec
 from app.core.signature import Column, Signature, Tensor
 from app.specs.features import AnyStep, FeatureSpec
+from workers.export.runtime import predict
+from workers.features import stage
 from workers.features.recipe import Recipe, fit_recipe
 from workers.learning import LearningData, Part
 
@@ -131,6 +134,27 @@ def test_bins_are_those_of_scikit_learn(data: LearningData):
         assert held["age"][0] == ""
 
 
+def test_bins_are_counted_in_small_batches(data: LearningData, monkeypatch: pytest.MonkeyPatch):
+    """Every number is compared with every edge: two columns of four edges are eight cells a row."""
+    batches = []
+
+    def counted(session: Any, inputs: Any, batch: int) -> Any:
+        batches.append(batch)
+        return predict(session, inputs, batch)
+
+    monkeypatch.setattr(stage, "predict", counted)
+    monkeypatch.setattr(stage, "_CELLS", 80)
+    step = {"step": "bin", "columns": ["income", "age"], "bins": 5}
+    recipe, rows, _ = fitted(data, step)
+    assert batches[0] == 10
+    session = recipe.session(1)
+    served = Mock(run=Mock(side_effect=session.run))
+    recipe.run(served, data.train.inputs)
+    assert served.run.call_count == N / 10
+    monkeypatch.undo()
+    assert rows["income"].tolist() == fitted(data, step)[1]["income"].tolist()
+
+
 def test_categories_become_columns_places_and_buckets(data: LearningData):
     recipe, rows, held = fitted(data, {"step": "one_hot", "columns": ["city"], "max_categories": 2})
     assert recipe.report[0] | {"categories": {"city": 3}, "columns_before": 5, "columns_after": 6} == recipe.report[0]
@@ -161,6 +185,25 @@ def test_target_means_are_cross_fitted_in_training_rows_alone(data: LearningData
     loose = LearningData(data.signature, Part(inputs, Y), data.validation)
     _, rows, _ = fitted(loose, {"step": "target_encode", "columns": ["city"], "smooth": 0})
     assert abs(np.corrcoef(rows["city"], Y)[0, 1]) < 0.2
+
+
+def test_target_means_need_as_many_rows_as_folds(data: LearningData):
+    few = replace(
+        data, signature=replace(data.signature, task="regression", classes=()),
+        train=Part({name: x[:4] for name, x in data.train.inputs.items()}, np.arange(4.0)),
+    )  # fmt: skip
+    with pytest.raises(InvalidData, match="there are 4 training rows, and each fold needs one") as caught:
+        fitted(few, {"step": "target_encode"})
+    assert caught.value.errors[0].loc == ("features", "steps", 0, "folds")
+
+
+def test_target_means_are_of_other_groups_where_the_split_is_by_groups(data: LearningData):
+    groups = np.arange(N) % 5
+    apart = replace(data, folds=lambda count: np.concatenate([groups % count, [0] * 3]))
+    peer = preprocessing.TargetEncoder(target_type="binary", cv=PredefinedSplit(groups))
+    crossed = peer.fit_transform(CITY.astype(object)[:, None], Y)[:, 0]
+    rows = fitted(apart, {"step": "target_encode", "columns": ["city"]})[1]
+    np.testing.assert_allclose(rows["city"], crossed, rtol=1e-6)
 
 
 def test_target_means_of_several_classes_and_of_numbers(data: LearningData):

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from app.core.errors import InvalidData, InvalidInput, InvalidSpec
 from app.specs.jobs import TrainSpec
 from app.specs.splits import SplitSpec
+from workers.data.division import Shuffled
 from workers.data.prepare import prepare
 from workers.data.slices import slice_labels
 from workers.data.splits import Split, divide_rows, load_split, split_rows
@@ -125,6 +126,12 @@ def test_large_groups_are_not_always_trained_on():
         tested |= set(groups[split.test].tolist())
     assert tested & {0, 1, 2}
     assert tested & set(range(3, 12))
+
+
+def test_a_share_of_nearly_all_rows_leaves_one():
+    for strata in (None, np.arange(10) % 2):
+        kept, cut = Shuffled(strata, 0).cut(np.arange(10), 0.48 / 0.5)
+        assert (len(kept), len(cut)) == (1, 9)
 
 
 def test_very_many_groups():

@@ -227,6 +227,16 @@ def test_aggregates_of_what_does_not_suit_are_refused_before_they_are_queued(
             fitted(data, {"step": "aggregate", **step})
 
 
+def test_a_spread_of_one_value_is_told_as_null(data: LearningData) -> None:
+    """JSON, of which the card is, has no NaN."""
+    x = np.full_like(data.train.inputs["numeric"], np.nan)
+    x[0] = 5
+    train = Part(data.train.inputs | {"numeric": x}, data.train.y)
+    step = {"step": "aggregate", "by": "city", "column": "a", "functions": ["mean", "std"]}
+    recipe, _ = fit_recipe([STEP.validate_python(step)], replace(data, train=train))
+    assert recipe.report[0]["of_all_rows"] == {"mean": 5.0, "std": None}
+
+
 def test_functions_are_named_once() -> None:
     with pytest.raises(ValidationError, match="names one twice"):
         STEP.validate_python({"step": "aggregate", "by": "a", "column": "b", "functions": ["mean", "mean"]})

@@ -1,0 +1,61 @@
+"""Decoded pictures on disk: their room, and whether they are grey."""
+
+import errno
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from app.core.errors import Unavailable
+from app.core.signature import ImageFormat
+from workers.data.images import array_on_disk, choose_format, decode_all
+
+MakeJob = Callable[..., Any]
+
+
+def test_the_room_is_there_before_the_array_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    allocate = os.posix_fallocate
+
+    def noted(file: int, start: int, size: int) -> None:
+        allocate(file, start, size)
+        asked.append((start, size, os.fstat(file).st_blocks * 512 >= size))
+
+    monkeypatch.setattr(os, "posix_fallocate", noted)
+    pixels = array_on_disk(tmp_path, np.float32, (100, 3, 8, 8))
+    assert asked == [(0, 76_800, True)]
+    assert (pixels.shape, pixels.dtype, pixels.any()) == ((100, 3, 8, 8), np.float32, False)
+    pixels[:] = 7
+    assert (pixels == 7).all()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_with_the_remedy(make_job: MakeJob, digits: pl.DataFrame, monkeypatch: pytest.MonkeyPatch):
+    job = make_job(digits, data="image")
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(Unavailable, match=r"No space left on device\); free or add disk space"):
+        decode_all(job.input / "dataset" / "data.parquet", ImageFormat("L", 8, 8), len(digits), job)
+
+
+@pytest.mark.parametrize("groups", [1000, 37])
+def test_colour_in_a_late_part_of_the_archive_is_seen(tmp_path: Path, digits: pl.DataFrame, groups: int):
+    """Grey pictures come first, as those of the first classes of an archive may."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 90, 200)).save(buffer, "PNG")
+    grey = digits.head(1000)
+    path = tmp_path / "data.parquet"
+    for colours, mode in ((60, "RGB"), (0, "L")):
+        coloured = digits.head(colours).with_columns(image=pl.lit(buffer.getvalue()))
+        table = pl.concat([grey, coloured])
+        table.write_parquet(path, row_group_size=groups)
+        assert choose_format(path, table, None) == ImageFormat(mode, 8, 8)
