@@ -15,7 +15,7 @@ from app.registry.ledger import SqlLedger
 from app.services.announce import announce_due, tell_watchers
 from app.services.fetch_source import fetch_source
 from app.services.finish_job import finish_job
-from app.services.keep_files import InputAway
+from app.services.keep_files import InputAway, Known
 from app.services.lay_out_job import disk_of, lay_out_job
 from app.services.platform import Platform
 from app.services.save_checkpoint import save_checkpoint
@@ -30,9 +30,12 @@ WATCH_MEMORY_S = 0.25
 # Limits of jobs that the platform itself queues are settings, which their senders cannot raise.
 _TIME_SETTINGS = {"import": "AIMASS_LIMIT_IMPORT_TIMEOUT_S"}
 MEMORY_DETAIL = "the job needs more than resources.memory_mb = {}; raise it or use less data"
-SETTLE_AGAIN_S = 2.0  # while the registry or the store cannot take the outcome
+SETTLE_AGAIN_S = 2.0  # while the registry or the store cannot take the outcome, and then twice as long each time
+SETTLE_AGAIN_MOST_S = 60.0
+SETTLE_MOST_S = 3600.0  # then it is the outcome that they cannot take, as one that is larger than the disk
 SETTLE_DRAINED_S = 5.0  # for so long when the agent is to stop
-GIVE_BACK_S = 60.0  # longer than an agent pauses, so that another job has its turn first
+GIVE_BACK_S = 60.0  # longer than an agent pauses, so that another job has its turn first; more after each time
+GIVE_BACK_MOST = 20  # attempts, after which it is the job that cannot be run here, as one that is larger than the disk
 CANCEL_GRACE_S = 0.3  # a cancelled job's checkpoint is of no use to anyone
 
 Interruption = Literal["lost", "cancel", "drain", "timeout", "memory"]
@@ -65,6 +68,7 @@ class JobRun:
         self._asked: set[Interruption] = set()  # also what came after the first
         self._told = _Told()
         self._kept_checkpoint = False
+        self._checkpoint: Known = {}
         self._outcome: ChildEvent | None = None
         self._failure: JobFailure | None = None  # of our side of the job
         self._away: Unavailable | None = None  # why no job can be run here now
@@ -128,7 +132,10 @@ class JobRun:
         except InputAway as error:  # this job's own trouble: an attempt is used up
             self._failure = JobFailure.of(error)
         except Unavailable as error:
-            self._away = error
+            if self._lease.attempt > GIVE_BACK_MOST:
+                self._failure = JobFailure.of(error)
+            else:
+                self._away = error
         except AimassError as error:
             self._failure = JobFailure.of(error)
         except Exception as error:  # our own mistake, say: the job fails, the agent lives
@@ -226,7 +233,7 @@ class JobRun:
             if told.progress or told.points or told.log:
                 held = await self._ledger.progress(lease.job_id, lease.attempt, told.progress, told.points, told.log)
             if held and told.checkpoint:
-                held = await save_checkpoint(self._platform, lease, self._folder / "checkpoint")
+                held = await save_checkpoint(self._platform, lease, self._folder / "checkpoint", self._checkpoint)
                 self._note_checkpoint()
         except Exception:
             newer, self._told = self._told, told
@@ -238,6 +245,16 @@ class JobRun:
         if not held:
             self.interrupt("lost")
         await tell_watchers(self._platform, lease.job_id)
+
+    async def _flush_last(self, *, with_checkpoint: bool) -> None:
+        """Tell what is left; a checkpoint that cannot be stored holds up no end that can do without it."""
+        try:
+            await self._flush()
+        except Unavailable:
+            if with_checkpoint or not self._told.checkpoint:
+                raise
+            self._told.checkpoint = False
+            await self._flush()
 
     def _note_checkpoint(self) -> None:
         """Say once that a crash no longer means starting over."""
@@ -260,6 +277,7 @@ class JobRun:
 
         Every write is fenced: False means that the lease was lost and nothing was written.
         """
+        begun, wait_s = time.monotonic(), SETTLE_AGAIN_S
         stopping_since: float | None = None
         written = False
         while why != "lost":
@@ -268,13 +286,16 @@ class JobRun:
                 break
             except Unavailable as error:
                 log.warning("job=%s attempt=%d waits to be settled: %s", self.job_id, self._lease.attempt, error.detail)
+                if time.monotonic() - begun > SETTLE_MOST_S and self._away is None:
+                    self._failure = self._failure or JobFailure.of(error)
             except Exception as error:
                 if self._failure is not None:  # that cannot be written either
                     raise
                 log.exception("job=%s attempt=%d could not be settled", self.job_id, self._lease.attempt)
                 self._failure = JobFailure.of(error) if isinstance(error, AimassError) else _internal(error)
                 continue
-            await asyncio.sleep(SETTLE_AGAIN_S)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, SETTLE_AGAIN_MOST_S)
             why = self._asked_meanwhile(why)
             if "drain" in self._asked:
                 stopping_since = stopping_since or time.monotonic()
@@ -299,12 +320,13 @@ class JobRun:
             return await self._give_back(self._away)
         if self._failure is not None:
             return await self._fail(self._failure)
-        await self._flush()
+        resumed = (why == "drain" and told is None) or (told is not None and told.event == "stopped")
+        await self._flush_last(with_checkpoint=resumed)
         if told is not None and told.event == "result":
             return await finish_job(self._platform, lease, told.data["result"], self._folder / "output")
         if why == "cancel":
             return await self._ledger.cancelled(lease.job_id, lease.attempt)
-        if (why == "drain" and told is None) or (told is not None and told.event == "stopped"):
+        if resumed:
             released = await self._ledger.release(lease.job_id, lease.attempt)
             await announce_due(self._platform)
             return released
@@ -333,7 +355,8 @@ class JobRun:
 
     async def _give_back(self, away: Unavailable) -> bool:
         """Queue the job again, for later; the attempt does not count."""
-        return await self._ledger.release(self.job_id, self._lease.attempt, GIVE_BACK_S, away.detail)
+        wait_s = GIVE_BACK_S * min(self._lease.attempt, 10)
+        return await self._ledger.release(self.job_id, self._lease.attempt, wait_s, away.detail)
 
 
 def _internal(error: Exception) -> JobFailure:

@@ -131,8 +131,8 @@ class ModelVersion:
         if name is not None:
             return next((v for v in able if v.name == name), None)
         measured = [(v, found) for v in able if (found := v.measured(host)) is not None]
-        base = next((found.items_per_s for v, found in measured if v.name == BASE_VARIANT), 0.0) or 1.0
-        speeds = [(v, float(found.latency.get("speed_up", found.items_per_s / base))) for v, found in measured]
+        by_turns = all("speed_up" in found.latency for v, found in measured if v.name != BASE_VARIANT)
+        speeds = [(v, found.latency.get("speed_up", 1.0) if by_turns else found.items_per_s) for v, found in measured]
         fastest = max((speed for _, speed in speeds), default=0.0)
         quick = [v for v, speed in speeds if speed >= fastest * (1 - SAME_SPEED)] or able
         return min(quick, key=lambda v: v.bytes, default=None)

@@ -106,14 +106,19 @@ class Loader:
         async with self._lock:
             if stale:  # its variants may have been judged anew while others were loaded
                 version = await self._version(version.model, version.version)
-            while True:
-                try:
-                    endpoint, new = await self._route(name, version, variant, spec, spec.routes[0].alias)
-                    break
-                except _AliasMoved as moved:
-                    version = await self._version(version.model, moved.version)
+            endpoint, new = await self._route_by_alias(name, version, variant, spec)
         [standing] = await self.settled([endpoint])
         return Change(endpoint, new, standing)
+
+    async def _route_by_alias(
+        self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec
+    ) -> tuple[Endpoint, bool]:
+        """As `_route`, to the version that the route's alias, if it has one, points at once it is loaded."""
+        while True:
+            try:
+                return await self._route(name, version, variant, spec, spec.routes[0].alias)
+            except _AliasMoved as moved:
+                version, variant = await self._version(version.model, moved.version), spec.routes[0].variant
 
     async def _route(
         self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec, alias: str | None = None
@@ -169,7 +174,7 @@ class Loader:
                 endpoint = await EndpointReader(session).get(name)
             version = await self._version(endpoint.model, endpoint.version)
             spec = EndpointSpec.model_validate(endpoint.spec).model_copy(update={"loaded": True})
-            endpoint, _ = await self._route(name, version, endpoint.variant, spec)
+            endpoint, _ = await self._route_by_alias(name, version, endpoint.variant, spec)
         _require_applied(endpoint, (await self.settled([endpoint]))[0])
 
     async def unload(self, name: str) -> None:

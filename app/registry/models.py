@@ -266,8 +266,12 @@ class ModelWriter(ModelReader):
 
     async def hold(self, name: str, version: int) -> None:
         """As `pin`, for those who know the version already."""
-        await self._write.execute(update(ModelRow).where(ModelRow.name == name).values(latest=ModelRow.latest))
+        await self._hold_row(name)
         await self._version_row(name, version)
+
+    async def _hold_row(self, name: str) -> None:
+        """Let no other transaction change what belongs to the model before this one ends."""
+        await self._write.execute(update(ModelRow).where(ModelRow.name == name).values(latest=ModelRow.latest))
 
     async def move_alias(self, name: str, alias: str, version: int, *, by: str, reason: str) -> AliasMove:
         """Point the alias at a version, atomically; who did it and why is kept. NotFound without such a version."""
@@ -283,6 +287,7 @@ class ModelWriter(ModelReader):
 
     async def remove_alias(self, name: str, alias: str, *, by: str, reason: str) -> AliasMove:
         """Remove the alias; its history stays. NotFound without it, Conflict while an endpoint routes by it."""
+        await self._hold_row(name)  # else an endpoint may be routed by it meanwhile
         previous = await self.resolve_alias(name, alias)
         routed = await EndpointReader(self._write).routed_by(name, alias)
         if routed:

@@ -136,7 +136,7 @@ async def _connect(session: AsyncSession) -> None:
 
 # SQLSTATEs of what passes by itself: lost connections, transactions that others have undone, a server without room or
 # connections to spare, one that stops or starts, a lock time-out.
-_PASSING = ("08", "40", "53", "57", "55P03")
+_PASSING = ("08", "40", "53", "57P", "55P03")
 
 
 def _passes(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from app.core.errors import NotFound, Unavailable
@@ -37,6 +37,8 @@ async def finish_job(platform: Platform, lease: Lease, result: dict[str, Any], o
         if not await JobLedger(session).holds(lease.job_id, lease.attempt):
             return False
     kept = await keep_folder(platform, output)
+    if lease.kind in _SIGNERS:  # an earlier call may have come so far, and they are made anew
+        kept = [file for file in kept if PurePosixPath(file.path).name != MANIFEST]
     while True:
         with contextlib.suppress(_NamesTaken):
             return await _finish(platform, lease, result, kept, output)

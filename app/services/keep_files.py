@@ -50,12 +50,27 @@ async def keep_file(platform: Platform, source: Path, path: str) -> StoredFile:
         await writer.abort()
 
 
-async def keep_folder(platform: Platform, folder: Path) -> list[StoredFile]:
-    """Copy every regular file under `folder`; paths are relative to it. Links are not followed."""
+Seen = tuple[int, int, int]  # what changes when a file does: its inode, its size and when it was written
+Known = dict[tuple[str, Seen], StoredFile]
+
+
+async def keep_folder(platform: Platform, folder: Path, known: Known | None = None) -> list[StoredFile]:
+    """Copy every regular file under `folder`; paths are relative to it. Links are not followed.
+
+    Those that are `known`, and in the store for as long as they are, are not copied again; it is brought up to date.
+    """
     sources = await asyncio.to_thread(
         lambda: sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.suffix != PARTIAL)
     )
-    return [await keep_file(platform, source, source.relative_to(folder).as_posix()) for source in sources]
+    kept: Known = {}
+    for source in sources:
+        path, state = source.relative_to(folder).as_posix(), source.stat()
+        key = path, (state.st_ino, state.st_size, state.st_mtime_ns)
+        kept[key] = (known or {}).get(key) or await keep_file(platform, source, path)
+    if known is not None:
+        known.clear()
+        known.update(kept)
+    return list(kept.values())
 
 
 async def lay_out(platform: Platform, files: Sequence[StoredFile] | Mapping[str, str], folder: Path) -> None:

@@ -5,13 +5,16 @@ from pathlib import Path
 from app.core.jobs import Lease
 from app.registry.files import add_files, remove_files
 from app.registry.job_ledger import JobLedger
-from app.services.keep_files import keep_folder
+from app.services.keep_files import Known, keep_folder
 from app.services.platform import Platform
 
 
-async def save_checkpoint(platform: Platform, lease: Lease, folder: Path) -> bool:
-    """Replace the job's checkpoint by the files in `folder`. False when the attempt's lease was lost."""
-    files = await keep_folder(platform, folder)
+async def save_checkpoint(platform: Platform, lease: Lease, folder: Path, known: Known) -> bool:
+    """Replace the job's checkpoint by the files in `folder`. False when the attempt's lease was lost.
+
+    `known` has what this attempt's last checkpoint consisted of, and is brought up to date.
+    """
+    files = await keep_folder(platform, folder, known)
     async with platform.database.write() as session:
         if not await JobLedger(session).holds(lease.job_id, lease.attempt):
             return False

@@ -260,6 +260,8 @@ class Batcher:
         """Let the requests of a batch be run first, each by itself: one of them does not end."""
         for at, pending in enumerate(batch):
             pending.shape = ((-1 - at,),)  # no other has it, so that they share no run
+            if pending.deadline < math.inf:  # nobody watches over what was to be answered at once
+                self._loop.call_later(max(0.0, pending.deadline - self._clock()), self._expire, pending)
         self._waiting.extendleft(reversed(batch))
         rows = sum(pending.rows for pending in batch)
         self._rows += rows
@@ -274,9 +276,13 @@ class Batcher:
         if self._own_waiting:
             self._own_left()
         for pending in late:
+            self._expire(pending)
+        return batch
+
+    def _expire(self, pending: Pending) -> None:
+        if not pending.future.done():
             self._metrics.rejected["deadline"] += 1
             pending.future.set_exception(DeadlineExceeded("the request's time ran out while it waited"))
-        return batch
 
     def _own_left(self) -> None:
         """Make room for those of the server's own rows that still wait, also if nobody waits for their answer."""

@@ -13,18 +13,21 @@ import pytest
 from app.core.errors import AimassError, Unavailable
 from app.core.jobs import JobEvent, Lease, NewJob
 from app.core.resources import StoredFile
-from app.registry.files import add_files
+from app.registry.files import add_files, files_of
 from app.registry.jobs import JobReader
 from app.registry.ledger import SqlLedger
 from app.registry.session import Database, WriteSession
+from app.services import keep_files
 from app.services.keep_files import InputAway, keep_file
 from app.services.lay_out_job import lay_out_job
 from app.services.platform import Platform
+from app.services.save_checkpoint import save_checkpoint
 from workers import agent as agents
 from workers import run_job
 from workers.agent import Agent
 from workers.protocol import ChildEvent
 from workers.run_job import GIVE_BACK_S, JobRun
+from workers.training.files import write_atomically
 
 RESULT = {"same": True}
 AWAY = Unavailable("the store is away", retry_after_s=7.0)
@@ -179,6 +182,75 @@ async def test_a_store_that_is_away_uses_up_no_attempt(platform: Platform, monke
     told = {"state": "queued", "reason": "the store is away", "retry_in_s": GIVE_BACK_S}
     assert (await last_state(platform, lease.job_id)).data == told
     assert await ledger.next_ready(["cpu"]) is None
+
+
+async def test_what_was_given_back_often_uses_up_attempts(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that passes, then: it is larger than the disk, say."""
+
+    async def lay_out(*_: object) -> None:
+        raise AWAY
+
+    monkeypatch.setattr(run_job, "lay_out_job", lay_out)
+    monkeypatch.setattr(run_job, "GIVE_BACK_MOST", 0)
+    lease = await claim(platform)
+    await attempt(platform, lease).run()
+    assert (await SqlLedger(platform.database).get(lease.job_id)).state == "failed"
+
+
+async def test_an_outcome_that_can_never_be_stored_fails_the_job(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def finish(*_: object) -> bool:
+        raise AWAY
+
+    monkeypatch.setattr(run_job, "finish_job", finish)
+    monkeypatch.setattr(run_job, "SETTLE_MOST_S", -1.0)
+    lease = await claim(platform)
+    async with asyncio.timeout(60):
+        await attempt(platform, lease).run()
+    job = await SqlLedger(platform.database).get(lease.job_id)
+    assert (job.state, (job.error or {})["detail"]) == ("failed", AWAY.detail)
+
+
+async def test_a_checkpoint_that_cannot_be_stored_does_not_hold_up_a_result(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def save(*_: object) -> bool:
+        raise AWAY
+
+    monkeypatch.setattr(run_job, "save_checkpoint", save)
+    lease = await claim(platform)
+    run = attempt(platform, lease)
+    run._told.checkpoint = True
+    async with asyncio.timeout(60):
+        await run.run()
+    assert (await SqlLedger(platform.database).get(lease.job_id)).state == "succeeded"
+
+
+async def test_files_of_a_checkpoint_that_have_not_changed_are_not_copied_again(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, known, copied = await claim(platform), {}, list[str]()  # type: Lease, Known, list[str]
+    keep = keep_files.keep_file
+
+    async def counted(platform: Platform, source: Path, path: str) -> StoredFile:
+        copied.append(path)
+        return await keep(platform, source, path)
+
+    monkeypatch.setattr(keep_files, "keep_file", counted)
+    (folder := tmp_path / "checkpoint").mkdir()
+    for name in ("large", "small", "gone"):
+        (folder / name).write_text(name)
+    assert await save_checkpoint(platform, lease, folder, known)
+    write_atomically(folder / "small", b"other")  # as many bytes as before
+    (folder / "gone").unlink()
+    assert await save_checkpoint(platform, lease, folder, known)
+    assert copied == ["gone", "large", "small", "small"]
+    async with platform.database.read() as session:
+        files = {file.path: file.sha256 for file in await files_of(session, lease.job_id)}
+    assert {path: b"".join([part async for part in platform.store.read(digest)]) for path, digest in files.items()} == {
+        "large": b"large", "small": b"other",
+    }  # fmt: skip
 
 
 async def test_an_input_that_is_away_uses_up_an_attempt(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:

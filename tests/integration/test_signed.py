@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from app.core.errors import Corrupt
-from app.core.jobs import Lease
+from app.core.errors import Corrupt, Unavailable
+from app.core.jobs import Lease, NewJob
 from app.core.resources import ModelVersion
+from app.core.version_folder import MANIFEST
+from app.registry.ledger import SqlLedger
 from app.registry.models import ModelReader, ModelWriter
 from app.registry.tables import FileRow
+from app.services import finish_job as finishing
 from app.services.add_variants import add_variants
+from app.services.finish_job import finish_job
 from app.services.keep_files import keep_folder
 from app.services.platform import Platform
 from app.services.serve_version import choose_variant, serve_version
@@ -28,19 +32,21 @@ def variant(name: str, path: str) -> dict[str, Any]:
     return entry | {"latency": {"items_per_s": 1.0}}
 
 
+RESULT: dict[str, Any] = {
+    "task": "regression", "family": "gbdt", "main_metric": "rmse", "metrics": {}, "signature": {}, "schema": {},
+    "variants": [variant("fp32", "model.onnx")],
+}  # fmt: skip
+
+
 async def make(platform: Platform, folder: Path, job: str = "job-1") -> ModelVersion:
     folder.mkdir()
     for path, content in FILES.items():
         (folder / path).write_bytes(content)
     lease = Lease(job, 1, "train", {"model": "m"}, 60, 1000)
     files = await sign_version(platform, lease, await keep_folder(platform, folder), folder)
-    result = {
-        "task": "regression", "family": "gbdt", "main_metric": "rmse", "metrics": {}, "signature": {}, "schema": {},
-        "variants": [variant("fp32", "model.onnx")],
-    }  # fmt: skip
     async with platform.database.write() as session:
         return await ModelWriter(session).create_version(
-            "m", result, lineage={"job": job}, digest=job[-1] * 64, files=files, dataset_version_id=None, job_id=None
+            "m", RESULT, lineage={"job": job}, digest=job[-1] * 64, files=files, dataset_version_id=None, job_id=None
         )
 
 
@@ -62,6 +68,31 @@ async def exchange(platform: Platform, version: ModelVersion, path: str, other: 
 
 async def test_a_signed_version_is_served(platform: Platform, tmp_path: Path) -> None:
     await make(platform, tmp_path / "out")
+    assert (await serve(platform, 1)).read_bytes() == FILES["model.onnx"]
+
+
+async def test_a_job_that_is_finished_again_after_an_outage_is_signed_once(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry goes away in the very last transaction, when the manifest is there already."""
+    ledger = SqlLedger(platform.database)
+    job = await ledger.enqueue(NewJob(kind="import", spec={"model": "m", "upload": "upload"}))
+    lease = await ledger.claim(job.id, "w", 30.0)
+    assert lease is not None
+    (output := tmp_path / "out").mkdir()
+    for path, content in FILES.items():
+        (output / path).write_bytes(content)
+    result = {**RESULT, "seed": 0, "environment": {}}
+
+    async def away(*_: object) -> None:
+        raise Unavailable("the registry is away")
+
+    with monkeypatch.context() as patched:
+        patched.setitem(finishing._FINISHERS, "import", away)
+        with pytest.raises(Unavailable):
+            await finish_job(platform, lease, result, output)
+    assert (output / MANIFEST).exists()
+    assert await finish_job(platform, lease, result, output)
     assert (await serve(platform, 1)).read_bytes() == FILES["model.onnx"]
 
 

@@ -175,6 +175,7 @@ class Search:
         """Keep what is known of layers. Stopped, NoTime: it is over."""
         self.notebook.save(self.confirming.spent_s)
         if self.job is not None and self.job.should_stop():
+            self.job.checkpointed()
             raise Stopped
         if self._over():
             raise NoTime("the time to search is up")

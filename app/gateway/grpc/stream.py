@@ -15,6 +15,7 @@ from app.gateway.predict.bodies import Bodies
 # Requests of one stream that may be under way: the reader waits for the oldest before it takes another.
 STREAM_WINDOW = 64
 STREAM_BYTES = 64 << 20  # … and their bytes, but for one that is larger
+_LARGE = 1 << 20  # bytes of an answer that its client has the limit for; as many times as long for more
 Answer = Callable[[pb.ModelInferRequest], Awaitable[pb.ModelStreamInferResponse]]
 Refuse = Callable[[pb.ModelInferRequest, AimassError], pb.ModelStreamInferResponse]
 
@@ -22,8 +23,9 @@ Refuse = Callable[[pb.ModelInferRequest, AimassError], pb.ModelStreamInferRespon
 class InferStream:
     """Has each request answered by `answer`, several at once, or refused by `refuse`; neither raises.
 
-    Its client has `limit_s` seconds to take an answer (None: any time). A message, an answer or a task is a variable of
-    no function that waits for the next one: it would be alive for as long as a stream has nothing to do.
+    Its client has `limit_s` seconds to take an answer (None: any time), and as long for each MiB of a larger one. A
+    message, an answer or a task is a variable of no function that waits for the next one: it would be alive for as long
+    as a stream has nothing to do.
     """
 
     def __init__(self, context: Context, bodies: Bodies, limit_s: float | None, answer: Answer, refuse: Refuse) -> None:
@@ -89,11 +91,12 @@ class InferStream:
             return False
         answering, place = first
         answer = await answering
+        limit_s = None if self._limit_s is None else self._limit_s * max(1.0, place.size / _LARGE)
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(limit_s):
                 await self._context.write(answer)
         except TimeoutError:
-            text = f"an answer was not taken within {self._limit_s:g} s (AIMASS_GATEWAY_REQUEST_TIMEOUT_S)"
+            text = f"an answer was not taken within {limit_s:g} s (AIMASS_GATEWAY_REQUEST_TIMEOUT_S)"
             raise DeadlineExceeded(text) from None
         self._window.left(place)
         return True

@@ -98,17 +98,23 @@ async def test_too_much_is_refused_in_its_turn():
     assert client.taken == ["a: Overloaded", "b"]
 
 
-async def test_a_client_that_takes_no_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("size", "limit_s"), [(100_000, 30), (4 * MIB, 120)])
+async def test_a_client_that_takes_no_answer_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, size: int, limit_s: float
+):
+    """For longer where the answer is large."""
     loop, late_s = asyncio.get_running_loop(), 0.0
     clock = loop.time
     monkeypatch.setattr(loop, "time", lambda: clock() + late_s)
-    bodies, client = Bodies(MIB), Client(*(request(name, 100_000) for name in "abc"), takes=1)
+    bodies, client = Bodies(20 * MIB), Client(*(request(name, size) for name in "abc"), takes=1)
     running = asyncio.create_task(stream(client, bodies, limit_s=30).run())
     await client.stuck.wait()
+    late_s = limit_s - 1.0
     for _ in range(20):
         await asyncio.sleep(0)
-    assert bodies.held > 200_000
-    late_s = 31
+    assert not running.done()
+    assert bodies.held > 2 * size
+    late_s = limit_s + 1.0
     error = await running
     assert isinstance(error, DeadlineExceeded)
     assert "AIMASS_GATEWAY_REQUEST_TIMEOUT_S" in error.detail

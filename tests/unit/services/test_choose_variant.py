@@ -41,6 +41,14 @@ def test_how_much_faster_it_is_by_turns_counts_and_not_the_luck_of_the_full_mode
     assert choose_variant(replace(known, variants=(full, slower)), None, "cpu").name == "fp32"
 
 
+def test_what_was_not_timed_by_turns_is_compared_by_rows_a_second_as_all_are_then():
+    known = version(host_name())
+    full, small = known.variants
+    timed = replace(small, name="timed", latency={**small.latency, "items_per_s": 500, "speed_up": 2.0})
+    assert choose_variant(replace(known, variants=(full, small, timed)), None, "cpu").name == "timed"
+    assert choose_variant(replace(known, variants=(small, timed)), None, "cpu").name == "timed"
+
+
 def test_one_that_was_measured_elsewhere_is_refused():
     with pytest.raises(Conflict, match="run a job of kind measure"):
         choose_variant(version(ELSEWHERE), "int8", "cpu")

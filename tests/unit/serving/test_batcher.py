@@ -1,6 +1,7 @@
 """The batcher's runs, with a clock and lanes that the test moves by hand."""
 
 import asyncio
+import math
 from collections import deque
 
 import numpy as np
@@ -216,6 +217,28 @@ async def test_after_a_run_had_to_be_ended_on_the_event_loop_none_is_made_there(
         else:
             check(result, x)  # type: ignore[arg-type]
     assert (batcher._rows, batcher._room, counted.queue_rows) == (0, 1000, 0)
+
+
+async def test_who_is_put_back_after_a_run_that_hung_is_told_when_his_time_is_up():
+    """However long the next run is: nobody watches over what was to be answered at once."""
+    model = Hanging()
+    batcher, lanes, clock = build(model, Batching(64, 1000))
+    bad, good = rows(1), rows(1)
+    bad[0, 0] = 666.0
+    deadlines = {"bad": math.inf, "good": clock() + 0.01}  # which the loop's own clock sees pass
+    asked = [
+        asyncio.ensure_future(batcher.infer((x,), 1, deadline))
+        for x, deadline in zip((bad, good), deadlines.values(), strict=True)
+    ]
+    await turns()
+    assert len(lanes.jobs) == 1  # it is the bad one's, and does not end
+    with pytest.raises(DeadlineExceeded, match="ran out while it waited"):
+        await asked[1]
+    assert batcher._metrics.rejected["deadline"] == 1
+    await lanes.run_one()
+    with pytest.raises(DeadlineExceeded):
+        await asked[0]
+    assert not lanes.jobs
 
 
 async def test_a_request_that_hangs_alone_on_the_event_loop_has_its_answer_and_leaves_it():
