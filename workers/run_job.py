@@ -66,6 +66,7 @@ class JobRun:
         self._loop = asyncio.get_running_loop()
         self._interrupted: asyncio.Future[Interruption] = self._loop.create_future()
         self._asked: set[Interruption] = set()  # also what came after the first
+        self._news = asyncio.Event()  # something was asked
         self._told = _Told()
         self._kept_checkpoint = False
         self._checkpoint: Known = {}
@@ -85,6 +86,7 @@ class JobRun:
 
     def _set_interrupted(self, why: Interruption) -> None:
         self._asked.add(why)
+        self._news.set()
         if not self._interrupted.done():
             self._interrupted.set_result(why)
 
@@ -294,16 +296,23 @@ class JobRun:
                 log.exception("job=%s attempt=%d could not be settled", self.job_id, self._lease.attempt)
                 self._failure = JobFailure.of(error) if isinstance(error, AimassError) else _internal(error)
                 continue
-            await asyncio.sleep(wait_s)
+            await self._pause(wait_s)
             wait_s = min(2 * wait_s, SETTLE_AGAIN_MOST_S)
             why = self._asked_meanwhile(why)
             if "drain" in self._asked:
+                wait_s = SETTLE_AGAIN_S  # whoever stops the agent waits for it
                 stopping_since = stopping_since or time.monotonic()
                 if time.monotonic() - stopping_since >= SETTLE_DRAINED_S:
                     written = await self._ledger.release(self.job_id, self._lease.attempt)
                     break
         if not written:
             log.warning("job=%s attempt=%d lost its lease; nothing was written", self.job_id, self._lease.attempt)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, unless something else is asked of the job."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), seconds)
+        self._news.clear()
 
     def _asked_meanwhile(self, why: Interruption | None) -> Interruption | None:
         """What has become of the job while its outcome could not be written: lost, or no longer wanted."""

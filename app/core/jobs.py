@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from app.core.errors import AimassError
 
+MAX_BACKOFF_S = 300.0
+
 JobState = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 TERMINAL: frozenset[JobState] = frozenset({"succeeded", "failed", "cancelled"})
 DeviceClass = Literal["cpu", "cuda"]
@@ -141,3 +143,11 @@ class Ready:
     job_id: str
     device: DeviceClass
     priority: int
+
+
+def doubled(backoff_s: float, attempt: int) -> float:
+    """Seconds to wait after a failed attempt, 1 …: twice as long each time, and at most MAX_BACKOFF_S.
+
+    Attempts that were given back count as well, and there may be many.
+    """
+    return min(backoff_s * 2.0 ** min(attempt - 1, 32), MAX_BACKOFF_S)

@@ -19,9 +19,8 @@ from app.core.jobs import (
     NewJob,
     Progress,
     Ready,
+    doubled,
 )
-
-MAX_BACKOFF_S = 300.0
 
 
 @dataclass(slots=True)
@@ -161,7 +160,7 @@ class MemoryLedger:
         entry = self._held(job_id, attempt)
         if entry and failure.retryable and attempt < entry.max_attempts and not entry.cancel_requested:
             entry.job = replace(entry.job, state="queued", worker=None, error=failure.to_json())
-            entry.not_before = self._clock() + min(backoff_s * 2.0 ** min(attempt - 1, 32), MAX_BACKOFF_S)
+            entry.not_before = self._clock() + doubled(backoff_s, attempt)
             entry.pushed_at = None
             return True
         if entry and entry.cancel_requested:

@@ -3,12 +3,10 @@
 from typing import Any
 
 from sqlalchemy import delete, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from app.core.errors import Conflict, NotFound
 from app.core.resources import Endpoint, Page
-from app.registry.session import ReadSession, WriteSession, now
+from app.registry.session import ReadSession, WriteSession, now, upsert
 from app.registry.tables import EndpointRow
 
 
@@ -63,11 +61,10 @@ class EndpointWriter(EndpointReader):
 
         Conflict, and nothing changes, where it is another model's and `take_over` is False.
         """
-        upsert = postgresql_insert if self._write.get_bind().dialect.name == "postgresql" else sqlite_insert
         route = {"model": model, "version": version, "variant": variant, "spec": spec, "updated_at": now()}
         # One statement, since two transactions may create the same endpoint at the same time.
         row = await self._write.scalar(
-            upsert(EndpointRow)
+            upsert(self._write, EndpointRow)
             .values(name=name, revision=1, created_at=now(), **route)
             .on_conflict_do_update(
                 index_elements=["name"],

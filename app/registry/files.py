@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 
 from sqlalchemy import case, delete, func, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from app.core.resources import StoredFile
-from app.registry.session import ReadSession, WriteSession, now
+from app.registry.session import ReadSession, WriteSession, now, upsert
 from app.registry.tables import BlobRow, FileRow
 
 
@@ -21,11 +19,10 @@ async def add_files(session: WriteSession, owner: str, files: Sequence[StoredFil
     """Give `owner` these files; a path that it has already now means the new content."""
     if not files:
         return
-    upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
     await remove_files(session, owner, [file.path for file in files])
     for file in sorted(files, key=lambda f: f.sha256):  # one order for all, so that two transactions cannot deadlock
         await session.execute(
-            upsert(BlobRow)
+            upsert(session, BlobRow)
             .values(sha256=file.sha256, bytes=file.bytes, refs=1, unused_since=None)
             .on_conflict_do_update(index_elements=["sha256"], set_={"refs": BlobRow.refs + 1, "unused_since": None})
         )
@@ -62,9 +59,8 @@ async def forget_blob(session: WriteSession, sha256: str) -> None:
 
 async def expect_blob(session: WriteSession, sha256: str, size: int) -> None:
     """Note a content before it is written, so that it is swept should nothing come to name it."""
-    upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
     await session.execute(
-        upsert(BlobRow)
+        upsert(session, BlobRow)
         .values(sha256=sha256, bytes=size, refs=0, unused_since=now())
         .on_conflict_do_update(
             index_elements=["sha256"], set_={"unused_since": case((BlobRow.refs <= 0, now()), else_=None)}

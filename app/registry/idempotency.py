@@ -4,11 +4,9 @@ from collections.abc import Collection, Mapping
 from typing import cast
 
 from sqlalchemy import Table, bindparam, delete, select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from app.core.errors import Conflict, IdempotencyMismatch
-from app.registry.session import WriteSession, now
+from app.registry.session import WriteSession, now, upsert
 from app.registry.tables import IdempotencyRow
 
 KEPT_S = 7 * 86_400.0
@@ -30,8 +28,7 @@ async def replay_all(session: WriteSession, asked: Mapping[Key, str]) -> dict[Ke
     """
     if not asked:
         return {}
-    upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
-    statement = upsert(_KEYS).values(resource="", created_at=now()).on_conflict_do_nothing()
+    statement = upsert(session, _KEYS).values(resource="", created_at=now()).on_conflict_do_nothing()
     # In order, so that two transactions with the same keys wait for each other one way only.
     rows = [{"key_id": key[0], "key": key[1], "fingerprint": asked[key]} for key in sorted(asked)]
     fresh = await session.execute(statement.returning(_KEYS.c.key_id, _KEYS.c.key), rows)

@@ -5,8 +5,6 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Table, and_, func, insert, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from app.core.errors import Crashed, InvalidInput, InvalidSpec, NotFound
 from app.core.ids import new_id
@@ -21,13 +19,13 @@ from app.core.jobs import (
     NewJob,
     Progress,
     Ready,
+    doubled,
 )
 from app.registry.files import remove_files
 from app.registry.jobs import JobReader, due
-from app.registry.session import WriteSession, now
+from app.registry.session import WriteSession, now, upsert
 from app.registry.tables import DatasetVersionRow, FileRow, JobAfterRow, JobEventRow, JobRow, MetricPointRow
 
-MAX_BACKOFF_S = 300.0  # attempts that were given back count as well, and there may be many
 _NEW_JOB = ("kind", "spec", "priority", "device", "model", "timeout_s", "memory_mb", "max_attempts")
 # Built once, on the tables below the ORM: jobs that are queued together cost two statements and little Python each.
 _JOBS = cast("Table", JobRow.__table__)
@@ -47,7 +45,6 @@ class JobLedger(JobReader):
     def __init__(self, session: WriteSession) -> None:
         super().__init__(session)
         self._write = session
-        self._dialect = session.get_bind().dialect.name
 
     async def enqueue(self, job: NewJob) -> Job:
         """Add a job. InvalidSpec when one named in `after` does not exist or ended without success."""
@@ -148,8 +145,7 @@ class JobLedger(JobReader):
         return True
 
     async def _add_points(self, job_id: str, points: Sequence[MetricPoint]) -> None:
-        upsert = postgresql_insert if self._dialect == "postgresql" else sqlite_insert
-        statement = upsert(_POINTS)
+        statement = upsert(self._session, _POINTS)
         # One row at a time to the database: after an outage there may be more points than a statement may hold values.
         await self._session.execute(
             statement.on_conflict_do_update(
@@ -182,7 +178,7 @@ class JobLedger(JobReader):
         if row is None:
             return False
         if failure.retryable and row.attempt < row.max_attempts and not row.cancel_requested:
-            wait_s = min(backoff_s * 2.0 ** min(row.attempt - 1, 32), MAX_BACKOFF_S)
+            wait_s = doubled(backoff_s, row.attempt)
             row.state, row.worker, row.lease_until, row.pushed_at = "queued", None, None, None
             row.not_before = now() + wait_s
             row.error = failure.to_json()

@@ -1,19 +1,16 @@
 """Version numbers without a race: the name's row is the counter, locked until the version is committed."""
 
 from sqlalchemy import select, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from app.core.ids import new_id
-from app.registry.session import WriteSession, now
+from app.registry.session import WriteSession, now, upsert
 from app.registry.tables import DatasetRow, ModelRow
 
 
 async def next_version(session: WriteSession, table: type[DatasetRow | ModelRow], name: str) -> tuple[str, int]:
     """(id of the named row, next version number); the name is made if it is new. A rollback leaves no gap."""
-    upsert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
     await session.execute(
-        upsert(table)
+        upsert(session, table)
         .values(id=new_id(), name=name, latest=0, created_at=now())
         .on_conflict_do_nothing(index_elements=["name"])
     )

@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Float, event
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -147,6 +149,12 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, (OperationalError, InterfaceError)) or (
         isinstance(error, DBAPIError) and error.connection_invalidated
     )
+
+
+def upsert(session: AsyncSession, table: Any) -> Any:  # noqa: ANN401 - a row's class or a table; of either dialect
+    """An INSERT into the table that takes `on_conflict_do_update` and `on_conflict_do_nothing`."""
+    insert = postgresql_insert if session.get_bind().dialect.name == "postgresql" else sqlite_insert
+    return insert(table)
 
 
 class _translated:  # noqa: N801 - a context manager that reads as a phrase

@@ -54,11 +54,13 @@ Seen = tuple[int, int, int]  # what changes when a file does: its inode, its siz
 Known = dict[tuple[str, Seen], StoredFile]
 
 
-async def keep_folder(platform: Platform, folder: Path, known: Known | None = None) -> list[StoredFile]:
-    """Copy every regular file under `folder`; paths are relative to it. Links are not followed.
+async def keep_folder(platform: Platform, folder: Path) -> list[StoredFile]:
+    """Copy every regular file under `folder`; paths are relative to it. Links are not followed."""
+    return list((await keep_changed(platform, folder, {})).values())
 
-    Those that are `known`, and in the store for as long as they are, are not copied again; it is brought up to date.
-    """
+
+async def keep_changed(platform: Platform, folder: Path, known: Known) -> Known:
+    """As `keep_folder`, but for files that are `known` and that something names: those are not copied again."""
     sources = await asyncio.to_thread(
         lambda: sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink() and p.suffix != PARTIAL)
     )
@@ -66,11 +68,8 @@ async def keep_folder(platform: Platform, folder: Path, known: Known | None = No
     for source in sources:
         path, state = source.relative_to(folder).as_posix(), source.stat()
         key = path, (state.st_ino, state.st_size, state.st_mtime_ns)
-        kept[key] = (known or {}).get(key) or await keep_file(platform, source, path)
-    if known is not None:
-        known.clear()
-        known.update(kept)
-    return list(kept.values())
+        kept[key] = known.get(key) or await keep_file(platform, source, path)
+    return kept
 
 
 async def lay_out(platform: Platform, files: Sequence[StoredFile] | Mapping[str, str], folder: Path) -> None:

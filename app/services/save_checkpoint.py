@@ -5,7 +5,7 @@ from pathlib import Path
 from app.core.jobs import Lease
 from app.registry.files import add_files, remove_files
 from app.registry.job_ledger import JobLedger
-from app.services.keep_files import Known, keep_folder
+from app.services.keep_files import Known, keep_changed
 from app.services.platform import Platform
 
 
@@ -14,10 +14,12 @@ async def save_checkpoint(platform: Platform, lease: Lease, folder: Path, known:
 
     `known` has what this attempt's last checkpoint consisted of, and is brought up to date.
     """
-    files = await keep_folder(platform, folder, known)
+    kept = await keep_changed(platform, folder, known)
     async with platform.database.write() as session:
         if not await JobLedger(session).holds(lease.job_id, lease.attempt):
             return False
         await remove_files(session, lease.job_id)
-        await add_files(session, lease.job_id, files)
+        await add_files(session, lease.job_id, list(kept.values()))
+    known.clear()  # what no transaction has named may be swept
+    known.update(kept)
     return True

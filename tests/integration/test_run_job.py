@@ -111,6 +111,15 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_job, "SETTLE_DRAINED_S", 0.0)
 
 
+def is_away(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception = AWAY) -> None:
+    """What the attempt calls by this name raises the error."""
+
+    async def away(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_job, name, away)
+
+
 async def claim(platform: Platform) -> Lease:
     ledger = SqlLedger(platform.database)
     job = await ledger.enqueue(NewJob(kind="reproduce", spec={"model": "m", "version": 1}, max_attempts=1))
@@ -167,11 +176,26 @@ async def test_a_job_that_waits_to_be_settled_can_be_stopped(
     assert ((await SqlLedger(platform.database).get(lease.job_id)).state, tried) == (state, tries)
 
 
-async def test_a_store_that_is_away_uses_up_no_attempt(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def lay_out(*_: object) -> None:
+@pytest.mark.parametrize(("asked", "state"), [("cancel", "cancelled"), ("drain", "queued"), ("lost", "running")])
+async def test_who_stops_a_job_that_waits_to_be_settled_does_not_wait_with_it(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, asked: run_job.Interruption, state: str
+) -> None:
+    monkeypatch.setattr(run_job, "SETTLE_AGAIN_S", 3600.0)
+    lease = await claim(platform)
+    run = attempt(platform, lease)
+
+    async def finish(*_: object) -> bool:
+        asyncio.get_running_loop().call_later(0.01, run._set_interrupted, asked)
         raise AWAY
 
-    monkeypatch.setattr(run_job, "lay_out_job", lay_out)
+    monkeypatch.setattr(run_job, "finish_job", finish)
+    async with asyncio.timeout(60):
+        await run.run()
+    assert (await SqlLedger(platform.database).get(lease.job_id)).state == state
+
+
+async def test_a_store_that_is_away_uses_up_no_attempt(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_away(monkeypatch, "lay_out_job")
     lease = await claim(platform)
     with pytest.raises(Unavailable) as raised:
         await attempt(platform, lease).run()
@@ -186,11 +210,7 @@ async def test_a_store_that_is_away_uses_up_no_attempt(platform: Platform, monke
 
 async def test_what_was_given_back_often_uses_up_attempts(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that passes, then: it is larger than the disk, say."""
-
-    async def lay_out(*_: object) -> None:
-        raise AWAY
-
-    monkeypatch.setattr(run_job, "lay_out_job", lay_out)
+    is_away(monkeypatch, "lay_out_job")
     monkeypatch.setattr(run_job, "GIVE_BACK_MOST", 0)
     lease = await claim(platform)
     await attempt(platform, lease).run()
@@ -200,10 +220,7 @@ async def test_what_was_given_back_often_uses_up_attempts(platform: Platform, mo
 async def test_an_outcome_that_can_never_be_stored_fails_the_job(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def finish(*_: object) -> bool:
-        raise AWAY
-
-    monkeypatch.setattr(run_job, "finish_job", finish)
+    is_away(monkeypatch, "finish_job")
     monkeypatch.setattr(run_job, "SETTLE_MOST_S", -1.0)
     lease = await claim(platform)
     async with asyncio.timeout(60):
@@ -215,10 +232,7 @@ async def test_an_outcome_that_can_never_be_stored_fails_the_job(
 async def test_a_checkpoint_that_cannot_be_stored_does_not_hold_up_a_result(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def save(*_: object) -> bool:
-        raise AWAY
-
-    monkeypatch.setattr(run_job, "save_checkpoint", save)
+    is_away(monkeypatch, "save_checkpoint")
     lease = await claim(platform)
     run = attempt(platform, lease)
     run._told.checkpoint = True
@@ -241,6 +255,9 @@ async def test_files_of_a_checkpoint_that_have_not_changed_are_not_copied_again(
     (folder := tmp_path / "checkpoint").mkdir()
     for name in ("large", "small", "gone"):
         (folder / name).write_text(name)
+    assert not await save_checkpoint(platform, replace(lease, attempt=2), folder, known)  # which is not its own
+    assert not known  # for nothing names the files, and they may be swept
+    copied.clear()
     assert await save_checkpoint(platform, lease, folder, known)
     write_atomically(folder / "small", b"other")  # as many bytes as before
     (folder / "gone").unlink()
@@ -254,10 +271,7 @@ async def test_files_of_a_checkpoint_that_have_not_changed_are_not_copied_again(
 
 
 async def test_an_input_that_is_away_uses_up_an_attempt(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def lay_out(*_: object) -> None:
-        raise InputAway("the store does not have it")
-
-    monkeypatch.setattr(run_job, "lay_out_job", lay_out)
+    is_away(monkeypatch, "lay_out_job", InputAway("the store does not have it"))
     lease = await claim(platform)
     await attempt(platform, lease).run()
     job = await SqlLedger(platform.database).get(lease.job_id)
@@ -278,10 +292,7 @@ async def test_a_child_that_cannot_be_started_for_want_of_room_gives_the_job_bac
 async def test_an_outcome_that_cannot_be_written_fails_the_job(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def finish(*_: object) -> bool:
-        raise RuntimeError("unheard of")
-
-    monkeypatch.setattr(run_job, "finish_job", finish)
+    is_away(monkeypatch, "finish_job", RuntimeError("unheard of"))
     lease = await claim(platform)
     await attempt(platform, lease).run()
     job = await SqlLedger(platform.database).get(lease.job_id)

@@ -58,11 +58,8 @@ class Measuring:
             return self.measure(recipe, raw, effort)
         except (Stopped, MemoryError):
             raise
-        except AimassError as error:
-            return Candidate(list(recipe), failed=str(error))
         except Exception as error:  # noqa: BLE001 - of the quantizer: an imported graph may hold anything
-            words = " ".join(f"{type(error).__name__}: {error}".split())[:_WORDS]
-            return Candidate(list(recipe), failed=f"it cannot be made: {words}")
+            return Candidate(list(recipe), failed=why_not(error))
 
     def loss(self, raw: bytes) -> Loss:
         """On the rows that decide; infinite where answers are not finite."""
@@ -146,6 +143,14 @@ class Measuring:
                 stops.append(words)
                 excess += found / limit - 1
         return stops, excess
+
+
+def why_not(error: Exception) -> str:
+    """What a person is told of a recipe that cannot be made."""
+    if isinstance(error, AimassError):
+        return str(error)
+    words = " ".join(f"{type(error).__name__}: {error}".split())[:_WORDS]
+    return f"it cannot be made: {words}"
 
 
 def drops(candidate: Candidate) -> dict[str, Any]:

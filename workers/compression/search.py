@@ -8,7 +8,7 @@ import optuna
 
 from workers.compression.candidate import Candidate, Notebook, is_trained
 from workers.compression.confirming import Confirming
-from workers.compression.measuring import Measuring
+from workers.compression.measuring import Measuring, why_not
 from workers.compression.mixed import Mixing, evaluations
 from workers.compression.pruning import can_prune
 from workers.compression.recipes import Recipe, Step, key_of
@@ -18,7 +18,6 @@ from workers.context import JobContext, Stopped
 from workers.evaluation.steps import in_words
 
 _REPEATS = 30  # proposals in a row that were proposed before end the search
-_WORDS = 300  # of an error in a log
 _NEARLY = 2.0  # times the allowed loss, from where learning to be rounded may lead into the budget
 _EXPORTED = frozenset({"student", "prune", "drop_layers"})  # steps that give a network as a family exports it
 
@@ -166,7 +165,7 @@ class Search:
         except (Stopped, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - of the quantizer, or the time is up
-            self._log(f"mixed precision was not found: {' '.join(str(error).split())[:_WORDS]}")
+            self._log(f"mixed precision was not found: {why_not(error)}")
             return
         if recipe is not None:
             self._try(recipe)

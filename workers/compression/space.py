@@ -29,6 +29,11 @@ _PRUNED: dict[str, Step] = {
     "channels 0.35": {"step": "prune", "keep": 0.35, "importance": "taylor"},
     "channels 0.5, magnitude": {"step": "prune", "keep": 0.5, "importance": "magnitude"},
 }
+_FORMS: dict[str, Step] = {
+    "simplified": {"step": "simplify"},
+    "fused": {"step": "fuse", "fast_gelu": False},
+    "fused, fast GELU": {"step": "fuse", "fast_gelu": True},
+}
 _STORAGES: dict[str, Step] = {"bytes": {"step": "byte_weights"}, "half": {"step": "half_weights"}}
 Picked = Mapping[str, str]
 _DYNAMIC: Step = {"step": "quantize", "method": "dynamic", "operators": ["MatMul", "Gemm"]}
@@ -169,10 +174,11 @@ def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     best = next(name for name in preferred if name in precisions)
     first: list[Picked] = [{"precision": best}]
     forms = choices.get("graph", ())
-    fused = {"graph": forms[-1]} if forms and forms[-1].startswith("fused") and best != "static" else {}
+    fusions = [name for name in forms if name.startswith("fused")][-1:]
+    fused = {"graph": fusions[0]} if fusions and best != "static" else {}
     together = {"precision": best, **fused}
     first += [{"student": name, **together} for name in choices.get("student", ())[1:]]
-    first += [{"graph": name, "precision": best} for name in forms[-1:] if name != "simplified"]
+    first += [{"graph": name, "precision": best} for name in fusions]
     first += [{"graph": name} for name in forms if name == "simplified"]
     first += [{"precision": name} for name in sorted(precisions) if name != best]
     first += [{"precision": "convolutions" if best == "static" else best, "storage": "bytes"}]
@@ -192,10 +198,8 @@ def _network_recipe(picked: Picked, students: Mapping[str, Step]) -> list[Step] 
         steps.append(students[name])
     if (energy := picked.get("rank", _NONE)) != _NONE:
         steps.append({"step": "low_rank", "energy": float(energy)})
-    if (form := picked.get("graph", _NONE)) == "simplified":
-        steps.append({"step": "simplify"})
-    elif form != _NONE:
-        steps.append({"step": "fuse", "fast_gelu": form.endswith("fast GELU")})
+    if (form := picked.get("graph", _NONE)) != _NONE:
+        steps.append(_FORMS[form])
     if (precision := picked["precision"]) != _NONE:
         steps.append(_PRECISIONS[precision])
     if (storage := picked["storage"]) != _NONE:

@@ -201,6 +201,17 @@ class TestAgain:
         book.save(book.spent_s)
         assert len(search_of(there, space, tmp_path, limit_s=20.0).run()) == 20
 
+    def test_what_is_known_of_layers_is_kept_when_the_job_is_to_stop(self, host: Callable[..., Host], tmp_path: Path):
+        found = search_of(host({}, {}, {}), self.SPACE, tmp_path)
+        found.notebook.changes_of([{"step": "quantize"}])["layer"] = 0.5
+        kept: list[str] = []
+        job = SimpleNamespace(should_stop=lambda: True, checkpointed=lambda: kept.append("a checkpoint"))
+        found.job = job  # type: ignore[assignment] # as much of it as is asked
+        with pytest.raises(Stopped):
+            found._between()
+        assert kept == ["a checkpoint"]
+        assert list(Notebook.open(tmp_path, "host", "model").changes.values()) == [{"layer": 0.5}]
+
     def test_what_comes_nearest_is_measured_again_if_it_holds_after_all(self, host: Callable[..., Host]):
         there = host({"min_speedup": 2.0}, {"dynamic": 1.5}, {"dynamic": 2.1})
         found = search_of(there, space_of(CHEAP))

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -127,6 +128,7 @@ def test_a_model_that_knows_its_validation_rows_is_judged_by_half_of_the_test_ro
     judge = Judge("classification", *prepared.part("test"), Rule(), 1)
     model, origin = (job.output / "model.onnx").read_bytes(), Origin("auto", {}, spec.training)
     compressor = Compressor(model, prepared, judge, "roc_auc", CompressBudget(max_metric_drop=0.2), origin=origin)
+    assert compressor._unstructured(SimpleNamespace(answer_s=2.0), 100.0) == []  # type: ignore[arg-type] # too long
     visits = [sorted(half.inputs["numeric"][:, 1].tolist()) for half in (compressor._decider, compressor.judge, judge)]
     assert len(visits[0]) == pytest.approx(len(visits[2]) / 2, abs=1)
     assert sorted(visits[0] + visits[1]) == visits[2]
@@ -150,6 +152,9 @@ def test_a_network_over_tables_is_taught_to_trees(
     found = report["candidates"]
     taught = [one for one in found if one["recipe"][0] == {"step": "student", "of": "trees", "size": "small"}]
     assert [(len(one["recipe"]), one["failed"], one["stops"]) for one in taught] == [(1, None, [])]
+    assert len(list((job.checkpoint / "compression" / "taught").iterdir())) == len(
+        [one for one in found if one["recipe"][-1]["step"] == "student" and one["failed"] is None]
+    )  # for a later attempt
     packed = report["unstructured"]  # numbers, and nothing that could be served
     assert [one["share"] for one in packed] == list(SHARES)[: len(packed)] != []
     full = (trained.output / "model.onnx").read_bytes()
