@@ -11,6 +11,7 @@ from workers.training.files import write_atomically
 GAIN = 1.05  # smaller or faster by this factor, or it is not worth a file
 _LOSS_STEP = 0.1  # of the allowed loss: less is no difference
 _FILE = "compression.json"
+_ENDED = 2  # attempts, after which a recipe is held to end every process
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ class Notebook:
 
     What was measured on another host, or of another model, does not count there. `searched` says that a search is
     over, and what is left is to measure a second time what it wants to keep. `changes` says how much the quantization
-    of each layer alone changes answers, by the recipe that quantizes them all.
+    of each layer alone changes answers, by the recipe that quantizes them all. `begun` counts the attempts at what is
+    being made, for one that ends the process would end every attempt of the job.
     """
 
     path: Path | None
@@ -109,6 +111,7 @@ class Notebook:
     spent_s: float = 0.0
     searched: bool = False
     changes: dict[str, dict[str, float]] = field(default_factory=dict)
+    begun: dict[str, int] = field(default_factory=dict)
     _known: dict[str, Candidate] = field(default_factory=dict)
 
     @classmethod
@@ -119,7 +122,7 @@ class Notebook:
             raw = json.loads(book.path.read_text(encoding="utf-8"))
             if (raw["host"], raw["model"]) == (host, model):
                 book.spent_s, book.searched = raw["spent_s"], raw.get("searched", False)
-                book.changes = raw.get("changes", {})
+                book.changes, book.begun = raw.get("changes", {}), raw.get("begun", {})
                 book._known = {key_of(one["recipe"]): Candidate(**one) for one in raw["candidates"]}
         return book
 
@@ -133,6 +136,21 @@ class Notebook:
     def add(self, candidate: Candidate, spent_s: float) -> None:
         """Keep it, in the place of what was known of the recipe, and what the search has taken until now."""
         self._known[key_of(candidate.recipe)] = candidate
+        self.begun.clear()
+        self.save(spent_s)
+
+    def begin(self, recipe: Recipe, spent_s: float) -> bool:
+        """Write down that this one is about to be made; False if the process ended twice while it was."""
+        key = key_of(recipe)
+        if self.begun.get(key, 0) >= _ENDED:
+            return False
+        self.begun = {key: self.begun.get(key, 0) + 1}
+        self.save(spent_s)
+        return True
+
+    def leave(self, spent_s: float) -> None:
+        """What was begun is not the reason why the process ends."""
+        self.begun.clear()
         self.save(spent_s)
 
     def changes_of(self, recipe: Recipe) -> dict[str, float]:
@@ -151,7 +169,7 @@ class Notebook:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             raw = {
                 "host": self.host, "model": self.model, "spent_s": spent_s, "searched": self.searched,
-                "changes": self.changes, "candidates": [one.to_json() for one in self.all()],
+                "changes": self.changes, "begun": self.begun, "candidates": [one.to_json() for one in self.all()],
             }  # fmt: skip
             write_atomically(self.path, json.dumps(raw, allow_nan=False).encode())
 

@@ -1,25 +1,12 @@
 """Large matrices as products of two small ones (truncated singular value decomposition)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from workers.compression.graphs import Model, add_weight, copied, users_of, weights_of
-from workers.learning import Array
-
-_SMALLEST = 32  # rows and columns of a matrix that is worth it
-_WORTH = 0.8  # of the numbers may be left, or the matrix stays whole
-
-
-@dataclass(frozen=True, slots=True)
-class _Factors:
-    """`left` [K, R] and `right` [R, N]."""
-
-    left: Array
-    right: Array
+from workers.training.factors import SMALLEST, factors
 
 
 def low_rank(model: Model, energy: float) -> tuple[Model, int]:
@@ -67,7 +54,7 @@ def _is_large_product(
     """With a matrix of its own, of floats, that may be worth two."""
     name = _matrix(node)
     tensor = weights.get(name)
-    if tensor is None or len(users[name]) != 1 or len(tensor.dims) != 2 or min(tensor.dims) < _SMALLEST:  # noqa: PLR2004 - a matrix
+    if tensor is None or len(users[name]) != 1 or len(tensor.dims) != 2 or min(tensor.dims) < SMALLEST:  # noqa: PLR2004 - a matrix
         return False
     turned = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
     return not turned and bool(tensor.data_type == onnx.TensorProto.FLOAT)
@@ -80,25 +67,13 @@ def _factored(
     tensor = weights[_matrix(node)]
     settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     matrix = numpy_helper.to_array(tensor)
-    factors = _factors(matrix.T if settings.get("transB") else matrix, energy)
-    if factors is None:
+    found = factors(matrix.T if settings.get("transB") else matrix, energy)
+    if found is None:
         return [node]
     base = tensor.name
-    left, right = (add_weight(model, f"{base}/{n}", v) for n, v in (("left", factors.left), ("right", factors.right)))
+    left, right = (add_weight(model, f"{base}/{n}", v) for n, v in (("left", found.left), ("right", found.right)))
     between = f"{node.output[0]}/between"
     first = helper.make_node("MatMul", [node.input[0], left], [between], name=f"{node.name or base}/left")
     second = helper.make_node(node.op_type, [between, right, *node.input[2:]], list(node.output), name=node.name)
     second.attribute.extend(a for a in node.attribute if a.name in {"alpha", "beta"})
     return [first, second]
-
-
-def _factors(matrix: Array, energy: float) -> _Factors | None:
-    """None where the factors would not be smaller."""
-    u, s, v = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
-    kept = np.cumsum(s**2) / max(float((s**2).sum()), 1e-30)
-    rank = int(np.searchsorted(kept, energy)) + 1
-    rows, columns = matrix.shape
-    if rank * (rows + columns) > _WORTH * rows * columns:
-        return None
-    root = np.sqrt(s[:rank])
-    return _Factors((u[:, :rank] * root).astype(np.float32), (root[:, None] * v[:rank]).astype(np.float32))

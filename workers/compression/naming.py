@@ -12,7 +12,8 @@ from workers.compression.weights import BLOCK
 _TREES = {"first_trees", "merge_leaves"}
 _PARTS = {
     "student": "distilled", "prune": "pruned", "learn_rounding": "aware", "drop_layers": "shorter",
-    "low_rank": "low-rank", "half_weights": "half", "byte_weights": "bytes", "fuse": "fused", "simplify": "simplified",
+    "cheapen": "cheaper", "low_rank": "low-rank", "half_weights": "half", "byte_weights": "bytes", "fuse": "fused",
+    "simplify": "simplified",
 }  # fmt: skip
 _STORAGES = {"half_weights": "fp16", "byte_weights": "int8"}
 

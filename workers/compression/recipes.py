@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+from workers.compression.cheaper import cheaper_network
 from workers.compression.foreign_pictures import picture_student
 from workers.compression.fuse import fuse, simplify
 from workers.compression.graphs import Model
@@ -27,7 +28,8 @@ from workers.training.files import write_atomically
 Step = Mapping[str, Any]
 Recipe = Sequence[Step]
 _STATICS = 3  # quantizers that are kept, each with copies of its model on disk
-TRAINED = frozenset({"student", "prune", "drop_layers", "learn_rounding"})  # steps in which a network or trees learn
+EXPORTED = frozenset({"student", "prune", "drop_layers", "cheapen"})  # steps that give a network as a family exports it
+TRAINED = EXPORTED | {"learn_rounding"}  # steps in which a network or trees learn
 
 
 def key_of(recipe: Recipe) -> str:
@@ -130,6 +132,10 @@ def _learn_rounding(maker: Maker, before: Recipe, given: dict[str, Any]) -> Mode
     return rounding_network(maker.material, maker.graph(before), given["operators"], maker.deadline)
 
 
+def _cheapen(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
+    return cheaper_network(maker.material, maker.graph(before), **given, deadline=maker.deadline)
+
+
 def _low_rank(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
     model, count = low_rank(maker.graph(before), given["energy"])
     if not count:
@@ -141,6 +147,7 @@ _STEPS: dict[str, Callable[[Maker, Recipe, dict[str, Any]], Model]] = {
     "student": _student,
     "drop_layers": lambda maker, _, given: short_encoder(maker.material, **given, deadline=maker.deadline),
     "prune": lambda maker, _, given: pruned_network(maker.material, **given, deadline=maker.deadline),
+    "cheapen": _cheapen,
     "learn_rounding": _learn_rounding,
     "fuse": lambda maker, before, given: fuse(maker.graph(before), **given),
     "simplify": lambda maker, before, _: simplify(maker.graph(before)),

@@ -11,15 +11,14 @@ from workers.compression.confirming import Confirming
 from workers.compression.measuring import Measuring, why_not
 from workers.compression.mixed import Mixing, evaluations
 from workers.compression.pruning import can_prune
-from workers.compression.recipes import Recipe, Step, key_of
-from workers.compression.space import Picked, Space
+from workers.compression.recipes import EXPORTED, Recipe, Step, key_of
+from workers.compression.space import LEARNT, Picked, Space
 from workers.compression.teaching import NoTime, can_rebuild
 from workers.context import JobContext, Stopped
 from workers.evaluation.steps import in_words
 
 _REPEATS = 30  # proposals in a row that were proposed before end the search
 _NEARLY = 2.0  # times the allowed loss, from where learning to be rounded may lead into the budget
-_EXPORTED = frozenset({"student", "prune", "drop_layers"})  # steps that give a network as a family exports it
 
 
 @dataclass(slots=True)
@@ -100,7 +99,7 @@ class Search:
     def _next(self, study: optuna.Study) -> bool:
         """Measure what is proposed next; False if it was proposed before, or is no recipe."""
         trial = study.ask()
-        choices = {name: options for name, options in self.space.choices.items() if self._training or name != "student"}
+        choices = {name: of for name, of in self.space.choices.items() if self._training or name not in LEARNT}
         picked = {name: str(trial.suggest_categorical(name, options)) for name, options in choices.items()}
         recipe = self.space.recipe(picked)
         new = recipe is not None and key_of(recipe) not in self._proposed
@@ -120,18 +119,35 @@ class Search:
             return known
         if self.job is not None and self.job.should_stop():
             raise Stopped
-        self.measuring.maker.deadline = time.monotonic() + self.confirming.search_ends_in_s
-        found = self.measuring.try_out(recipe)
-        self.measuring.maker.forget()
+        found = self._made(recipe)
         self.notebook.add(found, self.confirming.spent_s)
         self._tell(found)
         return found
 
+    def _made(self, recipe: Recipe) -> Candidate:
+        """Measured, unless it has ended the process of earlier attempts."""
+        if not self.notebook.begin(recipe, self.confirming.spent_s):
+            return Candidate(list(recipe), failed="the job's process ended twice while it was made")
+        self._keep()
+        self.measuring.maker.deadline = time.monotonic() + self.confirming.search_ends_in_s
+        try:
+            return self.measuring.try_out(recipe)
+        except Stopped:
+            self.notebook.leave(self.confirming.spent_s)
+            self._keep()
+            raise
+        finally:
+            self.measuring.maker.forget()
+
+    def _keep(self) -> None:
+        """What the notebook has is worth the job's keeping."""
+        if self.job is not None and self.notebook.path is not None:
+            self.job.checkpointed()
+
     def _tell(self, found: Candidate) -> None:
         if self.job is None:
             return
-        if self.notebook.path is not None:
-            self.job.checkpointed()
+        self._keep()
         share = min(1.0, self.notebook.spent_s / self.limit_s)
         begin, end = self.span
         step, left = f"measured {len(self.notebook)} recipes", self.limit_s * (1 - share)
@@ -193,7 +209,7 @@ class Search:
         if not self._training or not can_rebuild(material) or self._over():
             return
         # A student of an encoder has words of its own, which are not in its graph's weights.
-        exported = _EXPORTED if can_prune(material) else _EXPORTED - {"student"}
+        exported = EXPORTED if can_prune(material) else EXPORTED - {"student"}
         tried = [one for one in self.notebook.all() if _teachable(one, exported)]
         made = [one for one in self.notebook.all() if one.failed is None]
         fits = max((one.speed_up for one in made if _share(one) <= 1), default=0.0)

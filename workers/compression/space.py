@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from workers.compression.cheaper import cheaper_layers
 from workers.compression.foreign_pictures import NETWORKS, is_picture
 from workers.compression.graphs import PRODUCTS, Model, operators_of
 from workers.compression.int8 import CONVOLUTIONS, EVERYTHING
@@ -18,6 +19,7 @@ from workers.compression.trees import FRACTIONS, Forest, has_tree_order
 from workers.evaluation.complexity import TREE_OPERATORS
 
 _NONE = "none"
+LEARNT = ("student", "layers")  # choices whose options take a training
 _LARGE = 100_000  # bytes of a network that trees may be faster than
 _LARGE_SHARE = 0.25  # of the bytes, from which on products are worth recipes of their own beside convolutions
 _SHARES = tuple(map(str, FRACTIONS))
@@ -68,7 +70,9 @@ class Space:
     choices: Mapping[str, Sequence[str]]
     first: Sequence[Picked]
     trees: bool
-    students: Mapping[str, Step] = field(default_factory=dict)  # of networks, by the name of the choice
+    # Of networks, by the names of the options: what is taught.
+    students: Mapping[str, Step] = field(default_factory=dict)
+    layers: Mapping[str, Step] = field(default_factory=dict)
     alone: Sequence[Sequence[Step]] = ()
 
     @classmethod
@@ -80,7 +84,7 @@ class Space:
 
     def recipe(self, picked: Picked) -> list[Step] | None:
         """The steps in their order; None if they do not go together."""
-        return _tree_recipe(picked) if self.trees else _network_recipe(picked, self.students)
+        return _tree_recipe(picked) if self.trees else _network_recipe(picked, self.students, self.layers)
 
 
 def usual_precision(graph: Model) -> Step | None:
@@ -132,8 +136,10 @@ def _network(material: Material, graph: Model) -> Space:
         choices["graph"] = (_NONE, *forms)
     if students := _students(material, graph):
         choices["student"] = (_NONE, *students)
+    if layers := cheaper_layers(material, gelu=bool(operators & {"Gelu", "Erf"}), products=large):
+        choices["layers"] = (_NONE, *layers)
     first = [_whole(choices, some) for some in _network_first(choices)]
-    return Space(choices, first, trees=False, students=students, alone=_trees_in_its_place(material))
+    return Space(choices, first, trees=False, students=students, layers=layers, alone=_trees_in_its_place(material))
 
 
 def _forms(material: Material, operators: frozenset[str]) -> list[str]:
@@ -177,7 +183,7 @@ def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     fusions = [name for name in forms if name.startswith("fused")][-1:]
     fused = {"graph": fusions[0]} if fusions and best != "static" else {}
     together = {"precision": best, **fused}
-    first += [{"student": name, **together} for name in choices.get("student", ())[1:]]
+    first += [{choice: name, **together} for choice in LEARNT for name in choices.get(choice, ())[1:]]
     first += [{"graph": name, "precision": best} for name in fusions]
     first += [{"graph": name} for name in forms if name == "simplified"]
     first += [{"precision": name} for name in sorted(precisions) if name != best]
@@ -192,10 +198,11 @@ def _whole(choices: Mapping[str, Sequence[str]], some: Picked) -> Picked:
     return {name: some.get(name, options[0]) for name, options in choices.items()}
 
 
-def _network_recipe(picked: Picked, students: Mapping[str, Step]) -> list[Step] | None:
+def _network_recipe(picked: Picked, students: Mapping[str, Step], layers: Mapping[str, Step]) -> list[Step] | None:
     steps: list[Step] = []
-    if (name := picked.get("student", _NONE)) != _NONE:
-        steps.append(students[name])
+    for choice, taught in zip(LEARNT, (students, layers), strict=True):
+        if (name := picked.get(choice, _NONE)) != _NONE:
+            steps.append(taught[name])
     if (energy := picked.get("rank", _NONE)) != _NONE:
         steps.append({"step": "low_rank", "energy": float(energy)})
     if (form := picked.get("graph", _NONE)) != _NONE:

@@ -17,6 +17,7 @@ from workers.families.weight_folders import find_picture_weights
 from workers.learning import Array, Inputs, LearningData, Part, rows_of
 from workers.training.augment import Augment
 from workers.training.batches import Tensors
+from workers.training.cheaper import cheapen_as
 from workers.training.loop import train
 from workers.training.losses import class_loss
 from workers.training.rounding import begin_rounding, end_rounding
@@ -104,6 +105,7 @@ class Pictures(ABC):
             network.settle()  # type: ignore[operator]  # it is a published one
         if depth := self.depth_of(model):
             keep_layers(network, self.layers, depth)
+        cheapen_as(network, model, _ROOM)
         restore(network, model, _ROOM, frozen="lora" in self.about)
         rows = _tensors(data.train)
         settle_norms(network, [(rows.inputs[0][i : i + _BATCH],) for i in range(0, min(len(rows), _SETTLING), _BATCH)])

@@ -25,6 +25,7 @@ from workers.families.weight_folders import find_weights
 from workers.families.weights import load_pretrained, told_of
 from workers.families.wordpiece import WordPiece
 from workers.learning import Array, LearningData
+from workers.training.cheaper import cheapen_as
 
 _FEED_FORWARD = 4  # times as wide as the tokens
 _TYPE = "bert"
@@ -170,6 +171,7 @@ class Transformer(TextNetworkFamily):
         self.settle(network)
         narrow = next((t.dims[1] for t in model.graph.initializer if t.name == f"{_ROOM}{_TABLE}.0.weight"), None)
         network.shorten(self.depth_of(model), narrow)
+        cheapen_as(network, model, _ROOM)
         restore(network, model, _ROOM, frozen=self.params["lora"] is not None)
         return FittedText(data, reader, network, {})
 

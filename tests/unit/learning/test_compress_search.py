@@ -105,6 +105,53 @@ def test_what_cannot_be_reached_says_what_stopped_it_and_a_later_attempt_measure
     assert again["compression"]["candidates"] == report["candidates"]
 
 
+def test_a_recipe_that_ends_the_process_ends_two_attempts_and_no_more(
+    compress_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    class Gone(BaseException):
+        """The process is."""
+
+    half, make = [{"step": "first_trees", "share": 0.5}], Maker.make
+
+    def at_times_gone(maker: Maker, recipe: Any) -> bytes:
+        if list(recipe) == half:
+            raise Gone
+        return make(maker, recipe)
+
+    monkeypatch.setattr(Search, "_over", lambda search: len(search.notebook) > 2)
+    monkeypatch.setattr(Maker, "make", at_times_gone)
+    budget = {"max_metric_drop": 0.1, "time_limit_s": 600}
+    for _ in range(2):
+        with pytest.raises(Gone):
+            compress.run(compress_job(**budget))
+    candidates = compress.run(compress_job(**budget))["compression"]["candidates"]
+    reasons = {json.dumps(one["recipe"]): one["reason"] for one in candidates}
+    assert reasons[json.dumps(half)] == "the job's process ended twice while it was made"
+    assert any(one["state"] == "accepted" for one in candidates)
+
+
+def test_a_stop_while_a_recipe_is_made_is_not_held_against_it(
+    compress_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    half, make = [{"step": "first_trees", "share": 0.5}], Maker.make
+    budget = {"max_metric_drop": 0.1, "time_limit_s": 600}
+
+    monkeypatch.setattr(Search, "_over", lambda search: len(search.notebook) > 2)
+
+    def stopped(maker: Maker, recipe: Any) -> bytes:
+        if list(recipe) == half:
+            raise Stopped
+        return make(maker, recipe)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Maker, "make", stopped)
+        for _ in range(3):
+            with pytest.raises(Stopped):
+                compress.run(compress_job(**budget))
+    candidates = compress.run(compress_job(**budget))["compression"]["candidates"]
+    assert next(one for one in candidates if one["recipe"] == half)["bytes"] > 0
+
+
 def test_a_stop_is_heeded_between_candidates(compress_job: Callable[..., Any]):
     job: JobContext = compress_job(max_metric_drop=0.1, time_limit_s=100)
     job.stop.set()
@@ -166,11 +213,17 @@ def test_a_network_over_tables_is_taught_to_trees(
     assert f"{packed[0]['packed_bytes']:,}" in page
 
 
+def always_alike(models: Any, inputs: Any, threads: int, batch: int, effort: Effort) -> Beside:
+    """Twice as fast, whatever it is."""
+    return replace(by_turns(models, inputs, threads, batch, Effort(1, 1, 0.0)), speed_up=2.0, quicker=2.0)
+
+
 def test_names_are_those_of_the_version_in_everything_that_is_written(
     compress_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
     """The very same file has one name, another file another one, and the search before keeps its report."""
     monkeypatch.setattr(Search, "_over", lambda search: len(search.notebook) > 3)
+    monkeypatch.setattr("workers.compression.measuring.by_turns", always_alike)  # which of them are kept is not by luck
     budget = {"max_metric_drop": 0.2, "time_limit_s": 600, "objective": "bytes"}
     first = compress_job(**budget)
     made = {one["name"]: one for one in compress.run(first)["variants"]}
