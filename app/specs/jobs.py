@@ -15,6 +15,7 @@ from app.specs.evaluation import ORDINAL_METRICS, EvaluationSpec, MetricName, Sl
 from app.specs.families import Family, family
 from app.specs.features import FeatureSpec
 from app.specs.mapping import Mapping
+from app.specs.recipes import CompressRecipe
 from app.specs.splits import SplitSpec
 from app.specs.targets import check_targets
 from app.specs.training import TrainingSpec
@@ -178,6 +179,14 @@ class CompressSpec(JobSpec):
     model: Name
     version: VersionNumber
     budget: CompressBudget = CompressBudget()
+    recipes: Annotated[
+        list[CompressRecipe],
+        Field(
+            max_length=50,
+            description="measure these alone, such as the recipe.steps of a variant; none: those that suit the graph",
+            examples=[[[{"step": "fuse"}, {"step": "quantize", "method": "weights", "bits": 4}]]],
+        ),
+    ] = []
     dataset: Annotated[DatasetRef | None, Field(description="for imported versions only")] = None
     mapping: Annotated[Mapping | None, Field(description="for imported versions only")] = None
 

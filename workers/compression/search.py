@@ -33,6 +33,7 @@ class Search:
     notebook: Notebook
     limit_s: float
     usual: Recipe = ()
+    given: Sequence[Recipe] = ()  # alone are tried, if there are any
     job: JobContext | None = None
     span: tuple[float, float] = (0.3, 0.98)  # of the job's progress
     confirming: Confirming = field(init=False)
@@ -46,9 +47,17 @@ class Search:
     def run(self) -> list[Candidate]:
         """Everything that was measured, by this attempt or an earlier one. Stopped when the job is asked to stop."""
         if not self.notebook.searched:
-            self._search()
+            self._all_given() if self.given else self._search()
             self.notebook.close(self.confirming.spent_s)
         return self.notebook.all()
+
+    def _all_given(self) -> None:
+        for recipe in self.given:
+            if self._over() and self.notebook.find(recipe) is None:
+                failed = Candidate(list(recipe), failed="there was no time left for it; raise time_limit_s")
+                self.notebook.add(failed, self.confirming.spent_s)
+            else:
+                self._try(recipe)
 
     def _search(self) -> None:
         study, first = self._study(), list(self.space.first)
@@ -148,10 +157,10 @@ class Search:
         if self.job is None:
             return
         self._keep()
-        share = min(1.0, self.notebook.spent_s / self.limit_s)
+        share = len(self.notebook) / len(self.given) if self.given else self.notebook.spent_s / self.limit_s
         begin, end = self.span
-        step, left = f"measured {len(self.notebook)} recipes", self.limit_s * (1 - share)
-        self.job.progress(begin + (end - begin) * share, step, left)
+        step, left = f"measured {len(self.notebook)} recipes", None if self.given else self.limit_s * max(0, 1 - share)
+        self.job.progress(begin + (end - begin) * min(1.0, share), step, left)
         numbers = f"{found.smaller:.2f} times smaller, {found.speed_up:.2f} times the rows a second"
         self.job.log(f"tried {in_words(found.recipe)}: " + (found.failed or "; ".join([numbers, *found.stops])))
 

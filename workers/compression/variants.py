@@ -55,6 +55,7 @@ class Compressor:
         self.model, self.prepared, self.judge, self.main_metric = model, prepared, judge, main_metric
         self.budget, self.origin, self.job = budget, origin, job
         self.span = (0.3, 0.98)  # of the job's progress, that a search fills
+        self.given: Sequence[Recipe] = ()  # alone are tried, if there are any
         self.taken: Mapping[str, str] = {}  # digests of the variants that the version has already, by name
         self.report: dict[str, Any] | None = None  # of everything that was measured, after `run`
         inputs, y = prepared.part("validation")
@@ -75,9 +76,9 @@ class Compressor:
                 self.model, self.prepared, self._decider, self.budget.seed, Path(name), self.origin, self.job
             )
             measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, self._part)
-            if self.budget.search_s is None:
+            if self.budget.search_s is None and not self.given:
                 return self._usual(graph, measuring, output, begun)
-            return self._search(graph, measuring, self.budget.search_s, output)
+            return self._search(graph, measuring, output)
 
     def _usual(self, graph: onnx.ModelProto, measuring: Measuring, output: Path, begun: float) -> list[Variant]:
         """The one recipe that suits the graph."""
@@ -105,7 +106,7 @@ class Compressor:
         step = usual_precision(graph)
         return None if step is None else [step]
 
-    def _search(self, graph: onnx.ModelProto, measuring: Measuring, limit_s: float, output: Path) -> list[Variant]:
+    def _search(self, graph: onnx.ModelProto, measuring: Measuring, output: Path) -> list[Variant]:
         """The front of everything that was tried; if nothing holds the budget, what comes nearest, rejected."""
         begun, maker = time.monotonic(), measuring.maker
         folder = None if self.job is None else self.job.checkpoint / _ROOM
@@ -113,10 +114,11 @@ class Compressor:
         notebook = Notebook.open(folder, host_name(), hashlib.sha256(self.model).hexdigest())
         from workers.compression.search import Search  # noqa: PLC0415 - optuna is loaded for those who search alone
 
-        space = Space.of(maker.material, graph)
-        search = Search(measuring, space, notebook, limit_s, job=self.job, span=self.span)
-        if space.choices and not notebook.searched:
-            search.usual = self._usual_recipe(graph, measuring) or []
+        space = Space({}, [], trees=False) if self.given else Space.of(maker.material, graph)
+        limit_s = (self.budget.time_limit_s if self.given else self.budget.search_s) or float("inf")
+        search = Search(measuring, space, notebook, limit_s, given=self.given, job=self.job, span=self.span)
+        if not notebook.searched and (space.choices or self.given):
+            search.usual = [] if self.given else self._usual_recipe(graph, measuring) or []
             search.run()
         maker.deadline = float("inf")  # what was measured by an earlier attempt is made again
         if self.job is not None:
@@ -125,7 +127,7 @@ class Compressor:
         if not front and (best := nearest(known)) is not None:
             front, known = [search.confirming.settle_one(best)], search.confirming.known()
         variants, names = self._variants(front, maker, output)
-        unstructured = [] if space.trees else self._unstructured(measuring, limit_s)
+        unstructured = [] if space.trees or self.given else self._unstructured(measuring, limit_s)
         self._tell(begun, known, front, names, unstructured=unstructured)
         return variants
 

@@ -213,7 +213,7 @@ def test_a_network_over_tables_is_taught_to_trees(
     assert f"{packed[0]['packed_bytes']:,}" in page
 
 
-def always_alike(models: Any, inputs: Any, threads: int, batch: int, effort: Effort) -> Beside:
+def always_alike(models: Any, inputs: Any, threads: int, batch: int, _: Effort) -> Beside:
     """Twice as fast, whatever it is."""
     return replace(by_turns(models, inputs, threads, batch, Effort(1, 1, 0.0)), speed_up=2.0, quicker=2.0)
 
