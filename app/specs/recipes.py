@@ -1,11 +1,16 @@
 """How a model is compressed, where that is given and not searched for: recipes of steps, as variants tell them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from app.specs.base import Spec
 
+_OF_METHOD = {
+    "static": {"step", "method", "operators", "keep_float", "activations", "calibration", "float_between"},
+    "dynamic": {"step", "method", "operators", "keep_float"},
+    "weights": {"step", "method", "bits"},
+}
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _Operators = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=100)]],
@@ -13,11 +18,21 @@ _Operators = Annotated[
 ]
 _Nodes = Annotated[
     list[Annotated[str, Field(max_length=500)]],
-    Field(max_length=10_000, description="names of nodes that are left as they are"),
+    Field(max_length=10_000),
 ]
 
 
-class Student(Spec):
+class RecipeStep(Spec):
+    """One step."""
+
+    step: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is carried out."""
+        return self.model_dump(mode="json")
+
+
+class Student(RecipeStep):
     """Distillation into a small model of another form."""
 
     step: Literal["student"]
@@ -31,14 +46,14 @@ class Student(Spec):
     ]
 
     @model_validator(mode="after")
-    def _comes_so(self) -> "Student":
+    def _comes_so(self) -> Self:
         sizes = {"trees": "small medium large", "networks": "slim half quarter", "pictures": "small medium"}[self.of]
         if self.size not in sizes.split():
             raise ValueError(f"students of {self.of} are {', '.join(sizes.split())}")
         return self
 
 
-class Prune(Spec):
+class Prune(RecipeStep):
     """Channels leave every layer, and the network learns its answers again."""
 
     step: Literal["prune"]
@@ -48,7 +63,7 @@ class Prune(Spec):
     )
 
 
-class DropLayers(Spec):
+class DropLayers(RecipeStep):
     """Layers leave an encoder, and it learns its answers again."""
 
     step: Literal["drop_layers"]
@@ -58,7 +73,7 @@ class DropLayers(Spec):
     ] = None
 
 
-class Cheapen(Spec):
+class Cheapen(RecipeStep):
     """ReLU in place of GELU, or linear layers of low rank, and the network learns its answers again."""
 
     step: Literal["cheapen"]
@@ -66,95 +81,99 @@ class Cheapen(Spec):
     energy: Annotated[_Share | None, Field(description="of linear layers that is kept; null: they stay")] = None
 
     @model_validator(mode="after")
-    def _something(self) -> "Cheapen":
+    def _something(self) -> Self:
         if not self.relu and self.energy is None:
             raise ValueError("give relu, energy or both")
         return self
 
 
-class LearnRounding(Spec):
+class LearnRounding(RecipeStep):
     """Quantization-aware fine-tuning; `quantize` follows."""
 
     step: Literal["learn_rounding"]
     operators: _Operators
 
 
-class LowRank(Spec):
+class LowRank(RecipeStep):
     """Large matrices become products of two small ones."""
 
     step: Literal["low_rank"]
     energy: Annotated[_Share, Field(description="of a matrix that is kept")]
 
 
-class Simplify(Spec):
+class Simplify(RecipeStep):
     """Constants are worked out, and nodes that do nothing leave."""
 
     step: Literal["simplify"]
 
 
-class Fuse(Spec):
+class Fuse(RecipeStep):
     """ONNX Runtime's fusions for encoders."""
 
     step: Literal["fuse"]
     fast_gelu: Annotated[bool, Field(description="GELU by its approximation")] = False
 
 
-class QuantizeStatic(Spec):
-    """Weights and activations in 8 bits, with ranges from training rows."""
+class Quantize(RecipeStep):
+    """Integers in place of floats: of weights alone, or of activations too, whose ranges are known before or not."""
 
     step: Literal["quantize"]
-    method: Literal["static"]
-    operators: _Operators
-    activations: Literal["uint8", "int8"] = "uint8"
-    calibration: Literal["min-max", "entropy", "percentile"] = "min-max"
-    keep_float: _Nodes = []
-    float_between: Annotated[bool, Field(description="only what goes into a product with weights is quantized")] = False
+    method: Annotated[
+        Literal["static", "dynamic", "weights"],
+        Field(
+            description="static: ranges from training rows; dynamic: of each batch; weights: large products in blocks"
+        ),
+    ]
+    operators: Annotated[_Operators | None, Field(description="of static and dynamic, which need it")] = None
+    keep_float: Annotated[_Nodes, Field(description="of static and dynamic: nodes that are left as they are")] = []
+    activations: Annotated[Literal["uint8", "int8"], Field(description="of static")] = "uint8"
+    calibration: Annotated[Literal["min-max", "entropy", "percentile"], Field(description="of static")] = "min-max"
+    float_between: Annotated[
+        bool, Field(description="of static: only what goes into a product with weights is quantized")
+    ] = False
+    bits: Annotated[Literal[4, 8] | None, Field(description="of weights, which needs it")] = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        needed = "bits" if self.method == "weights" else "operators"
+        if getattr(self, needed) is None:
+            raise ValueError(f"method {self.method} needs {needed}")
+        others = type(self).model_fields.keys() - _OF_METHOD[self.method]
+        if wrong := sorted(name for name in others if getattr(self, name) != type(self).model_fields[name].default):
+            raise ValueError(f"{', '.join(wrong)}: not of method {self.method}; leave it out")
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what is of other methods."""
+        return {name: value for name, value in super().to_json().items() if name in _OF_METHOD[self.method]}
 
 
-class QuantizeDynamic(Spec):
-    """Weights in 8 bits, and activations by their range at run time."""
-
-    step: Literal["quantize"]
-    method: Literal["dynamic"]
-    operators: _Operators
-    keep_float: _Nodes = []
-
-
-class QuantizeWeights(Spec):
-    """Weights of large products in blocks of few bits."""
-
-    step: Literal["quantize"]
-    method: Literal["weights"]
-    bits: Literal[4, 8]
-
-
-class HalfWeights(Spec):
+class HalfWeights(RecipeStep):
     """Weights that are stored in half precision."""
 
     step: Literal["half_weights"]
 
 
-class ByteWeights(Spec):
+class ByteWeights(RecipeStep):
     """Weights that are stored as bytes, each row with a scale."""
 
     step: Literal["byte_weights"]
 
 
-class FirstTrees(Spec):
+class FirstTrees(RecipeStep):
     """The last trees leave."""
 
     step: Literal["first_trees"]
     share: Annotated[_Share, Field(description="of the trees that is kept")]
 
 
-class MergeLeaves(Spec):
+class MergeLeaves(RecipeStep):
     """Leaves of one parent that hardly differ become one."""
 
     step: Literal["merge_leaves"]
     tolerance: Annotated[_Share, Field(description="of the spread of all leaves")]
 
 
-_Quantize = Annotated[QuantizeStatic | QuantizeDynamic | QuantizeWeights, Field(discriminator="method")]
 _Step = Annotated[
     Student
     | Prune
@@ -164,7 +183,7 @@ _Step = Annotated[
     | LowRank
     | Simplify
     | Fuse
-    | _Quantize
+    | Quantize
     | HalfWeights
     | ByteWeights
     | FirstTrees

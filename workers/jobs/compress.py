@@ -30,7 +30,7 @@ def run(job: JobContext) -> dict[str, Any]:
     prepared, judge, main = judged_rows(job, spec, version, model)
     job.progress(0.3, "compressing")
     compressor = Compressor(model, prepared, judge, main, spec.budget, origin=version.origin, job=job)
-    compressor.given = [[step.model_dump(mode="json") for step in recipe] for recipe in spec.recipes]
+    compressor.given = [[step.to_json() for step in recipe] for recipe in spec.recipes]
     compressor.taken = _taken(version)
     variants = compressor.run(job.output)
     for variant in variants:

@@ -9,9 +9,11 @@ from pydantic import ValidationError
 from app.specs.base import field_error
 from app.specs.jobs import CompressSpec
 from tests.unit.learning.test_compress_search import compress_job, short_measurements  # noqa: F401 - fixtures
+from workers.compression.space import _FORMS, _PRECISIONS, _PRUNED, _STORAGES
 from workers.jobs import compress
 
 HALF, MERGED = {"step": "first_trees", "share": 0.5}, {"step": "merge_leaves", "tolerance": 0.1}
+WEIGHTS = {"step": "quantize", "method": "weights", "bits": 4}
 
 
 def test_the_steps_of_a_variant_make_its_file_again(compress_job: Callable[..., Any]):  # noqa: F811 - the fixture
@@ -51,8 +53,13 @@ def test_what_there_was_no_time_for_says_so(compress_job: Callable[..., Any]):  
         ([], (0,), "at least 1 item"),
         ([{"step": "magic"}], (0, 0, "step"), "must be one of: 'student'"),
         ([{"step": "quantize"}], (0, 0, "quantize", "method"), "required"),
-        ([{"step": "quantize", "method": "static"}], (0, 0, "quantize", "static", "operators"), "required"),
-        ([{"step": "quantize", "method": "weights", "bits": 3}], (0, 0, "quantize", "weights", "bits"), "4 or 8"),
+        (
+            [{"step": "quantize", "method": "weights", "bits": 4, "operators": ["Gemm"]}],
+            (0, 0, "quantize"),
+            "operators: not of",
+        ),
+        ([{"step": "quantize", "method": "static"}], (0, 0, "quantize"), "needs operators"),
+        ([{"step": "quantize", "method": "weights", "bits": 3}], (0, 0, "quantize", "bits"), "4 or 8"),
         ([{"step": "low_rank", "energy": 1.5}], (0, 0, "low_rank", "energy"), "less than 1"),
         ([{"step": "cheapen"}], (0, 0, "cheapen"), "relu"),
         ([{"step": "student", "of": "trees", "size": "half"}], (0, 0, "student"), "small, medium, large"),
@@ -68,6 +75,18 @@ def test_a_recipe_that_is_none_is_refused_by_its_place(recipe: Any, where: tuple
     assert told in error.msg
 
 
-def test_steps_are_told_whole():
-    spec = CompressSpec(kind="compress", model="m", version=1, recipes=[[{"step": "prune", "keep": 0.5}]])
-    assert spec.model_dump(mode="json")["recipes"] == [[{"step": "prune", "keep": 0.5, "importance": "taylor"}]]
+def test_steps_are_told_whole_without_what_is_of_other_methods():
+    given = [[{"step": "prune", "keep": 0.5}], [{"step": "fuse"}, WEIGHTS]]
+    spec = CompressSpec(kind="compress", model="m", version=1, recipes=given)
+    assert [[step.to_json() for step in recipe] for recipe in spec.recipes] == [
+        [{"step": "prune", "keep": 0.5, "importance": "taylor"}],
+        [{"step": "fuse", "fast_gelu": False}, WEIGHTS],
+    ]
+    queued = CompressSpec.model_validate(spec.model_dump(mode="json"))  # as a job's child reads it
+    assert queued == spec
+
+
+@pytest.mark.parametrize("step", [*_PRECISIONS.values(), *_FORMS.values(), *_STORAGES.values(), *_PRUNED.values()])
+def test_what_a_search_does_can_be_asked_for(step: Any):
+    spec = CompressSpec(kind="compress", model="m", version=1, recipes=[[step]])
+    assert spec.recipes[0][0].to_json().items() >= step.items()
