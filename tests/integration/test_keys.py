@@ -10,7 +10,7 @@ from sqlalchemy import event
 from app.core.errors import Unauthenticated, Unavailable
 from app.gateway import auth
 from app.gateway.auth import KeyCache
-from app.registry.keys import KeyWriter
+from app.registry.keys import KeyReader, KeyWriter
 from app.registry.session import Database
 from app.services.platform import Platform
 
@@ -57,3 +57,39 @@ async def test_good_keys_stay_good_while_the_registry_is_away(
     with pytest.raises(Unavailable):
         await keys.verify(b"never seen")
     await away.close()
+
+
+async def test_made_up_keys_do_not_hold_up_a_good_one(platform: Platform, monkeypatch: pytest.MonkeyPatch):
+    key, keys = await new_key(platform), KeyCache(platform)
+    await keys.verify(key)
+    going_on = asyncio.Event()
+    find = KeyReader.find
+
+    async def slowly(reader: KeyReader, secret: str) -> Any:
+        if secret.startswith("made up"):
+            await going_on.wait()
+        return await find(reader, secret)
+
+    monkeypatch.setattr(KeyReader, "find", slowly)
+    strangers = [asyncio.create_task(keys.verify(b"made up %d" % at)) for at in range(50)]
+    await asyncio.sleep(0.05)
+    monkeypatch.setattr(auth, "TTL_S", 0.0)  # it has to be looked up: there are connections to spare for it
+    keys._known[key] = keys._known[key][0], 0.0
+    assert keys.cached(key) is None
+    assert (await keys.verify(key)).name == "k"
+    going_on.set()
+    found = await asyncio.gather(*strangers, return_exceptions=True)
+    assert {type(one) for one in found} == {Unauthenticated}
+
+
+async def test_a_key_in_use_is_looked_up_before_its_time_is_over(platform: Platform, monkeypatch: pytest.MonkeyPatch):
+    key, keys = await new_key(platform), KeyCache(platform)
+    await keys.verify(key)
+    until = keys._known[key][1]
+    assert keys.cached(key) is not None
+    assert not keys._asking  # it is fresh
+    monkeypatch.setattr(auth, "_FRESH", 2.0)
+    assert keys.cached(key) is not None
+    await asyncio.gather(*keys._asking.values())
+    assert keys._known[key][1] > until
+    assert not keys._asking
