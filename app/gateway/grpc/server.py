@@ -32,9 +32,9 @@ class GrpcServer:
     def __init__(self, service: InferenceService, settings: GatewaySettings, max_message: int) -> None:
         self._settings = settings
         service.answer_limit_s = settings.request_timeout_s
-        slow = max(1, service.bodies.most // max_message)
+        places = max(1, service.bodies.most // max_message)
         self._server = grpc.aio.server(
-            interceptors=[Admission(service, service.bodies, slow, settings.request_timeout_s)],
+            interceptors=[Admission(service, service.bodies, places, settings.request_timeout_s)],
             options=[
                 ("grpc.max_receive_message_length", max_message),
                 ("grpc.max_send_message_length", -1),

@@ -54,8 +54,10 @@ class Context:
         self.left_s = left_s
         self.code: grpc.StatusCode | None = None
         self.details = ""
+        self.read_begun = False
 
     async def read(self) -> Any:
+        self.read_begun = True
         return await self.message
 
     def invocation_metadata(self) -> Any:
@@ -117,43 +119,62 @@ async def begin(admission: Admission, context: Context, key: str = "one") -> asy
     return call
 
 
-async def test_one_key_may_hold_half_of_the_slow_messages(admission: Admission, later: Any):
-    slow = [Context() for _ in range(SLOW)]
-    calls = [await begin(admission, context, "one" if at < SLOW // 2 else "other") for at, context in enumerate(slow)]
-    await later(0.15)
-    assert admission.under_way == Counter(one=2, other=2)
-    for key, words in (("one", "4 large"), ("third", "4 large")):
-        call = await begin(admission, context := Context(), key)
-        await later(0.15)
-        await later(0.15)
-        await call
-        assert context.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert context.details.startswith(words)
-    for context, call in zip(slow[2:], calls[2:], strict=True):
+async def test_one_key_receives_half_of_the_messages_and_others_wait_for_their_turn(admission: Admission):
+    first = [Context() for _ in range(SLOW)]
+    calls = [await begin(admission, context, "one" if at < SLOW // 2 else "other") for at, context in enumerate(first)]
+    late = [Context() for _ in range(3)]
+    waiting = [await begin(admission, context, key) for context, key in zip(late, ["one", "one", "third"], strict=True)]
+    for context in late:
         context.message.set_result(("message", 1))
-        assert await call == "answer"
+    await asyncio.sleep(0)
+    assert admission.places.taken == Counter(one=2, other=2)
+    assert [context.read_begun for context in late] == [False, False, False]
+    first[2].message.set_result(("message", 1))  # of another key: there is room, and `one` has its half
+    assert await waiting[2] == "answer"
+    assert not waiting[0].done()
+    first[0].message.set_result(("message", 1))
+    assert [await call for call in waiting] == ["answer"] * 3
+    for at in (1, 3):
+        first[at].message.set_result(("message", 1))
+    assert [await call for call in calls] == ["answer"] * SLOW
+    assert admission.places.taken == Counter()
+
+
+async def test_who_waits_in_vain_is_refused(admission: Admission, later: Any):
+    admission.limit_s = 100
+    slow = [await begin(admission, Context(), "one") for _ in range(SLOW // 2)]
+    admission.limit_s = 30
     call = await begin(admission, context := Context(), "one")
-    await later(0.15)
-    await later(0.15)
-    await call
-    assert context.details.startswith("2 large or slow messages with the key 'one'")
-    third = await begin(admission, Context(), "third")
-    await later(0.15)
-    assert admission.under_way == Counter(one=2, third=1)
-    for call in (*calls[:2], third):
+    await later(31)
+    assert await call is None
+    assert context.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "2 at once, 2 of them with the key 'one'" in context.details
+    assert not context.read_begun
+    for one in slow:
+        one.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    assert admission.places.taken == Counter()
+
+
+async def test_who_leaves_the_line_leaves_no_place_behind(admission: Admission):
+    contexts = [Context() for _ in range(SLOW // 2 + 4)]
+    calls = [await begin(admission, context, "one") for context in contexts]
+    calls[2].cancel()
+    contexts[0].message.set_result(("message", 1))
+    assert await calls[0] == "answer"
+    await asyncio.sleep(0)
+    assert [context.read_begun for context in contexts] == [True, True, False, True, False, False]
+    # One who is cancelled in the very moment in which it is his turn gives it on.
+    contexts[1].message.set_result(("message", 1))
+    await calls[1]
+    calls[4].cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert contexts[5].read_begun
+    for call in calls:
         call.cancel()
-    await asyncio.gather(*calls[:2], third, return_exceptions=True)
-    assert admission.under_way == Counter()
-
-
-async def test_a_message_that_came_while_the_loop_stood_still_is_taken(admission: Admission, later: Any):
-    admission.under_way["other"] = SLOW
-    call = await begin(admission, context := Context())
-    # In the turn in which the moment has passed, and before that is seen, the message comes.
-    asyncio.get_running_loop().call_later(0.05, context.message.set_result, ("message", 1))
-    await later(0.15)
-    assert await call == "answer"
-    assert context.code is None
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert admission.places.taken == Counter()
 
 
 async def test_who_may_not_predict_is_not_heard(admission: Admission, servicer: Servicer):
