@@ -80,7 +80,12 @@ class GatewaySettings(BaseSettings):
         float, Field(ge=0, description="longest that a change of an endpoint waits for the other gateway processes")
     ] = 10.0
     request_timeout_s: Annotated[
-        float, Field(gt=0, description="time to send the head of a request, then each 64 KiB of its body, before 408")
+        float,
+        Field(
+            gt=0,
+            description="time to send the head of a request, then each 64 KiB of its body, before 408; "
+            "and to take each 64 KiB of an answer",
+        ),
     ] = 30.0
 
 
@@ -171,16 +176,19 @@ class LimitSettings(BaseSettings):
     unpacked_mb: Annotated[int, Field(ge=1, description="size of an upload once unpacked, MiB")] = 16_384
     unpack_ratio: Annotated[int, Field(ge=2, description="unpacked size over packed size, above 1 MiB")] = 200
     archive_members: Annotated[int, Field(ge=1, description="files in an archive")] = 2_000_000
-    image_megapixels: Annotated[float, Field(gt=0, description="size of one picture")] = 50.0
+    image_megapixels: Annotated[float, Field(gt=0, description="size of one picture, in data and predictions")] = 50.0
     line_mb: Annotated[int, Field(ge=1, description="longest line, and text file of an archive, MiB")] = 8
     bodies_mb: Annotated[
         int,
         Field(
             ge=1,
-            description="prediction bodies that one gateway process holds at once, MiB; above, 429; "
+            description="prediction bodies that one gateway process holds and decodes at once, MiB; above, 429; "
             "a quarter as much for the rest of the API",
         ),
     ] = 1024
+    answer_mb: Annotated[
+        int, Field(ge=1, le=2047, description="largest answer to a prediction, MiB, as tensors and as JSON; above, 413")
+    ] = 256
     ingest_memory_mb: Annotated[int, Field(ge=256, description="memory of the process that parses an upload, MiB")] = (
         4096
     )

@@ -1,6 +1,7 @@
 """`aimass up`: starts every process of the platform on this machine, starts again what dies, and stops all of it.
 
-Start order: the port, Redis, migrations, gateway, workers. Stop order: workers (they give their jobs back), gateway,
+Start order: the port, Redis, migrations, gateway, workers; it is ready when each gateway has loaded its endpoints,
+however long that takes. Stop order: workers (they give their jobs back), gateway,
 Redis.
 """
 
@@ -31,7 +32,8 @@ from app.telemetry.log import configure_logging
 
 log = logging.getLogger("aimass.launcher")
 TICK_S = 0.1
-READY_WITHIN_S = 120.0
+READY_WITHIN_S = 120.0  # unless endpoints are being loaded
+TELL_S = 5.0  # between two lines on what is waited for
 RESTART_WAIT_S = (0.0, 0.5, 1.0, 2.0, 5.0)  # after a crash; a process that has run for a while starts from the front
 STEADY_S = 30.0
 HOPELESS = 3  # crashes of a gateway that was never ready
@@ -224,18 +226,27 @@ class Launcher:
     def _wait_ready(self) -> bool:
         """True once every gateway is ready; False if a signal came first. Misconfigured, with what is missing, at last.
 
-        Each is asked at its own socket: at the common one, it would be chance who answers.
+        Each is asked at its own socket: at the common one, it would be chance who answers. One that lives and lacks
+        nothing but endpoints is waited for as long as it takes: many models, or large ones, are no fault.
         """
         deadline = time.monotonic() + READY_WITHIN_S
         for number in range(self._settings.gateway.processes):
             child = next(child for child in self._children if child.name == f"gateway {number}")
+            told_at = time.monotonic()
             while (missing := _not_ready(self._settings.gateway_socket(number))) is not None:
+                now = time.monotonic()
                 if self._stopping:
                     return False
-                if time.monotonic() > deadline:
-                    raise Misconfigured(f"gateway {number} is not ready after {READY_WITHIN_S:g} s: {missing}")
                 if child.crashes >= HOPELESS:
                     raise Misconfigured(f"gateway {number} ended {HOPELESS} times at its start; it says why above")
+                if set(missing) == {"endpoints"}:
+                    deadline = now + READY_WITHIN_S
+                what = "; ".join(f"{name}: {why}" for name, why in missing.items())
+                if now > deadline:
+                    raise Misconfigured(f"gateway {number} is not ready after {READY_WITHIN_S:g} s: {what}")
+                if now - told_at > TELL_S:
+                    log.info("waiting for gateway %d: %s", number, what)
+                    told_at = now
                 self._check_children()
                 time.sleep(0.05)
         return not self._stopping
@@ -283,14 +294,17 @@ def url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _not_ready(gateway: Path) -> str | None:
-    """What the gateway at this socket lacks; None if nothing."""
+def _not_ready(gateway: Path) -> dict[str, str] | None:
+    """The checks that the gateway at this socket does not pass, and why; None if it is ready."""
     try:
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(gateway)), timeout=2.0) as client:
             answer = client.get("http://gateway/readyz")
     except httpx.HTTPError:
-        return "no answer"
-    return None if answer.status_code == httpx.codes.OK else answer.text
+        return {"gateway": "no answer"}
+    if answer.status_code == httpx.codes.OK:
+        return None
+    checks = answer.json().get("checks", {"gateway": answer.text})
+    return {name: why for name, why in checks.items() if why != "ok"}
 
 
 def _answers(path: Path) -> bool:

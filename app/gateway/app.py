@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +14,7 @@ import app as package
 from app.core.errors import AimassError
 from app.gateway import document, not_built
 from app.gateway.auth import KeyCache
+from app.gateway.beside import other_sockets
 from app.gateway.datasets import endpoints as datasets
 from app.gateway.deps import Gateway
 from app.gateway.endpoints import endpoints
@@ -59,19 +59,23 @@ Errors of `/api/v1` are RFC 9457 problems with a stable `code`; long work answer
 """
 
 
-def create_app(settings: Settings, number: int | None = None) -> Dispatcher:
-    """The ASGI application: predictions in front, FastAPI behind. `number` is this process's place under a launcher."""
+def create_app(settings: Settings, number: int | None = None) -> tuple[Dispatcher, asyncio.Event]:
+    """The ASGI application, predictions in front and FastAPI behind; and what is set once it has loaded its endpoints.
+
+    `number` is this process's place under a launcher.
+    """
     platform = open_platform(settings)
     metrics = CollectorRegistry()
-    host = Host(settings.serving, ServingMetrics(metrics))
+    host = Host(settings.serving, ServingMetrics(metrics), settings.limit.image_megapixels)
     processes = Processes(platform, number)
+    neighbours = other_sockets(settings, number)
     state = Gateway(
         platform=platform,
         host=host,
         keys=KeyCache(platform),
         loader=Loader(platform, host, processes),
         processes=processes,
-        exposition=Exposition(metrics, number or 0, _beside(settings, number)),
+        exposition=Exposition(metrics, number or 0, neighbours),
         job_metrics=JobMetrics(platform),
         exporter=_exporter(settings.telemetry),
     )
@@ -80,7 +84,7 @@ def create_app(settings: Settings, number: int | None = None) -> Dispatcher:
         title="AI Mass",
         version=package.__version__,
         description=DESCRIPTION,
-        lifespan=_lifespan(state, bodies),
+        lifespan=_lifespan(state, bodies, alone=not neighbours),
         openapi_url=None,  # `document` answers it
         redirect_slashes=False,  # clients of the Open Inference Protocol take a redirect for an error
     )
@@ -97,7 +101,8 @@ def create_app(settings: Settings, number: int | None = None) -> Dispatcher:
         RequestMiddleware, max_body=settings.gateway.max_body_mb << 20, bodies=others, exporter=state.exporter
     )
     api.openapi = lambda: _openapi(api)  # type: ignore[method-assign] # FastAPI's documented way
-    return Dispatcher(api, host, state.keys, state.loader, settings.serving, state.exporter, bodies)
+    front = Dispatcher(api, host, state.keys, state.loader, settings.serving, state.exporter, bodies)
+    return front, state.loader.loaded
 
 
 def _exporter(settings: TelemetrySettings) -> Exporter | None:
@@ -108,27 +113,22 @@ def _exporter(settings: TelemetrySettings) -> Exporter | None:
     return Tracing(settings)
 
 
-def _beside(settings: Settings, number: int | None) -> dict[int, Path]:
-    """Where the launcher's other gateway processes answer."""
-    if number is None:
-        return {}
-    return {n: settings.gateway_socket(n) for n in range(settings.gateway.processes) if n != number}
-
-
-def _lifespan(state: Gateway, bodies: Bodies) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private
+def _lifespan(state: Gateway, bodies: Bodies, *, alone: bool) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with contextlib.suppress(AimassError):  # without a registry it starts all the same, and /readyz says why
             await state.processes.join()
-            await state.loader.sync()
+            await state.loader.expect()  # loading takes as long as it takes, and probes are answered meanwhile
+        grpc = _grpc_server(state, bodies)
+        if grpc is not None and alone:
+            await grpc.start()
+        elif grpc is not None:  # the kernel gives calls to whoever listens, whether he has loaded or not
+            state.loader.before_ready = grpc.start
         tasks = [
             asyncio.create_task(state.loader.run(), name="loader"),
             asyncio.create_task(state.processes.run(state.loader.report_all), name="heartbeat"),
             asyncio.create_task(_reconcile(state.platform), name="reconcile"),
         ]
-        grpc = _grpc_server(state, bodies)
-        if grpc is not None:
-            await grpc.start()
         try:
             yield
         finally:

@@ -3,13 +3,13 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from app.core.errors import AimassError, Unavailable
 from app.core.resources import Applied, Endpoint, ModelVersion
 from app.gateway.predict.ports import Listed
-from app.gateway.processes import Processes, Standing, stand
+from app.gateway.processes import Processes, Standing, require_applied, stand
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.models import ModelReader, ModelWriter
@@ -24,7 +24,6 @@ log = logging.getLogger("aimass.loading")
 _REPOSITORY_STATES = {"ready": "READY", "loading": "LOADING", "unloaded": "UNAVAILABLE", "failed": "UNAVAILABLE"}
 _REASONS = {"unloaded": "unloaded"}
 _ASK_S = (0.02, 0.05, 0.1, 0.2)  # between two looks at whether the other processes have followed
-_RETRY_S = 2.0
 
 
 class _AliasMoved(Exception):
@@ -55,13 +54,25 @@ class Loader:
         self._host = host
         host.renew = self._renew
         self._processes = processes
+        self._names: set[str] = set()  # of the endpoints in the registry
         self._known: dict[str, Applied] = {}
         self._again: set[str] = set()  # could not be loaded for a reason that passes: the next sync tries
         self._unreported: set[str] = set()
         self._outages: set[str] = set()  # that were reported
         self._lock = asyncio.Lock()
         self._noticed = asyncio.Event()
-        self.synced = False
+        self.loaded = asyncio.Event()  # every endpoint that there was at the start has been loaded, or has failed
+        host.starting = True
+        self.before_ready: Callable[[], Awaitable[object]] | None = None  # what has to be done then
+
+    @property
+    def synced(self) -> bool:
+        """True once every endpoint that there was at the start has been loaded, or has failed."""
+        return self.loaded.is_set()
+
+    def missing(self) -> list[str]:
+        """Endpoints whose loading has not ended yet, whatever comes of it."""
+        return sorted(self._names - set(self._known))
 
     async def standings(self, endpoints: Sequence[Endpoint]) -> list[Standing]:
         """What all gateway processes together have made of these endpoints."""
@@ -146,7 +157,7 @@ class Loader:
             await self._host.remove(name)
         self._known[name] = applied
         self._again.discard(name)
-        self._host.expect(self._known)
+        self._expect(self._names | {name})
         await self._tell(name)
         return endpoint, new
 
@@ -175,7 +186,7 @@ class Loader:
             version = await self._version(endpoint.model, endpoint.version)
             spec = EndpointSpec.model_validate(endpoint.spec).model_copy(update={"loaded": True})
             endpoint, _ = await self._route_by_alias(name, version, endpoint.variant, spec)
-        _require_applied(endpoint, (await self.settled([endpoint]))[0])
+        require_applied(endpoint, (await self.settled([endpoint]))[0])
 
     async def unload(self, name: str) -> None:
         """Free the endpoint's memory, in every gateway; it stays known. NotFound without one; Unavailable as `load`."""
@@ -192,7 +203,7 @@ class Loader:
             self._known[name] = applied
             self._again.discard(name)
         await self._tell(name)
-        _require_applied(endpoint, (await self.settled([endpoint]))[0])
+        require_applied(endpoint, (await self.settled([endpoint]))[0])
 
     async def follow_alias(self, model: str, alias: str, version: int) -> list[Endpoint]:
         """Route the endpoints that go by the alias to the version; an error leaves the one that it meets as it was."""
@@ -215,7 +226,7 @@ class Loader:
                 await endpoints.delete(name)
                 await self._processes.report(session, {name: None})
             await self._forget(name)
-            self._host.expect(self._known)
+            self._expect(self._names - {name})
         await self._tell(name)
         return await self._gone(endpoint)
 
@@ -230,13 +241,23 @@ class Loader:
                 return False
             turn += 1
 
+    async def expect(self) -> None:
+        """Learn which endpoints there are: until they are loaded they are unavailable rather than unknown."""
+        async with self._platform.database.read() as session:
+            endpoints = await EndpointReader(session).all()
+        self._expect({endpoint.name for endpoint in endpoints})
+
+    def _expect(self, names: set[str]) -> None:
+        self._names = names
+        self._host.expect(names)
+
     async def sync(self) -> None:
         """Make this process serve what the registry says. A model that cannot be loaded leaves the old one serving."""
         async with self._lock:
             async with self._platform.database.read() as session:
                 endpoints = await EndpointReader(session).all()
-            self._host.expect(endpoint.name for endpoint in endpoints)
-            for name in set(self._known) - {endpoint.name for endpoint in endpoints}:
+            self._expect({endpoint.name for endpoint in endpoints})
+            for name in set(self._known) - self._names:
                 await self._forget(name)
                 self._unreported.add(name)
             outages = set(self._host.outages())
@@ -248,7 +269,11 @@ class Loader:
                 if known is None or known.generation != endpoint.generation or endpoint.name in self._again:
                     await self._follow(endpoint)
                     await self._report()
-            self.synced = True
+            if not self.synced:
+                self._host.starting = False
+                if self.before_ready is not None:
+                    await self.before_ready()
+                self.loaded.set()
             needed = {source.folder.name for source in self._host.sources()}
             await asyncio.to_thread(remove_unused, self._platform.scratch, needed)
 
@@ -300,6 +325,8 @@ class Loader:
 
     def _note(self, endpoint: Endpoint, error: str | None = None, *, again: bool = False) -> None:
         self._known[endpoint.name] = Applied(endpoint.generation, error)
+        if error is not None:
+            self._host.explain(endpoint.name, error)
         self._unreported.add(endpoint.name)
         (self._again.add if again else self._again.discard)(endpoint.name)
 
@@ -332,6 +359,7 @@ class Loader:
             spec.batching.max_delay_ms,
             p95_s=spec.slo.p95_ms / 1e3 if spec.slo else None,
             cache_bytes=spec.cache.max_mb << 20 if spec.cache else 0,
+            max_answer=self._platform.settings.limit.answer_mb << 20,
         )
         return await self._host.load(
             ModelSource(name, version.model, version.version, chosen.name, folder, onnx, batching)
@@ -358,16 +386,6 @@ async def _check_alias(models: ModelReader, model: str, alias: str, loaded: int)
     points_at = await models.resolve_alias(model, alias)
     if points_at != loaded:
         raise _AliasMoved(points_at)
-
-
-def _require_applied(endpoint: Endpoint, standing: Standing) -> None:
-    if not standing.applied:
-        counts = standing.processes
-        raise Unavailable(
-            f"'{endpoint.name}' has changed in {counts['applied']} of {counts['total']} gateway processes; "
-            + (standing.error or "the others are on their way"),
-            retry_after_s=_RETRY_S,
-        )
 
 
 async def _pause(turn: int, deadline: float) -> bool:

@@ -11,6 +11,7 @@ import uvicorn
 from app.core.errors import Misconfigured
 from app.core.process import die_with_parent
 from app.gateway.app import create_app
+from app.gateway.beside import other_sockets
 from app.gateway.grpc.server import check_port
 from app.gateway.predict.protocol import JoiningProtocol
 from app.gateway.server import GatewayServer, allow_connections
@@ -35,7 +36,7 @@ def main() -> None:
     try:
         check_settings(settings)
         check_port(settings.gateway)
-        application = create_app(settings, arguments.number)
+        application, loaded = create_app(settings, arguments.number)
     except Misconfigured as error:
         sys.exit(f"aimass: {error.detail}")
     config = uvicorn.Config(
@@ -56,9 +57,10 @@ def main() -> None:
     )
     sockets = [socket.socket(fileno=arguments.fd)] if arguments.fd is not None else None
     own = settings.gateway_socket(arguments.number) if arguments.number is not None else None
+    others = list(other_sockets(settings, arguments.number).values())
     allow_connections()
     gc.freeze()
-    GatewayServer(config, own, settings.gateway.request_timeout_s).run(sockets)
+    GatewayServer(config, own, others, loaded, settings.gateway.request_timeout_s).run(sockets)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from app.core.errors import AimassError
+from app.core.errors import AimassError, Unavailable
 from app.core.ids import new_id
 from app.core.resources import Applied, Endpoint
 from app.registry import gateways
@@ -18,6 +18,7 @@ from app.registry.session import WriteSession
 from app.services.platform import Platform
 
 log = logging.getLogger("aimass.processes")
+_RETRY_S = 2.0
 State = Literal["ready", "unloaded", "loading", "failed"]
 
 
@@ -51,6 +52,17 @@ def stand(endpoint: Endpoint, reports: Iterable[Applied | None]) -> Standing:
     done: State = "ready" if endpoint.spec.get("loaded", True) else "unloaded"
     state: State = "failed" if counts["failed"] else "loading" if counts["loading"] else done
     return Standing(state, error, {key: counts[key] for key in ("total", "applied", "loading", "failed")})
+
+
+def require_applied(endpoint: Endpoint, standing: Standing) -> None:
+    """Unavailable, with their counts, unless every process has the endpoint as the registry has it."""
+    if not standing.applied:
+        counts = standing.processes
+        raise Unavailable(
+            f"'{endpoint.name}' has changed in {counts['applied']} of {counts['total']} gateway processes; "
+            + (standing.error or "the others are on their way"),
+            retry_after_s=_RETRY_S,
+        )
 
 
 class Processes:

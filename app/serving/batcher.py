@@ -14,11 +14,11 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from app.core.errors import AimassError, DeadlineExceeded, Overloaded
 from app.serving.execution import Parted, Results, execute
 from app.serving.gathering import Gathering
+from app.serving.joining import joined
+from app.serving.long_runs import LONG_S, LongRuns
 from app.serving.pace import Pace
 from app.serving.types import Answer, Batching, Plan, Tensors
 from app.serving.waiting import DEFAULT_PRIORITY, Pending, put, rows_before, take, too_many_rows
@@ -26,6 +26,7 @@ from app.telemetry.metrics import ModelMetrics
 
 _UNKNOWN_WAIT_S = 1.0  # what a caller is told to wait while nothing has run yet
 _LONGEST_WAIT_S = 60.0  # … and at most: an estimate beyond it knows too little
+_SPARE_S = 5e-3  # before a deadline: timers are late, and an answer has to be sent
 
 
 class Batcher:
@@ -43,6 +44,7 @@ class Batcher:
         self._limits = limits
         self._metrics = metrics
         self._executor = executor
+        self.aside: Executor | None = None  # for a model whose runs had to be ended: they must not take every lane
         self._clock = clock
         self._loop = asyncio.get_running_loop()  # to ask for it is a system call, which a request can do without
         self._waiting: deque[Pending] = deque()
@@ -54,6 +56,10 @@ class Batcher:
         self._running: dict[asyncio.Future[Results], list[Pending]] = {}  # in lanes
         self._armed = False  # a pump is scheduled
         self._timer: asyncio.TimerHandle | None = None  # … for later
+        self._due = 0.0  # … then, for those that wait for company
+        self._long_runs = LongRuns()
+        # Called once runs have proven too long for the event loop; a method of its own would keep it in memory.
+        self.leave_loop: Callable[[], None] | None = None
         self._ends: list[float] = []  # when the runs under way should be done
         # Makes the error of who comes after `abandon`: one that is kept would hold the frames that it was raised in.
         self._abandoned: Callable[[], AimassError] | None = None
@@ -71,7 +77,8 @@ class Batcher:
         self._admit(rows, deadline, priority)
         if rows <= self._limits.max_batch:  # no coroutine around it: it would be 2 % of a small request
             return self._submit(inputs, rows, deadline, priority)
-        return self._joined(self._parts(inputs, rows, deadline, priority))  # their places are taken now
+        parts = self._parts(inputs, rows, deadline, priority)  # their places are taken now
+        return joined(parts, self._limits.max_answer)
 
     async def prove(self, inputs: Tensors, rows: int) -> Answer:
         """Answer rows of the server's own: they are never refused, and take no place in the queue from a caller.
@@ -84,7 +91,7 @@ class Batcher:
         self._own_waiting.update(parts)
         self._room += rows
         try:
-            return await (parts[0] if len(parts) == 1 else self._joined(parts))
+            return await (parts[0] if len(parts) == 1 else joined(parts))
         finally:
             self._own.difference_update(parts)
 
@@ -128,20 +135,6 @@ class Batcher:
             for at in range(0, rows, limit)
         ]
 
-    @staticmethod
-    async def _joined(parts: "list[asyncio.Future[Answer]]") -> Answer:
-        try:
-            answers = await asyncio.gather(*parts)
-        finally:
-            for part in parts:
-                part.cancel()
-        return Answer(
-            tuple(np.concatenate(tensors) for tensors in zip(*(answer.outputs for answer in answers), strict=True)),
-            answers[0].queue_s,
-            sum(answer.batch_s for answer in answers),
-            sum(answer.compute_s for answer in answers),
-        )
-
     def _submit(self, inputs: Tensors, rows: int, deadline: float, priority: int) -> "asyncio.Future[Answer]":
         future: asyncio.Future[Answer] = self._loop.create_future()
         shape = tuple([tensor.shape[1:] for tensor in inputs]) if self._limits.shapes_vary else ()
@@ -151,7 +144,7 @@ class Batcher:
         self._gathering.came(rows, now)
         self._metrics.queue_rows += rows
         if not self._armed or self._timer:
-            self._arm()
+            self._arm(now, deadline)
         return future
 
     def _admit(self, rows: int, deadline: float, priority: int) -> None:
@@ -200,17 +193,28 @@ class Batcher:
         """Seconds until a lane should be free."""
         return max(0.0, min(self._ends) - now) if self._busy >= self._plan.lanes and self._ends else 0.0
 
-    def _arm(self) -> None:
-        delay_s = self._limits.max_delay_ms / 1e3
-        if delay_s and self._rows < self._limits.max_batch:
-            if not self._armed:
-                self._timer = self._loop.call_later(delay_s, self._pump)
+    def _arm(self, now: float, deadline: float) -> None:
+        """Run what waits, with a request that has come `now`."""
+        if self._limits.max_delay_ms and self._rows < self._limits.max_batch:
+            self._wait_for_company(now, deadline)
         else:
             if self._timer:
                 self._timer.cancel()
                 self._timer = None
             self._loop.call_soon(self._pump)  # after the requests that this turn of the loop has still to read
         self._armed = True
+
+    def _wait_for_company(self, now: float, deadline: float) -> None:
+        """Set the timer, or forward: nobody's time may run out over it, nor that of the promise."""
+        if self._limits.p95_s is not None:
+            deadline = min(deadline, now + self._limits.p95_s)
+        due = min(now + self._limits.max_delay_ms / 1e3, deadline - self.pace.cost(self._rows) - _SPARE_S)
+        if self._armed and due >= self._due:
+            return
+        if self._timer:
+            self._timer.cancel()
+        self._due = due
+        self._timer = self._loop.call_later(max(0.0, due - now), self._pump)
 
     def _pump(self) -> None:
         if self._timer:  # it may be another's, who waits no longer
@@ -224,8 +228,9 @@ class Batcher:
                 self._loop.call_soon(self._pump)
             return
         while self._waiting and self._busy < self._plan.lanes:
-            if wait_s := self._gathering.wait_s(self._rows, self.pace.batch, self._clock()):
-                self._armed, self._timer = True, self._loop.call_later(wait_s, self._gathered)
+            now = self._clock()
+            if wait_s := self._gathering.wait_s(self._rows, self.pace.batch, now):
+                self._armed, self._timer, self._due = True, self._loop.call_later(wait_s, self._gathered), now + wait_s
                 return
             run, lanes = self._plan.run, 1
             if self._plan.alone and not self._busy and len(self._waiting) == 1:
@@ -243,18 +248,23 @@ class Batcher:
             job.add_done_callback(partial(self._done, batch, rows, started, end, lanes))
 
     def _run_here(self, batch: list[Pending]) -> None:
-        """Run a batch on the event loop; once a run had to be ended there, nothing more is run on it."""
+        """Run a batch on the event loop; once a run had to be ended there, or a few took long, no more is run on it."""
         started = self._clock()
         try:
             results = execute(self._plan.run, batch, self._clock, on_loop=True)
         except DeadlineExceeded as error:
-            self.replan(replace(self._plan, inline=False))
+            self._leave_loop()
             if len(batch) == 1:
                 self._finish(batch, started, [error])
             else:
                 self._put_back(batch)
             return
-        self._finish(batch, started, results)
+        took_s = self._finish(batch, started, results)
+        if took_s > LONG_S and self._long_runs.too_many(self._plan.run, batch, self._clock):
+            (self.leave_loop or self._leave_loop)()
+
+    def _leave_loop(self) -> None:
+        self.replan(replace(self._plan, inline=False))
 
     def _put_back(self, batch: list[Pending]) -> None:
         """Let the requests of a batch be run first, each by itself: one of them does not end."""
@@ -310,7 +320,8 @@ class Batcher:
         self._gathering.give_up()
         self._pump()
 
-    def _finish(self, batch: list[Pending], started: float, results: Results) -> None:
+    def _finish(self, batch: list[Pending], started: float, results: Results) -> float:
+        """Answer those of the batch; how long it took."""
         rows, now, failed = 0, self._clock(), False
         for pending, result in zip(batch, results, strict=True):
             rows += pending.rows
@@ -328,9 +339,13 @@ class Batcher:
         else:
             self._metrics.ran(rows, done.batch_s, done.compute_s)
         self.pace.ran(rows, max(now - started, 1e-6))
+        return now - started
 
     def _count(self, batch: list[Pending], results: Results) -> None:
-        """Count the runs that gave answers, with the rows of callers alone."""
+        """Count the runs that gave answers, with the rows of callers alone. One that had to be ended may be again."""
+        if self.aside is not None and any(isinstance(result, DeadlineExceeded) for result in results):
+            self._executor = self.aside
+            self.replan(replace(self._plan, inline=False, lanes=1, alone=None))
         at = 0
         for size in results.sizes if isinstance(results, Parted) else [len(batch)]:
             done = results[at]

@@ -9,6 +9,7 @@ import binascii
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -165,14 +166,17 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
 class CarefulImages:
     """Pictures as base64 text or nested lists."""
 
-    def __init__(self, signature: Signature, limit: RowLimit) -> None:
+    def __init__(self, signature: Signature, limit: RowLimit, max_megapixels: float) -> None:
         self._limit = limit
+        self._max_megapixels = max_megapixels
         self._format = signature.image
         self._column = signature.columns[0].name
         self._shape = signature.inputs[0].shape[1:]
 
-    def __call__(self, body: bytes, error: Exception) -> tuple[Tensors, int]:
-        """Read `body`, which the fast decoder refused with `error`."""
+    def __call__(
+        self, body: bytes, error: Exception, before: Callable[[int], None] | None = None
+    ) -> tuple[Tensors, int]:
+        """Read `body`, which the fast decoder refused with `error`; `before` as of `app.serving.images`."""
         instances, refusals = read_instances(body), _Refusals()
         self._limit.check(len(instances))
         images = []
@@ -190,7 +194,7 @@ class CarefulImages:
                     continue
                 picture = instance[self._column]
             try:
-                images.append(self._picture(picture))
+                images.append(self._picture(picture, before))
             except InvalidTensor as problem:
                 refusals.add(*loc, msg=problem.detail, kind="image")
             except ValueError as problem:
@@ -200,7 +204,7 @@ class CarefulImages:
             raise InvalidTensor(str(error))
         return (np.stack(images),), len(images)
 
-    def _picture(self, value: Any) -> Array:  # noqa: ANN401 - any JSON value
+    def _picture(self, value: Any, before: Callable[[int], None] | None) -> Array:  # noqa: ANN401 - any JSON value
         if isinstance(value, str):
             try:
                 raw = from_base64(value)
@@ -210,7 +214,7 @@ class CarefulImages:
                 raise ValueError("this model takes no encoded pictures")
             from app.serving.images import decode_image  # noqa: PLC0415 - Pillow takes 2 MiB, for models of pictures alone
 
-            return decode_image(raw, self._format)
+            return decode_image(raw, self._format, max_megapixels=self._max_megapixels, before=before)
         channels, height, width = self._shape
         wanted = f"must be base64 text or nested lists [{channels}][{height}][{width}] of integers 0-255"
         if not isinstance(value, list):

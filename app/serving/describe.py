@@ -24,7 +24,7 @@ def configuration(about: About) -> Json:
         "platform": PLATFORM,
         "backend": "onnxruntime",
         "version_policy": {"specific": {"versions": [about.source.version]}},
-        "max_batch_size": limits.max_batch if signature.batched else 0,
+        "max_batch_size": min(limits.max_batch, limits.max_queue) if signature.batched else 0,
         "input": [_port(tensor, batched=signature.batched) for tensor in signature.inputs],
         "output": [_port(tensor, batched=signature.batched) for tensor in signature.outputs],
         "model_transaction_policy": {"decoupled": False},

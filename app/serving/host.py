@@ -47,7 +47,10 @@ log = logging.getLogger("aimass.serving")
 class Host:
     """Endpoint name → the model that answers for it now."""
 
-    def __init__(self, settings: ServingSettings, metrics: ServingMetrics | None = None) -> None:
+    def __init__(
+        self, settings: ServingSettings, metrics: ServingMetrics | None = None, image_megapixels: float = 50.0
+    ) -> None:
+        self._image_megapixels = image_megapixels
         self.metrics = metrics or ServingMetrics(CollectorRegistry())
         # How to get the files of a model that slept: they may have been removed or changed since.
         self.renew: Callable[[ModelSource], Awaitable[ModelSource]] = _as_it_was
@@ -55,12 +58,15 @@ class Host:
         share_heap()
         self._cores = settings.threads or len(os.sched_getaffinity(0))
         self._executor = open_lanes(self._cores)
+        self._aside = open_lanes(1)  # one more, in which models run that have hung
         self._opener = open_opener()
         self._limiter = RunLimiter(settings.run_limit_s)
         self._residency = Residency(settings.memory_mb << 20)
         self._served: dict[str, ServedModel] = {}
         self._asleep: dict[str, Sleeper] = {}
         self._expected: frozenset[str] = frozenset()
+        self._reasons: dict[str, str] = {}  # why an endpoint has no model
+        self.starting = False  # models are still being loaded for the first time
         self._draining: dict[asyncio.Task[None], ServedModel] = {}
         self._loading = asyncio.Lock()  # one at a time: its memory is measured
         self._watchdog = Watchdog(settings, self.models, lambda: list(self._asleep.values()), self.take_out)
@@ -88,7 +94,7 @@ class Host:
                 self._residency.budget,
             )
             metrics = self.metrics.bind(source.endpoint, source.model, source.version, source.variant)
-            served = ServedModel(source, opened, self._executor, metrics)
+            served = ServedModel(source, opened, self._executor, metrics, self._image_megapixels, self._aside)
             self._residency.add(served)
             self.metrics.residency.resize(metrics.labels, served.bytes)
             del opened
@@ -108,6 +114,7 @@ class Host:
         old = self._served.get(endpoint)
         self._served[endpoint] = served
         self._asleep.pop(endpoint, None)
+        self._reasons.pop(endpoint, None)
         if old is not None and old is not served:
             self._drain(old)
 
@@ -118,6 +125,7 @@ class Host:
     async def remove(self, endpoint: str) -> None:
         """Stop serving an endpoint; requests under way are finished."""
         self._asleep.pop(endpoint, None)
+        self._reasons.pop(endpoint, None)
         if old := self._served.pop(endpoint, None):
             self._drain(old)
 
@@ -125,6 +133,10 @@ class Host:
         """Which endpoints exist: those not loaded yet are unavailable rather than unknown; others' counters go."""
         self._expected = frozenset(endpoints)
         self.metrics.keep_only(self._expected)
+
+    def explain(self, endpoint: str, why: str) -> None:
+        """Why no model could be loaded for an endpoint, for who asks it while it has none."""
+        self._reasons[endpoint] = why
 
     def get(self, endpoint: str, version: str | None = None) -> ServedModel | None:
         """The model that answers for an endpoint, if it is in memory and of this version; `reach` knows why not."""
@@ -143,6 +155,8 @@ class Host:
             raise Unavailable(f"endpoint '{endpoint}' is asleep: a prediction wakes it", retry_after_s=RETRY_S)
         if endpoint in self._expected:
             why = "is not loaded: it is on its way, or was unloaded and waits to be loaded again"
+            if reason := self._reasons.get(endpoint):
+                why = f"could not be loaded: {reason}"
             raise Unavailable(f"endpoint '{endpoint}' {why}", retry_after_s=RETRY_S)
         raise NotFound(f"Request for unknown model: '{endpoint}' is not found")
 
@@ -191,8 +205,8 @@ class Host:
         return {name: sleeper.why for name, sleeper in self._asleep.items() if sleeper.why is not None}
 
     def ready(self) -> bool:
-        """True if at least one model can answer."""
-        return bool(self._served) or len(self.outages()) < len(self._asleep)
+        """True if at least one model can answer, and those that there were at the start are no longer being loaded."""
+        return not self.starting and (bool(self._served) or len(self.outages()) < len(self._asleep))
 
     def take_out(self, served: ServedModel, why: str) -> None:
         """Stop asking a model that does not answer as it should; who waits for it is told, and it is loaded anew."""
@@ -224,6 +238,7 @@ class Host:
         await self.drained()
         self._opener.shutdown()
         self._executor.shutdown()
+        self._aside.shutdown()
         self._limiter.close()
 
     async def _wake(self, sleeper: Sleeper) -> None:

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from app.core.signature import ImageFormat
 
+# Bytes of memory: four as it was decoded, and four as it is flattened. WebP's decoder has canvases of its own.
+_PIXEL_BYTES = 8
+_WEBP_PIXEL_BYTES = 20
+_STRIP_PIXELS = 1 << 20
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 # What Pillow's decoders raise on damaged input, besides its own errors.
 _DAMAGED = (
@@ -34,12 +39,15 @@ _DAMAGED = (
 Image.MAX_IMAGE_PIXELS = None
 
 
-def decode_image(raw: bytes, fmt: "ImageFormat", *, max_megapixels: float = 50.0) -> "NDArray[np.uint8]":
+def decode_image(
+    raw: bytes, fmt: "ImageFormat", *, max_megapixels: float, before: Callable[[int], None] | None = None
+) -> "NDArray[np.uint8]":
     """Decode one encoded picture to uint8 [C, H, W], 0-255, as `fmt` wants it; resized bilinearly if its size differs.
 
+    `before` is told the bytes that this takes before it is done; what it raises is raised.
     InvalidTensor: not a picture of FORMATS, damaged, or larger than `max_megapixels`.
     """
-    picture = open_image(raw, max_megapixels)
+    picture = open_image(raw, max_megapixels, before)
     if picture.mode != fmt.mode:
         picture = picture.convert(fmt.mode)
     if picture.size != (fmt.width, fmt.height):
@@ -48,9 +56,10 @@ def decode_image(raw: bytes, fmt: "ImageFormat", *, max_megapixels: float = 50.0
     return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))  # noqa: PLR2004 - rank
 
 
-def open_image(raw: bytes, max_megapixels: float = 50.0) -> Image.Image:
+def open_image(raw: bytes, max_megapixels: float, before: Callable[[int], None] | None = None) -> Image.Image:
     """Decode the first frame, upright (EXIF orientation applied), in mode L or RGB; transparency lies on white.
 
+    `before` as in `decode_image`.
     InvalidTensor: not a picture of FORMATS, damaged, or larger than `max_megapixels` (10^6 pixels).
     """
     try:
@@ -58,10 +67,14 @@ def open_image(raw: bytes, max_megapixels: float = 50.0) -> Image.Image:
             _check_size(probe, max_megapixels)
             if probe.format == "PNG":
                 probe.verify()  # checksums; decoding alone does not look at all of them
+            if before is not None:
+                a_pixel = _WEBP_PIXEL_BYTES if probe.format == "WEBP" else _PIXEL_BYTES
+                before(probe.width * probe.height * a_pixel)
         picture = Image.open(io.BytesIO(raw), formats=FORMATS)
         picture.load()
         _check_size(picture, max_megapixels)
-        return _flatten(ImageOps.exif_transpose(picture))
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _flatten(picture)
     except UnidentifiedImageError:
         raise InvalidTensor(f"not a picture; send {', '.join(FORMATS)}") from None
     except _DAMAGED as error:
@@ -78,7 +91,20 @@ def _check_size(picture: Image.Image, max_megapixels: float) -> None:
 
 
 def _flatten(picture: Image.Image) -> Image.Image:
-    """Any mode to L or RGB."""
+    """Any mode to L or RGB, in strips: of the whole picture at once it would take several copies."""
+    if picture.mode in {"L", "RGB"} and "transparency" not in picture.info:
+        return picture
+    width, height = picture.size
+    rows = max(1, _STRIP_PIXELS // width)
+    flat: Image.Image | None = None
+    for top in range(0, height, rows):
+        strip = _flatten_strip(picture.crop((0, top, width, min(height, top + rows))))
+        flat = flat or Image.new(strip.mode, picture.size)
+        flat.paste(strip, (0, top))
+    return flat or picture
+
+
+def _flatten_strip(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
         pixels = np.asarray(picture.convert("I"))  # int32, 0-65535
         return Image.fromarray((pixels >> 8).astype(np.uint8))
@@ -91,8 +117,6 @@ def _flatten(picture: Image.Image) -> Image.Image:
         opaque = picture.convert("RGBA")
         white = Image.new("RGBA", opaque.size, "white")
         return Image.alpha_composite(white, opaque).convert("L" if grey else "RGB")
-    if picture.mode in {"L", "RGB"}:
-        return picture
     return picture.convert("L" if picture.mode == "1" else "RGB")
 
 

@@ -6,6 +6,7 @@ nothing is (3.0 in an integer column).
 """
 
 import threading
+from collections.abc import Callable
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -25,21 +26,25 @@ _INTEGER = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _NOT_PLAIN = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what the careful way names, or takes after all
 _WIDE = 256  # columns, from which on the order of names decides how long a row takes
 _INLINE_LOOKS = 1 << 20  # at names, if each is looked for among all: 1.7 ms
+# Told how many bytes of memory a picture takes, before it is decoded; what it raises ends the decoding of the body.
+BeforePicture = Callable[[int], None]
 _KINDS: dict[str, Any] = {"number": _NUMBER, "integer": _INTEGER, "boolean": bool, "category": str, "text": str}
 
 
 class InstanceDecoder(Protocol):
     """Body bytes to tensors in the signature's order, and the number of rows.
 
-    The event loop may ask `at_once` for bodies up to `inline_bytes`; all else is done in a thread.
+    The event loop may ask `at_once` for bodies up to `inline_bytes`; all else is done in a thread. `pictures`: there
+    may be encoded ones in a body.
     """
 
     inline_bytes: int
+    pictures: bool
 
-    def __call__(self, body: bytes) -> tuple[Tensors, int]:
+    def __call__(self, body: bytes, before: BeforePicture | None = None) -> tuple[Tensors, int]:
         """Malformed for a body that is not JSON, InvalidTensor with `errors` for values that do not fit.
 
-        PayloadTooLarge for more rows than the endpoint queues.
+        PayloadTooLarge for more rows than the endpoint queues; whatever `before` raises.
         """
         ...
 
@@ -48,7 +53,9 @@ class InstanceDecoder(Protocol):
         ...
 
 
-def instance_decoder(signature: Signature, limit: RowLimit | None = None) -> InstanceDecoder:
+def instance_decoder(
+    signature: Signature, limit: RowLimit | None = None, max_megapixels: float = 50.0
+) -> InstanceDecoder:
     """The decoder for a signature; Corrupt if its columns cannot be filled from instances."""
     limit = limit or RowLimit()
     if signature.task == "inference":
@@ -56,7 +63,7 @@ def instance_decoder(signature: Signature, limit: RowLimit | None = None) -> Ins
     if any(column.type == "image" for column in signature.columns):
         if len(signature.columns) != 1 or signature.image is None or len(signature.inputs) != 1:
             raise Corrupt("signature.json: an image column must be the only one, with `image` and one input")
-        return _Images(signature, limit)
+        return _Images(signature, limit, max_megapixels)
     return _Table(signature, limit)
 
 
@@ -67,6 +74,7 @@ class _Table:
     """
 
     inline_bytes = INLINE_JSON_BYTES
+    pictures = False
 
     def __init__(self, signature: Signature, limit: RowLimit) -> None:
         self._careful = CarefulTable(signature, limit)
@@ -92,7 +100,7 @@ class _Table:
         # One row is in any case: no thread goes on while it is decoded, wherever that is.
         self._inline_values = max(self._width, min(values, _INLINE_LOOKS // self._width))
 
-    def __call__(self, body: bytes) -> tuple[Tensors, int]:
+    def __call__(self, body: bytes, before: BeforePicture | None = None) -> tuple[Tensors, int]:  # noqa: ARG002 - as for pictures
         try:
             instances = self._decode(body).instances if self._width < _WIDE else self._one_by_one(body)
         except _NOT_PLAIN as error:
@@ -144,41 +152,46 @@ class _Images:
     """Pictures as base64 text or nested lists of 0-255, bare or under the column's name."""
 
     inline_bytes = 0  # a few bytes of PNG may be many megapixels
+    pictures = True
 
-    def __init__(self, signature: Signature, limit: RowLimit) -> None:
+    def __init__(self, signature: Signature, limit: RowLimit, max_megapixels: float) -> None:
         if signature.image is None:  # the factory has checked; this tells the type checker
             raise Corrupt("signature.json: no `image`")
         self._format = signature.image
         self._column = signature.columns[0].name
         self._shape = signature.inputs[0].shape[1:]
-        self._careful = CarefulImages(signature, limit)
+        self._max_megapixels = max_megapixels
+        self._careful = CarefulImages(signature, limit, max_megapixels)
         self._limit = limit
         self._local = threading.local()  # a parser may not be shared, and large bodies are decoded in threads
 
-    def __call__(self, body: bytes) -> tuple[Tensors, int]:
+    def __call__(self, body: bytes, before: BeforePicture | None = None) -> tuple[Tensors, int]:
         parser = getattr(self._local, "parser", None) or simdjson.Parser()
         self._local.parser = None
         try:
-            images = self._read(parser.parse(body))
+            images = self._read(parser.parse(body), before)
         except (ValueError, TypeError, LookupError, RuntimeError, UnicodeDecodeError, InvalidTensor) as error:
-            return self._careful(body, error)
-        if len(body) <= KEPT_BYTES:
-            self._local.parser = parser  # after an error it may still be referred to, and is dropped
-        return (np.stack(images),), len(images)
+            refused = error.with_traceback(None)  # which holds what was parsed, a dozen times the body
+        else:
+            if len(body) <= KEPT_BYTES:
+                self._local.parser = parser  # after an error it may still be referred to, and is dropped
+            return (np.stack(images),), len(images)
+        del parser
+        return self._careful(body, refused, before)
 
     def at_once(self, body: bytes) -> tuple[Tensors, int] | None:  # noqa: ARG002 - as the others
         return None
 
-    def _read(self, document: Any) -> list[Array]:  # noqa: ANN401 - a simdjson object
+    def _read(self, document: Any, before: BeforePicture | None) -> list[Array]:  # noqa: ANN401 - a simdjson object
         if list(document.keys()) != ["instances"]:
             raise ValueError("unknown keys")
         instances = document["instances"]
         if not isinstance(instances, simdjson.Array) or not len(instances):
             raise ValueError("no instances")
         self._limit.check(len(instances))
-        return [self._picture(instance) for instance in instances]
+        return [self._picture(instance, before) for instance in instances]
 
-    def _picture(self, instance: Any) -> Array:  # noqa: ANN401 - a simdjson value or a text
+    def _picture(self, instance: Any, before: BeforePicture | None) -> Array:  # noqa: ANN401 - a simdjson value or a text
         if isinstance(instance, simdjson.Object):
             if list(instance.keys()) != [self._column]:
                 raise ValueError("unknown column")
@@ -186,7 +199,8 @@ class _Images:
         if isinstance(instance, str):
             from app.serving.images import decode_image  # noqa: PLC0415 - Pillow takes 2 MiB, for models of pictures alone
 
-            return decode_image(from_base64(instance), self._format)
+            raw = from_base64(instance)
+            return decode_image(raw, self._format, max_megapixels=self._max_megapixels, before=before)
         return self._pixels(instance)
 
     def _pixels(self, nested: Any) -> Array:  # noqa: ANN401 - a simdjson array

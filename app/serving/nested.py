@@ -5,6 +5,7 @@ request holds one. The name may be left out where the model has one input.
 """
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated, Any
 
@@ -12,8 +13,9 @@ import msgspec
 import numpy as np
 import orjson
 
-from app.core.errors import InvalidInput, InvalidTensor, Malformed
+from app.core.errors import InvalidInput, InvalidTensor
 from app.core.signature import Signature, Tensor
+from app.serving.not_json import not_json
 from app.serving.row_limit import RowLimit
 from app.serving.tensors import DTYPES, ELEMENTS, INLINE_JSON_BYTES, INLINE_VALUES, SURE_JSON_BYTES
 from app.serving.types import Array, Tensors
@@ -27,6 +29,7 @@ class NestedDecoder:
     """`app.serving.instances.InstanceDecoder` over the inputs themselves."""
 
     inline_bytes = INLINE_JSON_BYTES
+    pictures = False
 
     def __init__(self, signature: Signature, limit: RowLimit) -> None:
         self._limit = limit
@@ -35,7 +38,7 @@ class NestedDecoder:
         self._whole = msgspec.json.Decoder(_body(signature))
         self._bare = msgspec.json.Decoder(_bare_body(signature)) if len(signature.inputs) == 1 else None
 
-    def __call__(self, body: bytes) -> tuple[Tensors, int]:
+    def __call__(self, body: bytes, before: Callable[[int], None] | None = None) -> tuple[Tensors, int]:  # noqa: ARG002 - as for pictures
         """Malformed for a body that is not JSON, InvalidTensor that names the instance and the element otherwise."""
         if self._batched and body.count(b",") >= self._limit.most:
             with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # for what follows to name
@@ -65,7 +68,7 @@ class NestedDecoder:
         except msgspec.ValidationError as error:
             raise _refusal(error, [tensor.name for tensor in self._inputs]) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Malformed(f"the body is not JSON: {error}") from None
+            raise not_json(body, error, "the body is not JSON", "instances") from None
 
     def _tensor(self, at: int, tensor: Tensor, rows: list[tuple[Any, ...]]) -> Array:
         values = [row[at] for row in rows] if self._batched else rows[0][at]

@@ -13,20 +13,20 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import orjson
 
-from app.core.errors import InvalidTensor, Malformed, NotBuilt
+from app.core.errors import InvalidInput, InvalidTensor, Malformed, NotBuilt
 from app.core.signature import Signature, Tensor
+from app.serving.answer_limit import AnswerLimit
 from app.serving.classification import classified
 from app.serving.effort import Wanted, inline_raw_bytes, inline_rows
 from app.serving.oip_request import InferInput, InferOutput, read_request
 from app.serving.tensors import NO_JSON, check_shape, from_json, from_raw, shaped, to_raw
-from app.serving.types import Array, Tensors
+from app.serving.types import Array, Pieces, Tensors
 from app.serving.waiting import too_many_rows
 
 EXTENSIONS = ("binary_tensor_data", "parameters", "classification")
 PLATFORM = "onnxruntime_onnx"
 _MAX_TIMEOUT = 10**15  # microseconds
 _MAX_PRIORITY = 2**64 - 1
-_AT_ONCE = 64 * 1024  # elements; orjson lets no other thread go on before it is done, which takes 5 ms for so many
 NO_CONTROLS: tuple[float | None, int] = (None, 0)
 
 
@@ -66,15 +66,16 @@ class Inference:
 
 @dataclass(slots=True)
 class Encoded:
-    """An answer: `header_length` is set if binary tensors follow the JSON."""
+    """An answer, in pieces if it is large: `header_length` is set if binary tensors follow the JSON."""
 
-    body: bytes
+    body: bytes | Pieces
     header_length: int | None = field(default=None)
 
 
 class OipCodec:
-    """Reads and writes infer requests of one endpoint; more than `max_rows` are refused, and counted in `rejected`.
+    """Reads and writes infer requests of one endpoint.
 
+    More than `max_rows`, and answers of more than `max_answer` bytes, are refused, and counted in `rejected`.
     With binary tensors of up to `inline_raw_bytes`, and with `inline_rows` rows, it is quick enough for the event loop.
     """
 
@@ -84,6 +85,7 @@ class OipCodec:
         signature: Signature,
         max_rows: float = math.inf,
         rejected: Counter[str] | None = None,
+        max_answer: float = math.inf,
     ) -> None:
         self.endpoint = endpoint
         self.inline_raw_bytes = inline_raw_bytes(signature)
@@ -92,12 +94,17 @@ class OipCodec:
         self.all_outputs = [Wanted(at, binary=False, classes=classes) for at in range(len(signature.outputs))]
         self._max_rows = max_rows
         self._rejected = Counter[str]() if rejected is None else rejected
+        self.limit = AnswerLimit(signature, max_answer, self._rejected)
+        self._sure_rows = self.limit.sure_rows
         self._inputs = {tensor.name: (at, tensor) for at, tensor in enumerate(signature.inputs)}
         self._outputs = {tensor.name: at for at, tensor in enumerate(signature.outputs)}
         self._signature = signature
 
     def decode(self, body: bytes, header_length: int | None) -> Inference:
-        """Malformed for a malformed request, InvalidTensor for tensors that do not fit, NotBuilt for extensions."""
+        """Malformed for a malformed request, InvalidTensor for tensors that do not fit, NotBuilt for extensions.
+
+        PayloadTooLarge for too many rows, also for their answer.
+        """
         if header_length == 0:
             return self._raw(body)
         if header_length is not None and not 0 < header_length <= len(body):
@@ -107,7 +114,10 @@ class OipCodec:
         controls = read_controls(request.parameters) if request.parameters else NO_CONTROLS
         inputs = self._tensors(request.inputs, parsed, memoryview(body)[len(header) :])
         outputs = self.select(request.outputs, request.parameters)
-        return Inference(inputs, self.rows(inputs), outputs, request.id, *controls)
+        rows = self.rows(inputs)
+        if rows > self._sure_rows:
+            self.limit.check_rows(rows, outputs)
+        return Inference(inputs, rows, outputs, request.id, *controls)
 
     def encode(self, outputs: Tensors, wanted: Sequence[Wanted], version: str, request_id: str | None) -> Encoded:
         """The answer's bytes. A number that is not finite is null in JSON and itself in binary."""
@@ -121,11 +131,10 @@ class OipCodec:
                 entry["parameters"] = {"binary_data_size": len(raw)}
                 blobs.append(raw)
             elif tensor.datatype in NO_JSON:
-                msg = f"{tensor.datatype} has no JSON form: ask for binary_data"
-                raise InvalidTensor.at("outputs", tensor.name, msg=msg, type="datatype")
+                raise no_json_form(tensor)
             else:
                 flat = array.reshape(-1)
-                entry["data"] = _json_data(flat)
+                entry["data"] = flat.tolist() if flat.dtype == object else np.ascontiguousarray(flat)
             entries.append(entry)
         answer: dict[str, Any] = {"model_name": self.endpoint, "model_version": version}
         if request_id is not None:
@@ -268,20 +277,16 @@ class OipCodec:
                 known = math.prod(size for size in shape if size != -1)
                 shape[shape.index(-1)] = len(body) // max(1, known * _item_size(tensor))
             inputs = (from_raw(memoryview(body), tensor, shape, self.endpoint),)
-        return Inference(inputs, 1, [Wanted(at, binary=True) for at in range(len(self._outputs))])
+        outputs = [Wanted(at, binary=True) for at in range(len(self._outputs))]
+        if self._sure_rows < 1:
+            self.limit.check_rows(1, outputs)
+        return Inference(inputs, 1, outputs)
 
 
-def _json_data(flat: Array) -> Any:  # noqa: ANN401 - what orjson takes
-    if flat.size > _AT_ONCE:
-        parts = (_json_part(flat[at : at + _AT_ONCE]) for at in range(0, flat.size, _AT_ONCE))
-        return orjson.Fragment(b"[%b]" % b",".join(parts))
-    return flat.tolist() if flat.dtype == object else np.ascontiguousarray(flat)
-
-
-def _json_part(flat: Array) -> bytes:
-    """The elements without the brackets around them."""
-    data = flat.tolist() if flat.dtype == object else np.ascontiguousarray(flat)
-    return orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+def no_json_form(tensor: Tensor) -> InvalidInput:
+    """The error of an output that is asked for as JSON."""
+    msg = f"{tensor.datatype} has no JSON form: ask for binary_data"
+    return InvalidTensor.at("outputs", tensor.name, msg=msg, type="datatype")
 
 
 def _item_size(tensor: Tensor) -> int:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import simdjson
 
-from app.core.errors import Malformed
+from app.serving.not_json import not_json
 from app.serving.tensors import KEPT_BYTES
 from app.serving.types import Array
 
@@ -69,7 +69,7 @@ def read_request(header: bytes, fits: Callable[[InferInput], bool]) -> tuple[Inf
     try:
         return _REQUEST.decode(header), {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Malformed(f"the inference request is malformed: {error}") from None
+        raise not_json(header, error, "the inference request is malformed", "inputs") from None
 
 
 def may_name_priority(body: bytes, json_bytes: int) -> bool:

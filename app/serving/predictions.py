@@ -1,5 +1,6 @@
 """Output tensors to the `predictions` of a REST answer."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -7,6 +8,7 @@ import orjson
 
 from app.core.errors import Corrupt
 from app.core.signature import Signature
+from app.serving.answer_limit import too_large_answer
 from app.serving.nested import nested_predictions
 from app.serving.types import Tensors
 
@@ -54,11 +56,19 @@ def prediction_encoder(signature: Signature) -> PredictionEncoder:
     return classify
 
 
-def in_parts(encode: PredictionEncoder, outputs: Tensors) -> bytes:
-    """As `encode` for outputs whose first dimension is rows, with pauses in which other threads go on."""
+def in_parts(encode: PredictionEncoder, outputs: Tensors, most: float = math.inf) -> bytes:
+    """As `encode` for outputs whose first dimension is rows, with pauses in which other threads go on.
+
+    PayloadTooLarge once it would be more than `most` bytes.
+    """
     rows = len(outputs[0])
     step = max(1, rows * _AT_ONCE // max(1, sum(array.size for array in outputs)))
-    parts = (encode(tuple(array[at : at + step] for array in outputs))[1:-1] for at in range(0, rows, step))
+    parts, written = list[bytes](), 0
+    for at in range(0, rows, step):
+        parts.append(encode(tuple(array[at : at + step] for array in outputs))[1:-1])
+        written += len(parts[-1])
+        if written > most:
+            raise too_large_answer(written, most)
     return b"[%b]" % b",".join(parts)
 
 

@@ -114,6 +114,9 @@ def open_model(
     plan = choose(session(1).run, lambda: wide().run, golden, limits_of(source, signature), executor, cores)
     twice = 0  # bytes that are in memory once and counted twice
     if plan.alone is not None and can_pack(source.file_bytes, provider):
+        plan = replace(plan, run=_opened_anew, alone=_opened_anew)
+        sessions.clear()  # they are opened anew, and all of them at once would take many times the model's size
+        trim()
         plan, twice = _sharing(plan, source, provider, session, wide)
         if twice:  # its sessions are new
             warm(plan.run, golden, limits_of(source, signature))
@@ -133,16 +136,20 @@ def _sharing(
     plan: Plan,
     source: ModelSource,
     provider: Provider,
-    narrow: Callable[[int, Path], Session],
-    wide: Callable[[Path], Session],
+    narrow: Callable[[int, Path | None], Session],
+    wide: Callable[[Path | None], Session],
 ) -> tuple[Plan, int]:
-    """The same with sessions that share their weights, and the bytes of these; as it is where it cannot be done."""
+    """The same with sessions that share their weights, and the bytes of these; each with its own if that cannot be."""
     try:
         with packed(source.onnx, provider) as (ready, size):
             return replace(plan, run=narrow(1, ready).run, alone=wide(ready).run), size
-    except Exception as error:  # noqa: BLE001 - whatever is in the way of it, the model is in memory already
+    except Exception as error:  # noqa: BLE001 - whatever is in the way of it, the model could be opened before
         log.info("endpoint=%s %s has its weights in memory twice: %s", source.endpoint, source, error)
-        return plan, 0
+        return replace(plan, run=narrow(1, None).run, alone=wide(None).run), 0
+
+
+def _opened_anew(_inputs: Tensors) -> Tensors:
+    raise AssertionError("its session is about to be opened anew")
 
 
 def _grown(before: int, source: ModelSource) -> int:
@@ -177,7 +184,13 @@ class ServedModel:
     """One model version that can answer. Use it inside `with`, which keeps it from being closed."""
 
     def __init__(
-        self, source: ModelSource, opened: Opened, executor: ThreadPoolExecutor, metrics: ModelMetrics
+        self,
+        source: ModelSource,
+        opened: Opened,
+        executor: ThreadPoolExecutor,
+        metrics: ModelMetrics,
+        image_megapixels: float,
+        aside: ThreadPoolExecutor | None = None,
     ) -> None:
         self.source = source
         self.signature = signature = opened.signature
@@ -190,9 +203,10 @@ class ServedModel:
         self.identity = orjson.dumps({"model": source.model, "version": source.version, "variant": source.variant})[
             1:-1
         ]
-        self.instances: InstanceDecoder = instance_decoder(signature, RowLimit(self.limits.max_queue, metrics.rejected))
+        limit = RowLimit(self.limits.max_queue, metrics.rejected)
+        self.instances: InstanceDecoder = instance_decoder(signature, limit, image_megapixels)
         self.predictions: PredictionEncoder = prediction_encoder(signature)
-        self.oip = OipCodec(source.endpoint, signature, self.limits.max_queue, metrics.rejected)
+        self.oip = OipCodec(source.endpoint, signature, self.limits.max_queue, metrics.rejected, self.limits.max_answer)
         self.about = About(source, signature, self.limits, metrics, self.oip, self.bytes)
         self.woken: Waiting | None = None  # who waited for it may not have got it yet
         self.failures = 0  # as of its Sleeper: for how long it would be out of service
@@ -200,6 +214,8 @@ class ServedModel:
         self.touched = True  # by a caller, since `app.serving.residency` last looked
         self._golden = opened.golden
         self._batcher: Batcher | None = Batcher(self.plan, self.limits, metrics, executor)
+        self._batcher.leave_loop = self._runs_long
+        self._batcher.aside = aside
         self._cache: AnswerCache | None = None
         if self.limits.cache_bytes:
             self._cache = AnswerCache(self.identity, self._batcher.infer, self.limits.cache_bytes, metrics)
@@ -254,11 +270,15 @@ class ServedModel:
             check(self._golden, answer.outputs, exact=self.source.exact)
 
     def leave_loop(self) -> None:
-        """Run in a lane from now on: a run on the event loop took so long that it had to be ended."""
+        """Run in a lane from now on: one run on the event loop had to be ended, or a few took long."""
         self.plan = replace(self.plan, inline=False)
         self.prompt = self._answers_at_once()
         if self._batcher is not None:
             self._batcher.replan(self.plan)
+
+    def _runs_long(self) -> None:
+        log.warning("endpoint=%s is too slow for the event loop: it runs in a lane from now on", self.source.endpoint)
+        self.leave_loop()
 
     def abandon(self, error: AimassError) -> None:
         """Answer everybody who waits with the error, those whose run hangs too, and whoever asks from now on."""

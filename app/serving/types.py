@@ -1,5 +1,6 @@
 """The few types that the parts of serving pass to one another."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.generic]
 Tensors = tuple[Array, ...]
 Run = Callable[[Tensors], Tensors]
+Pieces = list[bytes | memoryview]  # of an answer, one after the other
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,8 @@ class Batching:
     """Limits of one endpoint: rows of a run, rows that may wait, and how long the first may wait for company.
 
     Where `shapes_vary`, rows of two requests may differ in shape, and then do not share a run. `p95_s` is the promise
-    that 95 of 100 admitted requests are answered within so many seconds, `cache_bytes` what kept answers may take.
+    that 95 of 100 admitted requests are answered within so many seconds, `cache_bytes` what kept answers may take,
+    `max_answer` the bytes of one answer.
     """
 
     max_batch: int
@@ -25,6 +28,7 @@ class Batching:
     shapes_vary: bool = False
     p95_s: float | None = None
     cache_bytes: int = 0
+    max_answer: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)

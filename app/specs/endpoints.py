@@ -4,8 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from app.core.errors import InvalidSpec
 from app.specs.base import Name, Spec, VersionNumber
 
+_ALL = 100  # percent
 RESERVED = frozenset({"stats"})  # GET /v2/models/stats is the statistics of all models
 
 
@@ -24,7 +26,7 @@ class RouteSpec(Spec):
     version: VersionNumber | None = None
     alias: Name | None = None
     variant: Annotated[str | None, Field(description="null: the fastest accepted variant")] = None
-    weight: Annotated[int, Field(ge=1, le=100, description="share of the traffic, percent")] = 100
+    weight: Annotated[int, Field(ge=1, le=_ALL, description="share of the traffic, percent")] = _ALL
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -70,3 +72,12 @@ class EndpointSpec(Spec):
     cache: CacheSpec | None = None
     placement: Literal["gateway"] = "gateway"
     loaded: Annotated[bool, Field(description="false: the endpoint stays known, and its memory is freed")] = True
+
+    def check_new(self) -> None:
+        """InvalidSpec for what fields say against each other; not as they are read, for endpoints of before go on."""
+        if self.slo is not None and self.batching.max_delay_ms >= self.slo.p95_ms:
+            msg = f"must be below slo.p95_ms ({self.slo.p95_ms:g}), which it would use up; leave it out or lower it"
+            raise InvalidSpec.at("batching", "max_delay_ms", msg=msg)
+        if len(self.routes) == 1 and self.routes[0].weight != _ALL:
+            msg = "a single route has all of the traffic; leave it out or make it 100"
+            raise InvalidSpec.at("routes", 0, "weight", msg=msg)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import psutil
 import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.support.connections import Connection, Wrong
 from tests.support.imports import COLUMNS, import_linear, route, weights
@@ -126,6 +128,14 @@ class Load:
     def _start(self, work: Callable[[], None]) -> None:
         self._threads.append(threading.Thread(target=work))
         self._threads[-1].start()
+
+
+def test_over_grpc_processes_are_there_once_they_have_loaded(platform: Platform) -> None:
+    """Each connection goes to whichever process the kernel chooses."""
+    for _ in range(20):
+        with grpc.insecure_channel(platform.grpc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ServerReady(service_pb2.ServerReadyRequest()).ready
 
 
 def test_a_killed_process_takes_nothing_with_it_but_its_own_connections(platform: Platform) -> None:

@@ -151,7 +151,7 @@ def test_much_text_is_read_and_written_beside_the_event_loop(
     client: Any, monkeypatch: pytest.MonkeyPatch, letters: int, *, inline: bool
 ):
     loops: list[bool] = []
-    for name in ("read_infer", "write_infer"):
+    for name in ("read_infer", "write_infer", "write_large"):
         method = getattr(service, name)
 
         def watched(*given: Any, method: Any = method) -> Any:

@@ -91,11 +91,13 @@ def _parse(body: dict[str, Any]) -> EndpointSpec:
     if later:
         raise NotBuilt(f"{', '.join(later)}: not in this release; an endpoint routes to one version in the gateway")
     try:
-        return EndpointSpec.model_validate(body)
+        spec = EndpointSpec.model_validate(body)
     except ValidationError as error:
         errors = [field_error(e) for e in error.errors(include_url=False)]
         where = ".".join(str(part) for part in errors[0].loc) or "body"
         raise InvalidSpec(f"{where}: {errors[0].msg}", errors=errors) from None
+    spec.check_new()
+    return spec
 
 
 @router.get("", operation_id="endpoints_list", responses=responses())

@@ -66,9 +66,10 @@ def read_infer(request: pb.ModelInferRequest, codec: OipCodec) -> Inference:
     inputs = codec.gather(request.inputs, read)
     parameters = parameters_of(request) if request.parameters else {}
     asked = [InferOutput(output.name, parameters_of(output)) for output in request.outputs]
-    return Inference(
-        inputs, codec.rows(inputs), codec.select(asked, parameters), request.id, *read_controls(parameters)
-    )
+    rows, outputs = codec.rows(inputs), codec.select(asked, parameters)
+    if rows > codec.limit.sure_rows:
+        codec.limit.check_rows(rows, outputs)
+    return Inference(inputs, rows, outputs, request.id, *read_controls(parameters))
 
 
 def _elements(item: pb.ModelInferRequest.InferInputTensor, tensor: Tensor) -> Array:
@@ -112,6 +113,14 @@ def write_infer(
         answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=array.shape)
         answer.raw_output_contents.append(to_raw(array, tensor.datatype))
     return answer
+
+
+def write_large(
+    codec: OipCodec, outputs: Tensors, wanted: list[Wanted], version: str, request_id: str | None
+) -> pb.ModelInferResponse:
+    """As `write_infer`; PayloadTooLarge if the answer is larger than it may be."""
+    codec.limit.check(outputs, wanted)
+    return write_infer(codec, outputs, wanted, version, request_id)
 
 
 def fill(document: dict[str, Any], message: Message) -> Message:

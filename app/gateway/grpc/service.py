@@ -11,7 +11,7 @@ import grpc
 
 from app.core.errors import AimassError, Malformed, NotBuilt
 from app.gateway.grpc.calls import Call, Context, admit, call, needs, observed, status_of, turn_away
-from app.gateway.grpc.messages import fill, read_infer, write_infer
+from app.gateway.grpc.messages import fill, read_infer, write_infer, write_large
 from app.gateway.grpc.spans import export
 from app.gateway.grpc.stream import InferStream
 from app.gateway.grpc.stubs import model_config_pb2, service_pb2_grpc
@@ -19,7 +19,7 @@ from app.gateway.grpc.stubs import service_pb2 as pb
 from app.gateway.predict.bodies import Bodies
 from app.gateway.predict.exchange import OIP_STATUS
 from app.gateway.predict.ports import Authenticator, Repository
-from app.gateway.predict.running import within
+from app.gateway.predict.watching import within
 from app.serving.describe import SERVER, configuration, statistics
 from app.serving.effort import are_small
 from app.serving.host import Host, ServedModel
@@ -213,7 +213,7 @@ class InferenceService(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: 
         if asked.rows <= oip.inline_rows or are_small(answer.outputs, asked.outputs, raw=True):
             message = write_infer(*written)
         else:
-            message = await asyncio.to_thread(write_infer, *written)
+            message = await asyncio.to_thread(write_large, *written)
         encoded_s = time.perf_counter() - computed
         # gRPC hands over a message that it has received: what that took is not known here.
         made.phases = (0.0, parsed - made.started, answer.queue_s, answer.batch_s, answer.compute_s, encoded_s)

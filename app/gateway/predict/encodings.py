@@ -2,8 +2,10 @@
 
 import asyncio
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 from app.core.errors import Malformed, PayloadTooLarge
+from app.serving.types import Pieces
 
 _WBITS = {b"gzip": 31, b"deflate": 15}
 # Bytes that are packed on the event loop: about a millisecond.
@@ -11,6 +13,8 @@ _PACKED_INLINE = 64 * 1024
 # Bytes that are unpacked there. They may become a thousand times as many, which takes about a millisecond, too.
 _UNPACKED_INLINE = 1024
 _LEVEL = 1
+# Few, since what a body becomes cannot be counted before.
+_unpackers = ThreadPoolExecutor(2, thread_name_prefix="unpack")
 
 
 async def unpack(body: bytes, encoding: bytes, limit: int) -> bytes:
@@ -22,7 +26,7 @@ async def unpack(body: bytes, encoding: bytes, limit: int) -> bytes:
         raise Malformed.at("Content-Encoding", msg="must be gzip, deflate or identity")
     if len(body) <= _UNPACKED_INLINE:
         return _unpack(body, encoding, limit)
-    return await asyncio.to_thread(_unpack, body, encoding, limit)
+    return await asyncio.get_running_loop().run_in_executor(_unpackers, _unpack, body, encoding, limit)
 
 
 def _unpack(body: bytes, encoding: bytes, limit: int) -> bytes:
@@ -43,6 +47,21 @@ async def pack(body: bytes, encoding: bytes) -> bytes:
     if len(body) <= _PACKED_INLINE:
         return zlib.compress(body, _LEVEL, _WBITS[encoding])
     return await asyncio.to_thread(zlib.compress, body, _LEVEL, _WBITS[encoding])
+
+
+async def pack_pieces(pieces: Pieces, encoding: bytes) -> Pieces:
+    """As `pack`, of what is large; the pieces are let go of on the way."""
+    return await asyncio.to_thread(_pack_pieces, pieces, encoding)
+
+
+def _pack_pieces(pieces: Pieces, encoding: bytes) -> Pieces:
+    packer = zlib.compressobj(_LEVEL, wbits=_WBITS[encoding])
+    packed = Pieces()
+    pieces.reverse()
+    while pieces:
+        packed.append(packer.compress(pieces.pop()))
+    packed.append(packer.flush())
+    return packed
 
 
 def negotiate(accepted: bytes) -> bytes | None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from app.core.errors import AimassError, Malformed, Unauthenticated
 from app.gateway.errors import PROBLEM_TYPE, STATUS, error_json, problem_body, problem_headers
 from app.gateway.predict.bodies import SMALL_BODY, Bodies
-from app.gateway.predict.encodings import negotiate, pack, too_large, unpack
+from app.gateway.predict.encodings import negotiate, pack, pack_pieces, too_large, unpack
 from app.gateway.predict.ports import Receive, Scope, Send
 from app.gateway.predict.protocol import WHOLE_ANSWER, WholeAnswer
 from app.gateway.trace import Trace, continue_trace
+from app.serving.types import Pieces
 
 if TYPE_CHECKING:
     from app.telemetry.metrics import ModelMetrics
@@ -28,6 +29,7 @@ _PROBLEM = (b"content-type", PROBLEM_TYPE.encode())
 _WHOLE = re.compile(rb"[0-9]{1,15}")
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _SMALLEST_COMPRESSED = 1024  # bytes; below, the work is worth more than the bytes
+_LARGE = 1 << 20  # bytes of an answer that counts until it is taken
 _BEARER = b"bearer "
 _prefix = os.urandom(8).hex()
 _counter = itertools.count()
@@ -132,6 +134,9 @@ class Exchange:
 
     async def answer(self, status: int, body: bytes, headers: Headers) -> None:
         """Send the whole answer."""
+        if len(body) > _LARGE:
+            await self._large(status, [body], headers)
+            return
         self.status = status
         headers += ((b"content-length", b"%d" % len(body)), (b"x-request-id", self.request_id.encode()))
         if self.trace is not None:
@@ -146,6 +151,30 @@ class Exchange:
         if accepted and len(body) >= _SMALLEST_COMPRESSED and (encoding := negotiate(accepted)):
             return self._packed(status, body, headers, encoding)
         return self.answer(status, body, headers)
+
+    async def in_pieces(self, status: int, pieces: Pieces, headers: Headers) -> None:
+        """As `compressed`, for what is large."""
+        accepted = self.headers.get(b"accept-encoding")
+        if accepted and (encoding := negotiate(accepted)):
+            headers += ((b"content-encoding", encoding), (b"vary", b"accept-encoding"))
+            pieces = await pack_pieces(pieces, encoding)
+        await self._large(status, pieces, headers)
+
+    async def _large(self, status: int, pieces: Pieces, headers: Headers) -> None:
+        """Send an answer that counts among the bodies, and is not refused for it, until its client has taken it."""
+        self.status = status
+        size = sum(map(len, pieces))
+        headers += ((b"content-length", b"%d" % size), (b"x-request-id", self.request_id.encode()))
+        if self.trace is not None:
+            headers.append((b"traceparent", self.trace.header))
+        self.bodies.take(size, math.inf)
+        self.held += size
+        self.bodies.trim_later()
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        pieces.reverse()
+        while pieces:
+            await self.send({"type": "http.response.body", "body": pieces.pop(), "more_body": True})
+        await self.send({"type": "http.response.body", "body": b""})  # which waits until there is room for more
 
     async def _packed(self, status: int, body: bytes, headers: Headers, encoding: bytes) -> None:
         headers += ((b"content-encoding", encoding), (b"vary", b"accept-encoding"))

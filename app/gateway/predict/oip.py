@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import orjson
 
 from app.core.errors import NotBuilt, NotFound, Unavailable
 from app.core.principal import Scope
+from app.gateway.predict.decoding import decode_json
 from app.gateway.predict.exchange import JSON, READS, Exchange, MethodNotAllowed, whole_number
 from app.gateway.predict.ports import Repository
 from app.gateway.predict.repository import RepositoryApi
@@ -15,6 +17,7 @@ from app.gateway.predict.running import record, run, whole_body
 from app.serving.describe import SERVER, configuration, statistics
 from app.serving.effort import are_small
 from app.serving.host import Host
+from app.serving.large_answer import encode_large
 from app.serving.oip_request import may_name_priority
 from app.serving.tensors import INLINE_JSON_BYTES
 from app.serving.waiting import FIRST_PRIORITY
@@ -103,7 +106,7 @@ class OipApi:
             if json_bytes <= INLINE_JSON_BYTES and len(body) - json_bytes <= oip.inline_raw_bytes:
                 request = oip.decode(body, length)
             else:
-                request = await asyncio.to_thread(oip.decode, body, length)
+                request = await decode_json(exchange, body, json_bytes, partial(oip.decode, body, length))
             parsed = time.perf_counter()
             answer = await run(exchange, served, request.inputs, request.rows, request.timeout_s, request.priority)
             computed = time.perf_counter()
@@ -111,12 +114,18 @@ class OipApi:
             if request.rows <= oip.inline_rows or are_small(answer.outputs, outputs):
                 encoded = oip.encode(answer.outputs, outputs, served.version, request.id)
             else:
-                encoded = await asyncio.to_thread(oip.encode, answer.outputs, outputs, served.version, request.id)
+                written = (oip, answer.outputs, outputs, served.version, request.id)
+                exchange.bodies.trim_later()
+                encoded = await asyncio.to_thread(encode_large, *written)
             headers = [JSON]
             if encoded.header_length is not None:
                 headers = [_BINARY, (_LENGTH, b"%d" % encoded.header_length)]
             headers += record(exchange, served, answer, parsed, computed)
-        await exchange.compressed(200, encoded.body, headers)
+        if isinstance(encoded.body, bytes):
+            await exchange.compressed(200, encoded.body, headers)
+        else:
+            del body, request, answer, written  # while a slow client takes it
+            await exchange.in_pieces(200, encoded.body, headers)
 
     @staticmethod
     async def _get(exchange: Exchange, document: dict[str, Any]) -> None:

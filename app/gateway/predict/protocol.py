@@ -9,6 +9,9 @@ request that has begun. That module ends idle connections as well, so that a req
 """
 
 import asyncio
+import fcntl
+import sys
+import termios
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -22,7 +25,7 @@ from app.gateway.predict.ports import Send
 WHOLE_ANSWER = "aimass.whole_answer"
 WholeAnswer = Callable[[Send, int, Iterable[tuple[bytes, bytes]], bytes], bool]
 _LARGE = 64 * 1024  # bytes; copying more to join it costs more than the call
-BODY_STEP = 64 * 1024  # bytes of a body that count as progress
+BODY_STEP = 64 * 1024  # bytes of a body, or of an answer, that count as progress
 # Bytes in a row that are of no body and begin no request: heads, trailers. What one read has brought may come on top.
 MOST_HEAD = 64 * 1024
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -75,6 +78,7 @@ class JoiningProtocol(HttpToolsProtocol):
     begun = 0  # requests
     received = 0  # bytes of their bodies
     _head = 0  # bytes since either has changed
+    _resumed = 0  # times that so much of an answer was taken that more could be written
     _answered: float | None = None  # on the loop's clock, between two requests
 
     def data_received(self, data: bytes) -> None:
@@ -166,17 +170,43 @@ class JoiningProtocol(HttpToolsProtocol):
     def awaited(self) -> object | None:
         """What the client of a connection that is not idle owes the server, equal for as long as it makes no progress.
 
-        None if it owes nothing.
+        The rest of a request, or to take an answer; None if it owes nothing.
         """
-        if self.transport.is_closing():  # an answer that the client does not fetch
-            return "close", self.transport.get_write_buffer_size()
-        cycle: RequestResponseCycle | None = self.cycle
-        if not self.begun or "path" not in self.scope:
-            busy = cycle is not None and not cycle.response_complete  # with the request before
-            return None if busy else ("head", self.begun)
-        if self.cycle.response_complete or (self.cycle.more_body and not self._kept_waiting()):
-            return "body", self.begun, self.received // BODY_STEP
+        match self._owed():
+            case "head":
+                return "head", self.begun
+            case "body":
+                return "body", self.begun, self.received // BODY_STEP
+            case "answer":
+                return "answer", self._resumed, self._untaken() // BODY_STEP
         return None
+
+    def _owed(self) -> str | None:
+        cycle: RequestResponseCycle | None = self.cycle
+        if self.transport.is_closing():
+            return "answer"
+        if not self.begun or "path" not in self.scope:
+            if cycle is None or cycle.response_complete:  # otherwise the request before is not done with
+                return "head"
+        elif self.cycle.response_complete or (self.cycle.more_body and not self._kept_waiting()):
+            return "body"
+        return "answer" if self.flow.write_paused else None  # the application waits to write more
+
+    def _untaken(self) -> int:
+        """Bytes of answers that the client's system has not acknowledged.
+
+        What the kernel has of them counts: that can be megabytes, which a slow client takes a long time for.
+        """
+        waiting = self.transport.get_write_buffer_size()
+        connection = self.transport.get_extra_info("socket")
+        if connection is None or connection.fileno() < 0:
+            return waiting
+        return waiting + int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+    def resume_writing(self) -> None:
+        """Count it: what waits then may be as much at two looks, and other bytes."""
+        self._resumed += 1
+        super().resume_writing()
 
     def on_response_complete(self) -> None:
         """As uvicorn's, without a timer."""
@@ -206,8 +236,8 @@ class JoiningProtocol(HttpToolsProtocol):
         return self.flow.read_paused or self.cycle.waiting_for_100_continue or bool(self.pipeline)
 
     def expire(self) -> None:
-        """Close the connection of a client that did not send what it owed; 408 if no answer to it has begun."""
-        if self.transport.is_closing():
+        """Close the connection of a client that did not do what it owed; 408 if no answer to what it sent has begun."""
+        if self._owed() == "answer":  # who does not read gets no last word
             self.transport.abort()
             return
         if self.begun and ("path" not in self.scope or not self.cycle.response_started):

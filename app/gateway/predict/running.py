@@ -1,15 +1,14 @@
 """What the prediction protocols share: run a model, watch for a caller who leaves, count the phases."""
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable
 
-from app.core.errors import DeadlineExceeded
-from app.gateway.predict.exchange import JSON, ClientGone, Exchange, Headers
+from app.gateway.predict.decoding import decode_instances
+from app.gateway.predict.exchange import JSON, Exchange, Headers
+from app.gateway.predict.watching import watched
 from app.serving.effort import are_small
 from app.serving.host import Host, ServedModel
-from app.serving.instances import InstanceDecoder
 from app.serving.predictions import in_parts
 from app.serving.types import Answer, Tensors
 from app.telemetry.metrics import PHASES
@@ -45,33 +44,7 @@ def run(
     answer = served.infer(inputs, rows, deadline, priority)
     if served.prompt and rows <= served.limits.max_batch:  # otherwise it takes a turn of the loop for each part
         return answer
-    return _watched(exchange, answer, deadline)
-
-
-async def within(limit_s: float | None, answer: Awaitable[Answer]) -> Answer:
-    """The answer, if it is there after `limit_s` seconds; DeadlineExceeded otherwise. None: however long it takes."""
-    try:
-        async with asyncio.timeout(limit_s):
-            return await answer
-    except TimeoutError:
-        raise DeadlineExceeded("the model did not answer within the request's time") from None
-
-
-async def _watched(exchange: Exchange, answer: Awaitable[Answer], deadline: float) -> Answer:
-    future = asyncio.ensure_future(answer)
-    if future.done():  # an answer that was kept
-        return future.result()
-    gone = asyncio.create_task(exchange.until_gone())
-    gone.add_done_callback(lambda _: future.cancel())
-    left_s = None if deadline == math.inf else max(0.0, deadline - time.perf_counter())
-    try:
-        return await within(left_s, future)
-    except asyncio.CancelledError:
-        if gone.done():
-            raise ClientGone from None
-        raise
-    finally:
-        gone.cancel()
+    return watched(exchange, answer, deadline)
 
 
 async def answer_instances(
@@ -97,8 +70,10 @@ async def answer_instances(
                 body, bare = bare(body), None
             found = decode.at_once(body)
         if found is None:
-            found = await asyncio.to_thread(_decode, decode, body, bare)
+            found = await decode_instances(exchange, decode, body, bare)
         inputs, rows = found
+        if rows > served.oip.limit.sure_rows:
+            served.oip.limit.check_rows(rows, served.oip.all_outputs)
         parsed = time.perf_counter()
         answer = await run(exchange, served, inputs, rows)
         computed = time.perf_counter()
@@ -110,12 +85,12 @@ async def answer_instances(
     await exchange.compressed(200, content, [JSON, *timing])
 
 
-def _decode(decode: InstanceDecoder, body: bytes, bare: Callable[[bytes], bytes] | None) -> tuple[Tensors, int]:
-    return decode(body if bare is None else bare(body))
-
-
 def _write(served: ServedModel, outputs: Tensors, frame: Frame) -> bytes:
-    predictions = in_parts(served.predictions, outputs) if served.signature.batched else served.predictions(outputs)
+    most = served.limits.max_answer
+    if not served.signature.batched:
+        served.oip.limit.check(outputs, served.oip.all_outputs)
+        return frame(served, served.predictions(outputs))
+    predictions = in_parts(served.predictions, outputs, most)
     return frame(served, predictions)
 
 

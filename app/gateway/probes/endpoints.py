@@ -20,7 +20,7 @@ CHECK_S = 2.0
 class Alive(BaseModel):
     """The process answers."""
 
-    status: str = "ok"
+    status: Literal["ok", "loading"] = Field(description="`loading` until the endpoints of the start are loaded")
 
 
 class Readiness(BaseModel):
@@ -35,9 +35,9 @@ class Readiness(BaseModel):
 
 @router.head("/livez", include_in_schema=False)  # the server leaves out the body, here and below
 @router.get("/livez", operation_id="probes_live")
-async def livez() -> Alive:
-    """200 while the process can answer at all."""
-    return Alive()
+async def livez(state: GatewayDep) -> Alive:
+    """200 while the process can answer at all, also while it loads its endpoints."""
+    return Alive(status="ok" if state.loader.synced else "loading")
 
 
 @router.head("/readyz", include_in_schema=False)
@@ -48,7 +48,7 @@ async def livez() -> Alive:
     responses={503: {"model": Readiness, "description": "Unready"}},
 )
 async def readyz(state: GatewayDep) -> JSONResponse:
-    """200 when registry, Redis and store answer and endpoints were loaded; otherwise 503 that says what is not.
+    """200 when registry, Redis and store answer and endpoints were loaded; otherwise 503 that names what is not.
 
     An endpoint that cannot be loaded, or that was taken out, is named and makes the status `degraded`: it must not take
     the others along.
@@ -74,7 +74,8 @@ async def _checked(check: Awaitable[None]) -> str:
 
 def _endpoints(state: Gateway) -> str:
     if not state.loader.synced:
-        return "endpoints have not been loaded yet"
+        missing = state.loader.missing()
+        return f"not loaded yet: {', '.join(missing)}" if missing else "endpoints have not been loaded yet"
     failures = state.loader.failures() | state.host.outages()
     return "; ".join(f"{name}: {why}" for name, why in sorted(failures.items())) or "ok"
 

@@ -3,18 +3,24 @@
 import gzip
 import io
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.core.errors import InvalidTensor
+from app.core.errors import InvalidTensor, Overloaded
 from app.core.signature import ImageFormat
-from app.serving.images import decode_image, open_image
+from app.serving import images
+
+decode_image = partial(images.decode_image, max_megapixels=50.0)
+open_image = partial(images.open_image, max_megapixels=50.0)
 
 
 def encode(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -96,7 +102,7 @@ def test_first_frame_of_an_animation():
 def test_size_is_checked_before_decoding():
     raw = encode(Image.new("1", (3000, 3000)))
     with pytest.raises(InvalidTensor, match="3000 x 3000 pixels; at most 5 megapixels"):
-        open_image(raw, 5)
+        open_image(raw, max_megapixels=5)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +111,62 @@ def test_size_is_checked_before_decoding():
 def test_what_is_no_picture(raw: bytes):
     with pytest.raises(InvalidTensor):
         open_image(raw)
+
+
+@pytest.mark.parametrize(("kind", "mode", "a_pixel"), [("PNG", "RGBA", 8), ("JPEG", "RGB", 8), ("WEBP", "RGB", 20)])
+def test_what_decoding_takes_is_told_before_it_is_done(kind: str, mode: str, a_pixel: int):
+    raw = encode(Image.new(mode, (50, 40)), kind)
+    told: list[int] = []
+    decode_image(raw, ImageFormat("RGB", 2, 3), before=told.append)
+    assert told == [50 * 40 * a_pixel]
+    with pytest.raises(InvalidTensor):
+        decode_image(raw, ImageFormat("RGB", 2, 3), max_megapixels=0.001, before=told.append)
+    assert len(told) == 1
+
+    def refuse(_: int) -> None:
+        raise Overloaded("no room")
+
+    with pytest.raises(Overloaded):
+        decode_image(raw, ImageFormat("RGB", 2, 3), before=refuse)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "CMYK", "I;16"])
+def test_strips_make_the_same_picture_as_one_step(mode: str, monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    pixels = Image.fromarray(rng.integers(0, 256, (61, 83, 4), np.uint8), "RGBA")
+    transparent: dict[str, object] = {}
+    if mode == "I;16":
+        picture = Image.fromarray(rng.integers(0, 65536, (61, 83), np.uint16))
+    elif mode in {"P", "PA"}:
+        picture = pixels.convert("RGB").quantize(200).convert(mode)
+        transparent = {"transparency": 3} if mode == "P" else {}
+    else:
+        picture = pixels.convert(mode)
+    raw = encode(picture, "TIFF" if mode in {"CMYK", "PA"} else "PNG", **transparent)
+    whole = open_image(raw)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 500)
+    strips = open_image(raw)
+    assert (strips.mode, strips.size, strips.tobytes()) == (whole.mode, whole.size, whole.tobytes())
+
+
+_PEAK = """
+import pathlib, re
+from app.serving.images import open_image
+
+def highest():  # of this process alone, which getrusage does not say
+    return int(re.search("VmHWM: *(.*) kB", pathlib.Path("/proc/self/status").read_text().replace("\\t", " "))[1])
+
+raw = bytes.fromhex(input())
+before = highest()
+open_image(raw, 50)
+print((highest() - before) * 1024 / 16e6)
+"""
+
+
+def test_a_transparent_picture_takes_two_copies_of_memory():
+    raw = encode(Image.new("RGBA", (4000, 4000), (9, 9, 9, 9)))
+    found = subprocess.run([sys.executable, "-c", _PEAK], input=raw.hex(), capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 10  # bytes a pixel; a copy has 4
 
 
 def test_formats_outside_the_list_are_not_opened():

@@ -41,6 +41,13 @@ class Registry:
 
     report = publish = hold
 
+    @staticmethod
+    def listing(endpoints: list[Endpoint]) -> Any:
+        async def all_() -> list[Endpoint]:
+            return endpoints
+
+        return all_
+
 
 async def route(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *, loaded: bool
@@ -95,6 +102,48 @@ async def test_one_that_is_routed_to_stays(tmp_path: Path, monkeypatch: pytest.M
     assert "aimass_serving_model_loaded{" in text
     assert taken >= 1 << 20
     assert answers
+
+
+async def test_what_loads_at_the_start_is_unavailable_and_says_why_if_it_cannot(monkeypatch: pytest.MonkeyPatch):
+    there = [Endpoint(name, "m", 1, "fp32", {"model": "m", "routes": [{"version": 1}]}, 1, 0.0, 0.0) for name in "ab"]
+    registry = Registry(None)
+    monkeypatch.setattr(registry, "read", registry.write, raising=False)
+    monkeypatch.setattr(registry, "all", registry.listing(there), raising=False)
+    monkeypatch.setattr(loading, "EndpointReader", lambda _: registry)
+    platform: Any = SimpleNamespace(database=registry, wake=registry, scratch=Path("/nowhere"))
+    processes: Any = registry
+    host = Host(ServingSettings(threads=1))
+    loader = Loader(platform, host, processes)
+    tried, go_on = list[str](), asyncio.Event()
+
+    async def version(*_: object) -> Any:
+        return None
+
+    async def fail(name: str, *_: object) -> Any:
+        tried.append(name)
+        await go_on.wait()
+        raise NotFound("needs 94 MiB of the 90 MiB")
+
+    monkeypatch.setattr(loader, "_version", version)
+    monkeypatch.setattr(loader, "_load", fail)
+    monkeypatch.setattr(loading, "remove_unused", lambda *_: None)
+    try:
+        await loader.expect()
+        sync = asyncio.create_task(loader.sync())
+        async with asyncio.timeout(30):
+            while not tried:  # noqa: ASYNC110 - what is waited for tells nobody
+                await asyncio.sleep(0)
+        assert (loader.missing(), loader.synced, host.ready()) == (["a", "b"], False, False)
+        with pytest.raises(Unavailable, match="it is on its way"):
+            host.lookup("b")
+        go_on.set()
+        await sync
+        assert (loader.missing(), loader.synced) == ([], True)
+        for name in "ab":
+            with pytest.raises(Unavailable, match=f"'{name}' could not be loaded: needs 94 MiB of the 90 MiB"):
+                host.lookup(name)
+    finally:
+        await host.close()
 
 
 async def test_a_version_that_waited_for_another_load_is_read_anew(monkeypatch: pytest.MonkeyPatch):

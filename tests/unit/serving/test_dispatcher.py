@@ -250,9 +250,30 @@ async def test_half_a_character_is_refused(call: Any):
 
 
 @pytest.mark.parametrize("limits", [Batching(8, 64, max_delay_ms=60_000), Batching(8, 64, 60_000, cache_bytes=1 << 20)])
-async def test_who_waits_for_company_is_answered_in_time_and_dropped_when_gone(
+async def test_who_waits_for_company_is_dropped_when_gone(
     call: Any, host: Host, source: Callable[..., ModelSource], table_folder: Path, limits: Batching
 ):
+    served = await host.load(source(table_folder, batching=limits))
+    await host.swap(served)
+    if not served.plan.inline:
+        pytest.skip("the machine was too busy to plan this model on the event loop")
+    leave = asyncio.Event()
+    async with asyncio.timeout(30):
+        gone = asyncio.create_task(call("POST", PREDICT, body(GOOD), leave=leave))
+        await asyncio.sleep(0.01)
+        leave.set()
+        assert (await gone).status == 0
+    assert served.metrics.statuses == {499: 1}
+    batcher = served._batcher
+    assert batcher is not None
+    batcher._pump()  # as the timer would
+    assert served.metrics.runs == {}
+
+
+async def test_who_waits_for_the_run_of_another_who_waits_for_company_is_answered_in_time(
+    call: Any, host: Host, source: Callable[..., ModelSource], table_folder: Path
+):
+    limits = Batching(8, 64, 60_000, cache_bytes=1 << 20)
     served = await host.load(source(table_folder, batching=limits))
     await host.swap(served)
     if not served.plan.inline:

@@ -13,6 +13,7 @@ from app.core.signature import Signature, Tensor
 from app.serving import effort
 from app.serving.effort import Wanted, are_small, inline_raw_bytes, inline_rows
 from app.serving.host import Host
+from app.serving.large_answer import encode_large
 from app.serving.predictions import in_parts
 from tests.support.serving import COLOUR, GOOD, INFER, NUMERIC, PREDICT, body, infer
 
@@ -83,6 +84,7 @@ def threads(host: Host, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
     for name in ("decode", "encode"):
         monkeypatch.setattr(oip, name, watched(name, getattr(oip, name)))
+    monkeypatch.setattr("app.gateway.predict.oip.encode_large", watched("encode", encode_large))
     return found
 
 

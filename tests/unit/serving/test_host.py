@@ -60,6 +60,28 @@ async def test_unknown_and_not_loaded_are_different(host: Host):
     assert later.value.retry_after_s == 2.0
 
 
+async def test_why_a_model_could_not_be_loaded_is_told_until_one_is(host: Host, source: Source, table_folder: Path):
+    host.expect(["churn"])
+    host.explain("churn", "needs 94 MiB of the 90 MiB")
+    with pytest.raises(Unavailable, match="'churn' could not be loaded: needs 94 MiB of the 90 MiB") as told:
+        host.lookup("churn")
+    assert told.value.retry_after_s == 2.0
+    await host.swap(await host.load(source(table_folder)))
+    await host.remove("churn")  # unloaded
+    with pytest.raises(Unavailable, match="was unloaded"):
+        host.lookup("churn")
+
+
+async def test_while_models_are_loaded_at_the_start_the_host_is_not_ready(
+    host: Host, source: Source, table_folder: Path
+):
+    host.starting = True
+    await host.swap(await host.load(source(table_folder)))
+    assert (host.ready(), host.get("churn") is not None) == (False, True)
+    host.starting = False
+    assert host.ready()
+
+
 def copy(folder: Path, to: Path) -> Path:
     shutil.copytree(folder, to / "copy")
     return to / "copy"

@@ -432,13 +432,3 @@ def test_encode_mixed():
     assert json.loads(plain.body)["outputs"][0]["data"] == ["a", "é"]
     with pytest.raises(InvalidTensor, match="FP16"):
         codec.encode(outputs, [Wanted(2, binary=False)], "3", None)
-
-
-@pytest.mark.parametrize("array", [np.arange(200_000, dtype=np.float32), np.array(["a", 'b"'] * 70_000, object)])
-def test_much_json_is_written_in_parts_that_are_the_whole(array: Any):
-    tensor = Tensor("y", "FP32" if array.dtype == np.float32 else "BYTES", (-1, -1))
-    codec = OipCodec("m", Signature("inference", ONE.inputs, (tensor,), ()))
-    answer = json.loads(codec.encode((array.reshape(1, -1),), [Wanted(0, binary=False)], "3", None).body)
-    assert answer["outputs"] == [
-        {"name": "y", "datatype": tensor.datatype, "shape": [1, array.size], "data": array.tolist()}
-    ]

@@ -118,11 +118,11 @@ async def test_a_client_that_asks_no_more_is_closed_without_a_word():
 async def test_an_idle_client_that_has_not_fetched_its_answer_may_still_do_so():
     client = Client()
     await client.send(HEAD % 2 + b"ab")
-    client.wire.unsent = 5000
+    client.wire.unsent = 5 * BODY_STEP
     now = asyncio.get_running_loop().time() + IDLE_S
     assert await client.closed_at(now)  # for more requests; what was written is still sent
     for turn in range(1, 4):
-        client.wire.unsent -= 1000
+        client.wire.unsent -= BODY_STEP
         assert not await client.closed_at(now + turn * LIMIT_S * 0.9)
     assert not client.wire.aborted
     assert await client.closed_at(now + 4 * LIMIT_S)
@@ -194,9 +194,46 @@ async def test_whoever_waits_for_an_answer_owes_nothing():
 
 async def test_an_answer_that_is_not_fetched_is_given_up():
     client = Client()
-    client.wire.closed, client.wire.unsent = True, 5000
+    client.wire.closed, client.wire.unsent = True, 2 * BODY_STEP
     assert not await client.closed_at(0.0)
-    client.wire.unsent = 4000
+    client.wire.unsent = BODY_STEP
     assert not await client.closed_at(LIMIT_S)
     assert await client.closed_at(2 * LIMIT_S)
     assert client.wire.aborted
+
+
+NEXT = [b"", HEAD % 2 + b"ab", HEAD % 1_000_000 + b"ab", b"GET /"]  # what the client sends, rather than read
+
+
+@pytest.mark.parametrize("more", NEXT, ids=["nothing", "request", "part of a body", "part of a head"])
+async def test_a_client_that_does_not_read_is_given_up_while_its_answer_waits_to_be_written(more: bytes):
+    client = Client()
+    client.protocol.pause_writing()
+    client.wire.unsent = 3 * BODY_STEP + 1
+    await client.send(HEAD % 2 + b"ab")
+    await client.send(more)
+    assert not await client.closed_at(0.0)
+    client.wire.unsent -= BODY_STEP
+    assert not await client.closed_at(LIMIT_S)
+    client.protocol.resume_writing()  # it reads, and as much waits again
+    client.protocol.pause_writing()
+    assert not await client.closed_at(2 * LIMIT_S)
+    client.wire.unsent -= 1  # which is no step forward
+    assert not await client.closed_at(3 * LIMIT_S - 1)
+    assert await client.closed_at(3 * LIMIT_S)
+    assert client.wire.aborted
+    client.protocol.connection_lost(None)
+    await asyncio.gather(*client.protocol.tasks)
+
+
+async def test_a_body_that_comes_is_waited_for_though_the_answer_before_is_not_read():
+    client = Client(answers=False)
+    await client.send(HEAD % (4 * BODY_STEP))
+    client.protocol.pause_writing()
+    client.wire.unsent = 3 * BODY_STEP
+    for turn in range(3):
+        assert not await client.closed_at(turn * LIMIT_S)
+        await client.send(b"x" * BODY_STEP)
+    assert not client.wire.aborted
+    [task] = client.protocol.tasks
+    task.cancel()

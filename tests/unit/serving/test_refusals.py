@@ -170,8 +170,9 @@ async def test_what_may_take_long_is_decoded_off_the_event_loop(serve: Say, asgi
 
     class Decoder:
         inline_bytes = 1000
+        pictures = False
 
-        def __call__(self, raw: bytes) -> Any:
+        def __call__(self, raw: bytes, _before: object = None) -> Any:
             asked.append(("any", threading.current_thread() is threading.main_thread()))
             return real(raw)
 

@@ -33,14 +33,14 @@ def loop_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return looping(tmp_path_factory.mktemp("looping"))
 
 
-async def serve(host: Host, folder: Path) -> ServedModel:
-    served = await host.load(source(folder, "m"))
+async def serve(host: Host, folder: Path, name: str = "m") -> ServedModel:
+    served = await host.load(source(folder, name))
     await host.swap(served)
     return served
 
 
-async def ask(host: Host, trips: int) -> int:
-    with await host.reach("m") as served:
+async def ask(host: Host, trips: int, name: str = "m") -> int:
+    with await host.reach(name) as served:
         answer = await served.infer((np.array([trips]),), 1)
     return int(answer.outputs[0][0])
 
@@ -63,6 +63,22 @@ async def test_a_run_for_ever_in_a_lane_is_ended_and_hurts_no_other(loop_folder:
             await stuck
         assert host.get("m") is served
         assert await ask(host, 7) == 7
+
+
+async def test_models_that_have_hung_leave_the_lanes_to_others(loop_folder: Path):
+    async with serving(run_limit_s=1) as host:
+        for name in ("one", "two", "other"):
+            (await serve(host, loop_folder, name)).leave_loop()
+        for _ in range(2):  # the first time nobody could know
+            stuck = [asyncio.create_task(ask(host, FOR_EVER, name)) for name in ("one", "two")]
+            await asyncio.sleep(0.1)
+            answered = [asyncio.create_task(ask(host, trips, "other")) for trips in (1, 2)]
+            await asyncio.wait([*stuck, *answered], return_when=asyncio.FIRST_COMPLETED)
+            hindered = any(one.done() for one in stuck)
+            assert await asyncio.gather(*answered) == [1, 2]
+            assert [type(one) for one in await asyncio.gather(*stuck, return_exceptions=True)] == [DeadlineExceeded] * 2
+        assert not hindered
+        assert await ask(host, 3, "one") == 3
 
 
 async def test_a_run_for_ever_on_the_event_loop_is_ended_and_moves_the_model_to_a_lane(loop_folder: Path):
