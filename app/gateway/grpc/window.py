@@ -84,5 +84,5 @@ class Window(Generic[Answer]):
         self._places.clear()
 
     def _count(self, place: Place, held: int) -> None:
-        self._bodies.held += held - place.held
+        self._bodies.give_back(place.held - held)
         place.held = held

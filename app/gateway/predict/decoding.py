@@ -5,6 +5,7 @@ What is small beside them is decoded in other threads, and does not wait for the
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ _LARGE = 1 << 20
 _BYTE, _VALUE = 4, 32
 # Parsers of JSON let no other thread go on: two at once would take as long, and twice the memory.
 _json = ThreadPoolExecutor(1, thread_name_prefix="json")
-_pictures = ThreadPoolExecutor(2, thread_name_prefix="pictures")
+_pictures = ThreadPoolExecutor(max(2, len(os.sched_getaffinity(0))), thread_name_prefix="pictures")
 
 Found = TypeVar("Found")
 
