@@ -11,5 +11,5 @@ USER aimass
 ENV AIMASS_DATA_DIR=/var/lib/aimass AIMASS_GATEWAY_HOST=0.0.0.0
 VOLUME /var/lib/aimass
 EXPOSE 8000 8001
-HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
 CMD ["python", "-m", "app.gateway.main"]
