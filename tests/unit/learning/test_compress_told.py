@@ -127,7 +127,7 @@ def test_the_log_of_a_search_tells_recipes_apart():
 
     search = Search.__new__(Search)
     search.job, search.notebook = Job(), Notebook(None, "here", "0")  # type: ignore[assignment] # what it tells
-    search.limit_s, search.span = 10.0, (0.0, 1.0)
+    search.limit_s, search.span, search.given = 10.0, (0.0, 1.0), ()
     for step in (space.STATIC, space.WEIGHTS_ALONE):
         search._tell(Candidate([step], 1, smaller=2.0, speed_up=3.0))
     assert [line.partition(": ")[0] for line in lines] == [
