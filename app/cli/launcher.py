@@ -66,7 +66,8 @@ class Child:
     pass_fds: tuple[int, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
-    crashes: int = 0
+    crashes: int = 0  # one soon after the other
+    ends: int = 0  # in all
     start_at: float = 0.0
 
     def start(self) -> None:
@@ -86,6 +87,7 @@ class Child:
         code = self.process.poll()
         if code is None:
             return
+        self.ends += 1
         self.crashes = 1 if now - self.started > STEADY_S else self.crashes + 1
         wait_s = RESTART_WAIT_S[min(self.crashes, len(RESTART_WAIT_S)) - 1]
         log.warning("%s ended with status %d; starting it again in %g s", self.name, code, wait_s)
@@ -237,7 +239,7 @@ class Launcher:
                 now = time.monotonic()
                 if self._stopping:
                     return False
-                if child.crashes >= HOPELESS:
+                if child.ends >= HOPELESS:
                     raise Misconfigured(f"gateway {number} ended {HOPELESS} times at its start; it says why above")
                 if set(missing) == {"endpoints"}:
                     deadline = now + READY_WITHIN_S
@@ -303,7 +305,10 @@ def _not_ready(gateway: Path) -> dict[str, str] | None:
         return {"gateway": "no answer"}
     if answer.status_code == httpx.codes.OK:
         return None
-    checks = answer.json().get("checks", {"gateway": answer.text})
+    try:
+        checks = answer.json()["checks"]
+    except (ValueError, LookupError, TypeError):
+        return {"gateway": answer.text}
     return {name: why for name, why in checks.items() if why != "ok"}
 
 

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import logging
+import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -113,6 +115,16 @@ def _exporter(settings: TelemetrySettings) -> Exporter | None:
     return Tracing(settings)
 
 
+async def _start_or_end(grpc: Any) -> None:  # noqa: ANN401 - imported where it is needed
+    """A process that cannot listen is of no use: the launcher starts another, and gives up after some."""
+    try:
+        await grpc.start()
+    except Exception:
+        log.exception("cannot listen for gRPC (AIMASS_GATEWAY_GRPC_PORT)")
+        signal.raise_signal(signal.SIGTERM)
+        raise
+
+
 def _lifespan(state: Gateway, bodies: Bodies, *, alone: bool) -> Any:  # noqa: ANN401 - Starlette's own protocol type is private
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -123,7 +135,7 @@ def _lifespan(state: Gateway, bodies: Bodies, *, alone: bool) -> Any:  # noqa: A
         if grpc is not None and alone:
             await grpc.start()
         elif grpc is not None:  # the kernel gives calls to whoever listens, whether he has loaded or not
-            state.loader.before_ready = grpc.start
+            state.loader.before_ready = partial(_start_or_end, grpc)
         tasks = [
             asyncio.create_task(state.loader.run(), name="loader"),
             asyncio.create_task(state.processes.run(state.loader.report_all), name="heartbeat"),

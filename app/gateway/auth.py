@@ -25,6 +25,7 @@ class KeyCache:
         self._known: dict[bytes, tuple[Principal, float]] = {}
         self._asking: dict[bytes, asyncio.Task[Principal]] = {}
         self._unknown = asyncio.Semaphore(_UNKNOWN_AT_ONCE)
+        self._seen: set[bytes] = set()  # keys that were good once: they need not stand in line with made-up ones
         self._revocations = 0
 
     def cached(self, key: bytes, /) -> Principal | None:
@@ -64,7 +65,7 @@ class KeyCache:
             asked.exception()  # is seen, although nobody may wait for it
 
     async def _in_turn(self, key: bytes) -> Principal:
-        if key in self._known:
+        if key in self._seen:
             return await self._look_up(key)
         async with self._unknown:
             return await self._look_up(key)
@@ -80,10 +81,13 @@ class KeyCache:
             return self._known[key][0]
         if found is None:
             self._known.pop(key, None)
+            self._seen.discard(key)
             raise Unauthenticated("the API key is unknown or revoked; send a valid one as `Authorization: Bearer KEY`")
         principal = Principal(found.id, found.name, frozenset(found.scopes))  # type: ignore[arg-type]
         if len(self._known) >= MAX_CACHED:
             self._known.clear()
+            self._seen.clear()
+        self._seen.add(key)
         if revocations == self._revocations:  # else this key may be the one that was revoked meanwhile
             self._known[key] = principal, time.monotonic() + TTL_S
         return principal

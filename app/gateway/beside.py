@@ -35,5 +35,5 @@ async def _has_loaded(gateway: Path) -> bool:
             finally:
                 writer.close()
         return bool(orjson.loads(answer.partition(b"\r\n\r\n")[2])["status"] == "ok")
-    except (OSError, TimeoutError, ValueError):  # ValueError: it was broken off
+    except (OSError, TimeoutError, ValueError, LookupError, TypeError):  # it was broken off, or says something else
         return False

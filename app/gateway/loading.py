@@ -270,9 +270,9 @@ class Loader:
                     await self._follow(endpoint)
                     await self._report()
             if not self.synced:
-                self._host.starting = False
                 if self.before_ready is not None:
                     await self.before_ready()
+                self._host.starting = False
                 self.loaded.set()
             needed = {source.folder.name for source in self._host.sources()}
             await asyncio.to_thread(remove_unused, self._platform.scratch, needed)

@@ -6,6 +6,7 @@ leaves the connections to that one; where none has, it answers for itself, so th
 
 import asyncio
 import contextlib
+import logging
 import resource
 import socket
 from collections.abc import Collection
@@ -18,6 +19,7 @@ from app.gateway.beside import any_loaded
 from app.gateway.patience import Patience
 from app.gateway.predict.protocol import JoiningProtocol
 
+log = logging.getLogger("aimass.gateway")
 _LOOK_S = 0.1  # between two looks at whether another process has loaded
 
 
@@ -77,7 +79,12 @@ class GatewayServer(uvicorn.Server):
                     server = None
                 self._send_away()
             elif server is None:  # closing it closes its socket, and the common one is needed again
-                server = await loop.create_server(self._protocol, sock=listener.dup(), backlog=self.config.backlog)
+                try:
+                    server = await loop.create_server(self._protocol, sock=listener.dup(), backlog=self.config.backlog)
+                except OSError:  # no file is left, for one
+                    log.exception("cannot listen on the common port; trying again")
+                    await asyncio.sleep(_LOOK_S)
+                    continue
                 self.servers.append(server)
             if loaded:
                 return
@@ -87,7 +94,7 @@ class GatewayServer(uvicorn.Server):
     def _send_away(self) -> None:
         """Close connections after the answer that they wait for: what they ask next, another process can answer."""
         for connection in self._connections().copy():
-            if connection.begun:  # what comes first may be on its way
+            if connection.begun and not connection.reads_head:  # what comes first may be on its way
                 connection.shutdown()
 
     def _connections(self) -> set[JoiningProtocol]:

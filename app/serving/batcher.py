@@ -44,7 +44,6 @@ class Batcher:
         self._limits = limits
         self._metrics = metrics
         self._executor = executor
-        self.aside: Executor | None = None  # for a model whose runs had to be ended: they must not take every lane
         self._clock = clock
         self._loop = asyncio.get_running_loop()  # to ask for it is a system call, which a request can do without
         self._waiting: deque[Pending] = deque()
@@ -57,9 +56,12 @@ class Batcher:
         self._armed = False  # a pump is scheduled
         self._timer: asyncio.TimerHandle | None = None  # … for later
         self._due = 0.0  # … then, for those that wait for company
+        self._latest = self._earliest = math.inf  # what it follows from: the longest wait, and the first deadline
         self._long_runs = LongRuns()
         # Called once runs have proven too long for the event loop; a method of its own would keep it in memory.
         self.leave_loop: Callable[[], None] | None = None
+        # Called once a run had to be ended: makes the lane to run in from then on, since all lanes may be taken so.
+        self.step_aside: Callable[[], Executor] | None = None
         self._ends: list[float] = []  # when the runs under way should be done
         # Makes the error of who comes after `abandon`: one that is kept would hold the frames that it was raised in.
         self._abandoned: Callable[[], AimassError] | None = None
@@ -107,7 +109,7 @@ class Batcher:
     def replan(self, plan: Plan) -> None:
         """Run as the plan says from the next batch on."""
         self._plan = plan
-        self._gathering.lanes = plan.lanes
+        self._gathering.lanes = self.pace.lanes = plan.lanes
 
     def abandon(self, error: AimassError) -> None:
         """Answer everybody who waits, also for a run that does not end, and whoever comes later with the error."""
@@ -208,7 +210,10 @@ class Batcher:
         """Set the timer, or forward: nobody's time may run out over it, nor that of the promise."""
         if self._limits.p95_s is not None:
             deadline = min(deadline, now + self._limits.p95_s)
-        due = min(now + self._limits.max_delay_ms / 1e3, deadline - self.pace.cost(self._rows) - _SPARE_S)
+        if not self._armed:
+            self._latest, self._earliest = now + self._limits.max_delay_ms / 1e3, math.inf
+        self._earliest = min(self._earliest, deadline)
+        due = min(self._latest, self._earliest - self.pace.cost(self._rows) - _SPARE_S)
         if self._armed and due >= self._due:
             return
         if self._timer:
@@ -230,7 +235,9 @@ class Batcher:
         while self._waiting and self._busy < self._plan.lanes:
             now = self._clock()
             if wait_s := self._gathering.wait_s(self._rows, self.pace.batch, now):
-                self._armed, self._timer, self._due = True, self._loop.call_later(wait_s, self._gathered), now + wait_s
+                self._armed, self._timer = True, self._loop.call_later(wait_s, self._gathered)
+                self._due = self._latest = now + wait_s
+                self._earliest = math.inf
                 return
             run, lanes = self._plan.run, 1
             if self._plan.alone and not self._busy and len(self._waiting) == 1:
@@ -253,7 +260,7 @@ class Batcher:
         try:
             results = execute(self._plan.run, batch, self._clock, on_loop=True)
         except DeadlineExceeded as error:
-            self._leave_loop()
+            (self.leave_loop or self._leave_loop)()
             if len(batch) == 1:
                 self._finish(batch, started, [error])
             else:
@@ -334,7 +341,7 @@ class Batcher:
                 result.queue_s = started - pending.arrived
                 pending.future.set_result(result)
         done = results[0]
-        if failed or self._own or isinstance(done, Exception):
+        if failed or self._own or isinstance(results, Parted) or isinstance(done, Exception):
             self._count(batch, results)
         else:
             self._metrics.ran(rows, done.batch_s, done.compute_s)
@@ -343,9 +350,9 @@ class Batcher:
 
     def _count(self, batch: list[Pending], results: Results) -> None:
         """Count the runs that gave answers, with the rows of callers alone. One that had to be ended may be again."""
-        if self.aside is not None and any(isinstance(result, DeadlineExceeded) for result in results):
-            self._executor = self.aside
-            self.replan(replace(self._plan, inline=False, lanes=1, alone=None))
+        ended = (isinstance(results, Parted) and results.ended) or isinstance(results[0], DeadlineExceeded)
+        if ended and self.step_aside is not None:
+            self._executor, self.step_aside = self.step_aside(), None
         at = 0
         for size in results.sizes if isinstance(results, Parted) else [len(batch)]:
             done = results[at]

@@ -163,6 +163,11 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
     return repr(value[:_SHOWN] if isinstance(value, str) else value)[:_SHOWN]
 
 
+def beside_all(before: Callable[[int], None] | None, rows: int, shape: tuple[int, ...]) -> Callable[[int], None] | None:
+    """`before`, told with each picture what all rows take once they are decoded, one by one and then in one array."""
+    return before and (lambda size: before(size + 2 * rows * math.prod(shape)))
+
+
 class CarefulImages:
     """Pictures as base64 text or nested lists."""
 
@@ -179,6 +184,7 @@ class CarefulImages:
         """Read `body`, which the fast decoder refused with `error`; `before` as of `app.serving.images`."""
         instances, refusals = read_instances(body), _Refusals()
         self._limit.check(len(instances))
+        before = beside_all(before, len(instances), self._shape)
         images = []
         for row, instance in enumerate(instances):
             loc: tuple[str | int, ...] = ("instances", row)

@@ -12,12 +12,16 @@ Results = list[Answer | Exception]
 
 
 class Parted(Results):
-    """Results of a batch that was run again in parts: `sizes` are the requests of each run that told of them."""
+    """Results of a batch that was run again in parts: `sizes` are the requests of each run that told of them.
 
-    __slots__ = ("sizes",)
+    `ended`: one of the runs had to be.
+    """
 
-    def __init__(self, parts: list[Results]) -> None:
+    __slots__ = ("ended", "sizes")
+
+    def __init__(self, parts: list[Results], *, ended: bool) -> None:
         super().__init__([result for part in parts for result in part])
+        self.ended: bool = ended or any(isinstance(part, Parted) and part.ended for part in parts)
         self.sizes: list[int] = []
         for part in parts:
             self.sizes += part.sizes if isinstance(part, Parted) else [len(part)]
@@ -52,7 +56,8 @@ def execute(run: Run, batch: list[Pending], clock: Callable[[], float], *, on_lo
         # Halves find one bad request of n in 2 log2(n) runs; but each run that hangs takes its whole limit.
         size = 1 if isinstance(error, DeadlineExceeded) else (len(batch) + 1) // 2
         parts = [batch[at : at + size] for at in range(0, len(batch), size)]
-        return Parted([_again(run, part, clock, error, on_loop=on_loop) for part in parts])
+        ended = isinstance(error, DeadlineExceeded)
+        return Parted([_again(run, part, clock, error, on_loop=on_loop) for part in parts], ended=ended)
     else:
         return answers
 

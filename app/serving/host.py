@@ -58,7 +58,6 @@ class Host:
         share_heap()
         self._cores = settings.threads or len(os.sched_getaffinity(0))
         self._executor = open_lanes(self._cores)
-        self._aside = open_lanes(1)  # one more, in which models run that have hung
         self._opener = open_opener()
         self._limiter = RunLimiter(settings.run_limit_s)
         self._residency = Residency(settings.memory_mb << 20)
@@ -94,7 +93,7 @@ class Host:
                 self._residency.budget,
             )
             metrics = self.metrics.bind(source.endpoint, source.model, source.version, source.variant)
-            served = ServedModel(source, opened, self._executor, metrics, self._image_megapixels, self._aside)
+            served = ServedModel(source, opened, self._executor, metrics, self._image_megapixels)
             self._residency.add(served)
             self.metrics.residency.resize(metrics.labels, served.bytes)
             del opened
@@ -238,7 +237,6 @@ class Host:
         await self.drained()
         self._opener.shutdown()
         self._executor.shutdown()
-        self._aside.shutdown()
         self._limiter.close()
 
     async def _wake(self, sleeper: Sleeper) -> None:

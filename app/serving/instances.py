@@ -15,7 +15,7 @@ import simdjson
 
 from app.core.errors import Corrupt, InvalidTensor
 from app.core.signature import Column, Signature
-from app.serving.careful import TEXTS, CarefulImages, CarefulTable, from_base64
+from app.serving.careful import TEXTS, CarefulImages, CarefulTable, beside_all, from_base64
 from app.serving.nested import RAW_ROWS, NestedDecoder, body_of
 from app.serving.row_limit import RowLimit
 from app.serving.tensors import DTYPES, FLOAT32_MAX, INLINE_JSON_BYTES, INLINE_VALUES, KEPT_BYTES, SURE_JSON_BYTES
@@ -189,6 +189,7 @@ class _Images:
         if not isinstance(instances, simdjson.Array) or not len(instances):
             raise ValueError("no instances")
         self._limit.check(len(instances))
+        before = beside_all(before, len(instances), self._shape)
         return [self._picture(instance, before) for instance in instances]
 
     def _picture(self, instance: Any, before: BeforePicture | None) -> Array:  # noqa: ANN401 - a simdjson value or a text

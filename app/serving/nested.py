@@ -90,11 +90,21 @@ class NestedDecoder:
 def nested_predictions(signature: Signature, outputs: Tensors) -> bytes:
     """One object a row (or one in all, for a model that does not batch) of nested lists by output name."""
     names = [tensor.name for tensor in signature.outputs]
-    plain = [array.tolist() if _no_json(array) else array for array in outputs]
+    plain = [_listed(array) for array in outputs]
     if not signature.batched:
         return orjson.dumps([dict(zip(names, plain, strict=True))], option=orjson.OPT_SERIALIZE_NUMPY)
     rows = [dict(zip(names, values, strict=True)) for values in zip(*plain, strict=True)]
     return orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def bare_predictions(signature: Signature, outputs: Tensors) -> bytes:
+    """As `nested_predictions` of a model with one output, without its name."""
+    values = _listed(outputs[0])
+    return orjson.dumps(list(values) if signature.batched else [values], option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _listed(array: Array) -> Any:  # noqa: ANN401 - an array, or what takes its place
+    return array.tolist() if _no_json(array) else array
 
 
 def _no_json(array: Array) -> bool:

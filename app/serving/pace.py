@@ -36,7 +36,7 @@ class Pace:
         self._seen = [False] * len(self._sizes)  # since the warm-up, in real traffic
         self._drift = 1.0  # how much slower runs are in traffic than they were at the warm-up
         self._max_batch = max_batch
-        self._lanes = lanes
+        self.lanes = lanes
         self.p95_s = p95_s
         self.margin = _FIRST_MARGIN
         self._judged = self._late = 0  # requests, since the margin moved last
@@ -79,9 +79,9 @@ class Pace:
 
     def expect(self, ahead: int, rows: int, busy_s: float = 0.0) -> float:
         """Seconds until `rows` rows behind `ahead` others are answered, if the lanes are busy for `busy_s` yet."""
-        total, round_ = ahead + rows, self.batch * self._lanes
+        total, round_ = ahead + rows, self.batch * self.lanes
         before = (max(1, total) - 1) // round_
-        last = math.ceil((total - before * round_) / self._lanes)
+        last = math.ceil((total - before * round_) / self.lanes)
         return busy_s + before * self.cost(self.batch) + self.cost(last)
 
     def keeps(self, expected: float) -> bool:

@@ -9,7 +9,7 @@ import orjson
 from app.core.errors import Corrupt
 from app.core.signature import Signature
 from app.serving.answer_limit import too_large_answer
-from app.serving.nested import nested_predictions
+from app.serving.nested import bare_predictions, nested_predictions
 from app.serving.types import Tensors
 
 _HALF = 0.5
@@ -54,6 +54,13 @@ def prediction_encoder(signature: Signature) -> PredictionEncoder:
         )
 
     return classify
+
+
+def v1_encoder(signature: Signature) -> PredictionEncoder:
+    """As `prediction_encoder`, in TensorFlow Serving's form: a model without columns does not name its only output."""
+    if signature.task == "inference" and len(signature.outputs) == 1:
+        return partial(bare_predictions, signature)
+    return prediction_encoder(signature)
 
 
 def in_parts(encode: PredictionEncoder, outputs: Tensors, most: float = math.inf) -> bytes:

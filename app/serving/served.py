@@ -21,10 +21,11 @@ from app.serving.batcher import Batcher
 from app.serving.cache import AnswerCache
 from app.serving.golden import Golden, check, prove, read_golden
 from app.serving.instances import InstanceDecoder, instance_decoder
+from app.serving.lanes import open_lanes
 from app.serving.oip import OipCodec
 from app.serving.packed import can_pack, packed
 from app.serving.plan import choose, warm
-from app.serving.predictions import PredictionEncoder, prediction_encoder
+from app.serving.predictions import PredictionEncoder, prediction_encoder, v1_encoder
 from app.serving.process_memory import resident_bytes, trim
 from app.serving.provider import Provider
 from app.serving.row_limit import RowLimit
@@ -190,7 +191,6 @@ class ServedModel:
         executor: ThreadPoolExecutor,
         metrics: ModelMetrics,
         image_megapixels: float,
-        aside: ThreadPoolExecutor | None = None,
     ) -> None:
         self.source = source
         self.signature = signature = opened.signature
@@ -206,6 +206,7 @@ class ServedModel:
         limit = RowLimit(self.limits.max_queue, metrics.rejected)
         self.instances: InstanceDecoder = instance_decoder(signature, limit, image_megapixels)
         self.predictions: PredictionEncoder = prediction_encoder(signature)
+        self.v1_predictions: PredictionEncoder = v1_encoder(signature)
         self.oip = OipCodec(source.endpoint, signature, self.limits.max_queue, metrics.rejected, self.limits.max_answer)
         self.about = About(source, signature, self.limits, metrics, self.oip, self.bytes)
         self.woken: Waiting | None = None  # who waited for it may not have got it yet
@@ -215,7 +216,8 @@ class ServedModel:
         self._golden = opened.golden
         self._batcher: Batcher | None = Batcher(self.plan, self.limits, metrics, executor)
         self._batcher.leave_loop = self._runs_long
-        self._batcher.aside = aside
+        self._batcher.step_aside = self._step_aside
+        self._aside: ThreadPoolExecutor | None = None
         self._cache: AnswerCache | None = None
         if self.limits.cache_bytes:
             self._cache = AnswerCache(self.identity, self._batcher.infer, self.limits.cache_bytes, metrics)
@@ -280,6 +282,16 @@ class ServedModel:
         log.warning("endpoint=%s is too slow for the event loop: it runs in a lane from now on", self.source.endpoint)
         self.leave_loop()
 
+    def _step_aside(self) -> ThreadPoolExecutor:
+        """A lane of its own, beside the others: a run had to be ended, and such runs must not take every lane."""
+        log.warning("endpoint=%s a run had to be ended: it runs in a lane of its own from now on", self.source.endpoint)
+        self._aside = open_lanes(1)
+        self.plan = replace(self.plan, inline=False, lanes=1, alone=None)
+        self.prompt = self._answers_at_once()
+        if self._batcher is not None:
+            self._batcher.replan(self.plan)
+        return self._aside
+
     def abandon(self, error: AimassError) -> None:
         """Answer everybody who waits with the error, those whose run hangs too, and whoever asks from now on."""
         if self._batcher is not None:
@@ -296,6 +308,8 @@ class ServedModel:
         # Loaded models are frozen out of the garbage collector: only counting frees them.
         self._batcher = self._cache = None
         self.plan = Plan(_closed)
+        if self._aside is not None:
+            self._aside.shutdown(wait=False)
         await asyncio.to_thread(_free, held, self.watch)
 
     def _answers_at_once(self) -> bool:

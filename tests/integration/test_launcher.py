@@ -60,8 +60,7 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launche
     child.process = subprocess.Popen(child.command)
     made._children.append(child)
     yield made
-    child.process.kill()
-    child.process.wait()
+    child.stop(10)
 
 
 def test_a_gateway_that_loads_is_waited_for_and_told_of(
@@ -79,5 +78,20 @@ def test_one_that_lacks_another_thing_is_not(waiting: Launcher, tmp_path: Path):
         with pytest.raises(
             Misconfigured, match="not ready after 0 s: registry: down; endpoints: not loaded yet: churn"
         ):
+            waiting._wait_ready()
+        gateway.shutdown()
+
+
+def test_one_that_ends_again_and_again_while_it_loads_is_given_up(
+    waiting: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each time after it has run for a while, as one does that is killed for the memory of its last model."""
+    monkeypatch.setattr(launcher, "STEADY_S", 0.0)
+    monkeypatch.setattr(launcher, "RESTART_WAIT_S", (0.0,))
+    [child] = waiting._children
+    child.stop(10)
+    child.command = [sys.executable, "-c", "raise SystemExit(1)"]
+    with Gateway(tmp_path / "gateway-0.sock", [LOADING]) as gateway:
+        with pytest.raises(Misconfigured, match="ended 3 times at its start"):
             waiting._wait_ready()
         gateway.shutdown()

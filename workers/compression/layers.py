@@ -40,7 +40,10 @@ def short_encoder(material: Material, keep: int, table_rank: int | None, deadlin
     """
     origin, _ = trained_here(material)
     model = material.graph()
-    needed = origin.seconds * keep / network_family(material).depth_of(model)
+    depth = network_family(material).depth_of(model)
+    if keep >= depth:
+        raise ValueError(f"the network has {depth} layers; keep fewer")
+    needed = origin.seconds * keep / depth
 
     def teach(job: Trial) -> Fitted:
         learner, fitted = rebuilt(material, model, job)

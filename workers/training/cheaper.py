@@ -7,7 +7,6 @@ from torch import nn
 from workers.training.factors import SMALLEST, factors
 
 _GELU = "GELU"  # in the names of torch's and transformers' classes
-_OPERATORS = {"Gelu", "Erf"}  # that it is exported as
 
 
 def cheapen(network: nn.Module, energy: float | None, *, relu: bool) -> int:
@@ -31,7 +30,7 @@ def cheapen_as(network: nn.Module, model: onnx.ModelProto, prefix: str) -> None:
         model: the exported graph.
         prefix: of the names of the network's parameters in the graph.
     """
-    if not _OPERATORS & {node.op_type for node in model.graph.node}:
+    if sum(node.op_type == "Relu" for node in model.graph.node) >= len(_gelus(network)):
         _with_relu(network)
     names = {tensor.name for tensor in model.graph.initializer}
     for name, layer in _linear(network):
@@ -64,7 +63,11 @@ def _two(layer: nn.Linear, rank: int) -> tuple[nn.Linear, nn.Linear]:
 
 
 def _with_relu(network: nn.Module) -> int:
-    found = [name for name, module in network.named_modules(remove_duplicate=False) if _GELU in type(module).__name__]
+    found = _gelus(network)
     for name in found:
         network.set_submodule(name, nn.ReLU())
     return len(found)
+
+
+def _gelus(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules(remove_duplicate=False) if _GELU in type(module).__name__]

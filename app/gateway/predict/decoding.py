@@ -90,7 +90,7 @@ class _Turn:
     def run(self, body: bytes, json_bytes: int, decode: Callable[[BeforePicture], Found]) -> Found:
         """Decode, unless nobody waits any more."""
         self.check()
-        self.most = _BYTE * json_bytes + _VALUE * body.count(b",", 0, json_bytes)
+        self.most = _BYTE * min(json_bytes, len(body)) + _VALUE * body.count(b",", 0, json_bytes)
         # Never refused: what is turned away for want of room would come again.
         self._bodies.take(self.most, math.inf)
         self._text = self.most

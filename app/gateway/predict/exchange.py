@@ -29,7 +29,7 @@ _PROBLEM = (b"content-type", PROBLEM_TYPE.encode())
 _WHOLE = re.compile(rb"[0-9]{1,15}")
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _SMALLEST_COMPRESSED = 1024  # bytes; below, the work is worth more than the bytes
-_LARGE = 1 << 20  # bytes of an answer that counts until it is taken
+LARGE = 1 << 20  # bytes of an answer that counts until it is taken
 _BEARER = b"bearer "
 _prefix = os.urandom(8).hex()
 _counter = itertools.count()
@@ -134,7 +134,7 @@ class Exchange:
 
     async def answer(self, status: int, body: bytes, headers: Headers) -> None:
         """Send the whole answer."""
-        if len(body) > _LARGE:
+        if len(body) > LARGE:
             await self._large(status, [body], headers)
             return
         self.status = status

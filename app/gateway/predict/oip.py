@@ -115,7 +115,6 @@ class OipApi:
                 encoded = oip.encode(answer.outputs, outputs, served.version, request.id)
             else:
                 written = (oip, answer.outputs, outputs, served.version, request.id)
-                exchange.bodies.trim_later()
                 encoded = await asyncio.to_thread(encode_large, *written)
             headers = [JSON]
             if encoded.header_length is not None:

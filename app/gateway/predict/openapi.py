@@ -175,7 +175,8 @@ def _v1_predict() -> Json:
         "operationId": "kserve_predict",
         "tags": [_TAG],
         "summary": f"Predict ({_V1})",
-        "description": "The same instances and predictions as `endpoints_predict`. Needs the scope `predict`.",
+        "description": "The same instances and predictions as `endpoints_predict`, but that a model without columns "
+        "does not name its only output, as TensorFlow Serving's do not. Needs the scope `predict`.",
         "security": _SECURITY,
         "parameters": [_NAME, *_HEADERS],
         "requestBody": {"required": True, "content": _content("PredictRequest", examples=_PREDICT_EXAMPLES)},

@@ -181,7 +181,13 @@ SCHEMAS: dict[str, Json] = {
     },
     "KserveModels": object_of({"models": {"type": "array", "items": {"type": "string"}}}, ["models"]),
     "KservePredictions": object_of(
-        {"predictions": {"type": "array", "items": {"type": "object"}, "description": "as in PredictResponse"}},
+        {
+            "predictions": {
+                "type": "array",
+                "items": {},
+                "description": "as in PredictResponse; of a model without columns with one output its values alone",
+            }
+        },
         ["predictions"],
     ),
     "ModelReady": object_of({"name": {"type": "string"}, "ready": {"type": "boolean"}}, ["name", "ready"]),

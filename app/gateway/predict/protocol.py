@@ -167,6 +167,11 @@ class JoiningProtocol(HttpToolsProtocol):
         """When the last answer was sent; None if something has come since, or the connection is being closed."""
         return None if self.transport.is_closing() else self._answered
 
+    @property
+    def reads_head(self) -> bool:
+        """A request has begun to come, and its head is not whole."""
+        return self.idle_since is None and self._owed() == "head"
+
     def awaited(self) -> object | None:
         """What the client of a connection that is not idle owes the server, equal for as long as it makes no progress.
 

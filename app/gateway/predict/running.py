@@ -3,14 +3,15 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from operator import attrgetter
 
 from app.gateway.predict.decoding import decode_instances
-from app.gateway.predict.exchange import JSON, Exchange, Headers
+from app.gateway.predict.exchange import JSON, LARGE, Exchange, Headers
 from app.gateway.predict.watching import watched
 from app.serving.effort import are_small
 from app.serving.host import Host, ServedModel
-from app.serving.predictions import in_parts
-from app.serving.types import Answer, Tensors
+from app.serving.predictions import PredictionEncoder, in_parts
+from app.serving.types import Answer, Pieces, Tensors
 from app.telemetry.metrics import PHASES
 
 # (the model, the JSON of its predictions) → what the protocol answers.
@@ -54,10 +55,11 @@ async def answer_instances(
     max_body: int,
     frame: Frame,
     bare: Callable[[bytes], bytes] | None = None,
+    encoder: Callable[[ServedModel], PredictionEncoder] = attrgetter("predictions"),
 ) -> None:
     """Answer a body of instances to a model, its name and version; `frame` makes of it what the protocol answers.
 
-    `bare` takes out of the body what only the protocol knows.
+    `bare` takes out of the body what only the protocol knows; `encoder` is what writes predictions in its form.
     """
     served = host.get(*model) or await host.reach(*model, exchange.deadline())
     body = await whole_body(exchange, served, max_body)
@@ -78,20 +80,23 @@ async def answer_instances(
         answer = await run(exchange, served, inputs, rows)
         computed = time.perf_counter()
         if rows <= served.oip.inline_rows or are_small(answer.outputs, served.oip.all_outputs):
-            content = frame(served, served.predictions(answer.outputs))
+            content = frame(served, encoder(served)(answer.outputs))
         else:
-            content = await asyncio.to_thread(_write, served, answer.outputs, frame)
+            content = await asyncio.to_thread(_write, served, answer.outputs, frame, encoder(served))
         timing = record(exchange, served, answer, parsed, computed)
-    await exchange.compressed(200, content, [JSON, *timing])
+    if len(content) <= LARGE:
+        await exchange.compressed(200, content, [JSON, *timing])
+        return
+    pieces: Pieces = [content]
+    del body, found, inputs, answer, content  # the client may take its time
+    await exchange.in_pieces(200, pieces, [JSON, *timing])
 
 
-def _write(served: ServedModel, outputs: Tensors, frame: Frame) -> bytes:
-    most = served.limits.max_answer
+def _write(served: ServedModel, outputs: Tensors, frame: Frame, encode: PredictionEncoder) -> bytes:
     if not served.signature.batched:
         served.oip.limit.check(outputs, served.oip.all_outputs)
-        return frame(served, served.predictions(outputs))
-    predictions = in_parts(served.predictions, outputs, most)
-    return frame(served, predictions)
+        return frame(served, encode(outputs))
+    return frame(served, in_parts(encode, outputs, served.limits.max_answer))
 
 
 def record(exchange: Exchange, served: ServedModel, answer: Answer, parsed: float, computed: float) -> Headers:

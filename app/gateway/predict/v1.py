@@ -1,6 +1,7 @@
 """KServe's V1 protocol, which is TensorFlow Serving's: `/v1/models/{m}:predict` with instances in, predictions out."""
 
 import re
+from operator import attrgetter
 
 import orjson
 
@@ -45,7 +46,9 @@ class V1Api:
             if exchange.method != "POST":
                 raise MethodNotAllowed("POST")
             model = name, version
-            await answer_instances(exchange, self._host, model, self._max_body, _framed, _without_signature)
+            await answer_instances(
+                exchange, self._host, model, self._max_body, _framed, _without_signature, attrgetter("v1_predictions")
+            )
         else:
             self._host.check(name, version)
             await _get(exchange, {"name": name, "ready": True})

@@ -61,6 +61,23 @@ def test_one_that_is_as_it_was_stays_so():
     assert [type(layer) for layer in again] == [nn.Linear, nn.GELU, nn.Linear]
 
 
+class QuickGELUActivation(nn.Module):
+    """As some published weights have it: no operator of the graph is called after it."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values * torch.sigmoid(1.702 * values)
+
+
+def test_an_activation_of_another_form_is_not_taken_for_a_cheap_one():
+    full, again = network(0), network(1)
+    full[1], again[1] = QuickGELUActivation(), QuickGELUActivation()
+    cheapen_as(again, export_module(full, torch.randn(5, 6, 48), SHAPE), "")
+    assert [type(layer) for layer in again] == [nn.Linear, QuickGELUActivation, nn.Linear]
+    assert cheapen(full, None, relu=True) == 1
+    cheapen_as(again, export_module(full, torch.randn(5, 6, 48), SHAPE), "")
+    assert isinstance(again[1], nn.ReLU)
+
+
 @pytest.mark.slow
 def test_an_encoder_gets_cheaper_layers_and_learns(make_job: MakeJob, tmp_path: Path):
     params = {"depth": 2, "width": 32, "heads": 2, "max_tokens": 16, "dropout": 0.0}

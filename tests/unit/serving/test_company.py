@@ -39,6 +39,20 @@ async def test_the_time_of_a_run_is_left_before_the_earliest_deadline():
     await asyncio.gather(*waiting)
 
 
+async def test_who_joins_is_part_of_what_the_run_will_take():
+    batcher, _, clock = build(Model(), Batching(8, 100, 1e9))
+    for size in (1, 8):
+        batcher.pace.ran(size, float(size))
+    first = asyncio.ensure_future(batcher.infer((rows(1),), 1, clock.now + 50))
+    await turns()
+    due = batcher._due
+    others = [asyncio.ensure_future(batcher.infer((rows(1),), 1)) for _ in range(6)]
+    await turns()
+    assert batcher._due < due - 3  # a run of seven rows takes six seconds longer
+    batcher._pump()
+    await asyncio.gather(first, *others)
+
+
 async def test_a_promise_is_not_used_up_by_waiting():
     """An endpoint that was given such a pair before it was refused goes on, and answers in time."""
     batcher, _, _ = build(Model(), Batching(8, 100, MINUTE, p95_s=0.05))

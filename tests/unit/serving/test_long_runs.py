@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from app.core.errors import DeadlineExceeded
 from app.serving.host import Host, ModelSource
 from app.serving.long_runs import LONG_S
 from app.serving.types import Batching, Tensors
-from tests.support.batching import Clock, Model, build, check, turns
+from tests.support.batching import Clock, ManualLanes, Model, build, check, rows, turns
 
 LONG, SHORT = np.ones((1, 4), np.float32), np.zeros((1, 4), np.float32)
 
@@ -76,3 +77,30 @@ async def test_callers_of_a_model_that_left_the_loop_are_watched(
         for _ in range(3):
             await served.infer(row, 1)
     assert (served.plan.inline, served.prompt) == (False, False)
+
+
+class TooMany(Model):
+    """One row at a time is no trouble; a run of more has to be ended."""
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        if len(inputs[0]) > 1:
+            raise DeadlineExceeded("ended")
+        return super().__call__(inputs)
+
+
+async def test_a_batch_that_had_to_be_ended_moves_the_model_aside_though_its_parts_succeed():
+    batcher, lanes, _ = build(TooMany(), Batching(8, 100), lanes=2)
+    aside = ManualLanes()
+    batcher.step_aside = lambda: aside
+    sent = [rows(1) for _ in range(4)]
+    waiting = [asyncio.ensure_future(batcher.infer((x,), 1)) for x in sent]
+    await turns()
+    while lanes.jobs:
+        await lanes.run_one()
+    for x, answer in zip(sent, await asyncio.gather(*waiting), strict=True):
+        check(answer, x)
+    last = asyncio.ensure_future(batcher.infer((sent[0],), 1))
+    await turns()
+    assert (len(lanes.jobs), len(aside.jobs)) == (0, 1)
+    await aside.run_one()
+    check(await last, sent[0])

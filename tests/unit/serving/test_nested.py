@@ -9,7 +9,7 @@ import pytest
 from app.core.errors import InvalidInput, InvalidTensor, Malformed, PayloadTooLarge
 from app.core.signature import Signature, Tensor
 from app.serving.instances import instance_decoder
-from app.serving.predictions import prediction_encoder
+from app.serving.predictions import prediction_encoder, v1_encoder
 from app.serving.row_limit import RowLimit
 
 PAIR = (Tensor("ids", "INT64", (-1, -1)), Tensor("mask", "BOOL", (-1,)))
@@ -187,4 +187,11 @@ def test_outputs_of_any_number_are_json(kind: str, shape: tuple[int, ...], batch
     array = np.ones(shape, kind)
     given = signature(Tensor("x", "FP32", (-1,)), outputs=(Tensor("y", "INT64", (-1,) * len(shape)),), batched=batched)
     found = json.loads(prediction_encoder(given)((array,)))
+    assert json.loads(v1_encoder(given)((array,))) == [row["y"] for row in found]
     assert found == ([{"y": row} for row in array.tolist()] if batched else [{"y": array.tolist()}])
+
+
+def test_v1_names_outputs_where_there_are_several():
+    outputs = (np.ones((1, 2), np.float32), np.zeros((1, 1), np.float32))
+    given = signature(*PAIR, outputs=(*OUT, Tensor("z", "FP32", (-1, 1))))
+    assert json.loads(v1_encoder(given)(outputs)) == [{"y": [1.0, 1.0], "z": [0.0]}]

@@ -282,7 +282,7 @@ async def test_over_http_a_sleeping_model_is_ready_and_answers(folders: list[Pat
             assert (reply.status, reply.json()["outputs"][0]["data"][0]) == (200, 1.0 + at)
             assert [served.source.endpoint for served in host.models()] == [name]
         reply = await call("POST", "/v1/models/a:predict", b'{"instances": [[%b]]}' % b",".join([b"1"] * 512))
-        assert reply.json()["predictions"][0]["y"][0] == 1.0
+        assert reply.json()["predictions"][0][0] == 1.0
 
 
 async def test_what_is_told_of_a_sleeping_model_wakes_nobody(folders: list[Path], asgi: Callable[[Any], Any]):
