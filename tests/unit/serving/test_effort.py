@@ -122,7 +122,7 @@ async def test_large_predictions_are_written_in_a_thread(
         seen.add(threading.current_thread() is threading.main_thread())
         return whole(outputs)
 
-    monkeypatch.setattr(served, "predictions", watched)
+    monkeypatch.setattr(served, "v1_predictions" if path.startswith("/v1") else "predictions", watched)
     monkeypatch.setattr(served.oip, "inline_rows", 0)
     monkeypatch.setattr(effort, "_ELEMENTS", 4 * 10)
     monkeypatch.setattr("app.serving.predictions._AT_ONCE", 4)
