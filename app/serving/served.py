@@ -115,12 +115,10 @@ def open_model(
     plan = choose(session(1).run, lambda: wide().run, golden, limits_of(source, signature), executor, cores)
     twice = 0  # bytes that are in memory once and counted twice
     if plan.alone is not None and can_pack(source.file_bytes, provider):
-        plan = replace(plan, run=_opened_anew, alone=_opened_anew)
+        plan = replace(plan, run=_closed, alone=_closed)
         sessions.clear()  # they are opened anew, and all of them at once would take many times the model's size
-        trim()
         plan, twice = _sharing(plan, source, provider, session, wide)
-        if twice:  # its sessions are new
-            warm(plan.run, golden, limits_of(source, signature))
+        warm(plan.run, golden, limits_of(source, signature))
     sessions = [made for made in sessions if made.run in (plan.run, plan.alone)]
     size = max(_grown(before, source) - twice, source.file_bytes)
     if 0 < budget < size and plan.alone is not None:  # the second session is for speed alone
@@ -141,16 +139,13 @@ def _sharing(
     wide: Callable[[Path | None], Session],
 ) -> tuple[Plan, int]:
     """The same with sessions that share their weights, and the bytes of these; each with its own if that cannot be."""
+    trim()
     try:
         with packed(source.onnx, provider) as (ready, size):
             return replace(plan, run=narrow(1, ready).run, alone=wide(ready).run), size
     except Exception as error:  # noqa: BLE001 - whatever is in the way of it, the model could be opened before
         log.info("endpoint=%s %s has its weights in memory twice: %s", source.endpoint, source, error)
         return replace(plan, run=narrow(1, None).run, alone=wide(None).run), 0
-
-
-def _opened_anew(_inputs: Tensors) -> Tensors:
-    raise AssertionError("its session is about to be opened anew")
 
 
 def _grown(before: int, source: ModelSource) -> int:

@@ -76,6 +76,7 @@ async def test_a_connection_whose_answer_nobody_takes_is_closed(platform: Platfo
     async with connected(platform) as (_, writer):
         writer.write(request_)
         await asyncio.to_thread(wait_until, lambda: gone(platform, writer), 60, "it is closed")
+    assert await status(platform, infer(MODEL, ROWS)) == 200  # others are answered as before
 
 
 @pytest.mark.parametrize("request_", [FILE, infer(MODEL, ROWS)], ids=["file", "answer"])

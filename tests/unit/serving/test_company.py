@@ -55,10 +55,12 @@ async def test_who_joins_is_part_of_what_the_run_will_take():
 
 async def test_a_promise_is_not_used_up_by_waiting():
     """An endpoint that was given such a pair before it was refused goes on, and answers in time."""
-    batcher, _, _ = build(Model(), Batching(8, 100, MINUTE, p95_s=0.05))
+    model = Model()
+    batcher, _, _ = build(model, Batching(8, 100, MINUTE, p95_s=0.05))
     sent = rows(1)
     async with asyncio.timeout(30):
         check(await batcher.infer((sent,), 1), sent)
+    assert model.sizes == [1]
 
 
 @pytest.mark.parametrize(

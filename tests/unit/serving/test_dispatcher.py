@@ -17,7 +17,7 @@ from PIL import Image
 from app.core.errors import AimassError
 from app.gateway.errors import STATUS
 from app.gateway.predict.dispatcher import Dispatcher, route_of
-from app.serving.host import Batching, Host, ModelSource
+from app.serving.host import Batching, Host, ModelSource, ServedModel
 from app.settings import ServingSettings
 from tests.support.repository import HostRepository
 from tests.support.serving import COLOUR, GOOD, INFER, NUMERIC, PREDICT, Keys, body, infer, inner
@@ -249,14 +249,20 @@ async def test_half_a_character_is_refused(call: Any):
     assert (await call("POST", INFER, infer().replace(b'"red"', rb'"\ud800"'))).status == 400
 
 
+async def on_the_loop(host: Host, source: ModelSource) -> ServedModel:
+    """The model, served; whoever asks is answered within a turn of the event loop."""
+    served = await host.load(source)
+    await host.swap(served)
+    if not served.plan.inline:
+        pytest.skip("the machine was too busy to plan this model on the event loop")
+    return served
+
+
 @pytest.mark.parametrize("limits", [Batching(8, 64, max_delay_ms=60_000), Batching(8, 64, 60_000, cache_bytes=1 << 20)])
 async def test_who_waits_for_company_is_dropped_when_gone(
     call: Any, host: Host, source: Callable[..., ModelSource], table_folder: Path, limits: Batching
 ):
-    served = await host.load(source(table_folder, batching=limits))
-    await host.swap(served)
-    if not served.plan.inline:
-        pytest.skip("the machine was too busy to plan this model on the event loop")
+    served = await on_the_loop(host, source(table_folder, batching=limits))
     leave = asyncio.Event()
     async with asyncio.timeout(30):
         gone = asyncio.create_task(call("POST", PREDICT, body(GOOD), leave=leave))
@@ -274,10 +280,7 @@ async def test_who_waits_for_the_run_of_another_who_waits_for_company_is_answere
     call: Any, host: Host, source: Callable[..., ModelSource], table_folder: Path
 ):
     limits = Batching(8, 64, 60_000, cache_bytes=1 << 20)
-    served = await host.load(source(table_folder, batching=limits))
-    await host.swap(served)
-    if not served.plan.inline:
-        pytest.skip("the machine was too busy to plan this model on the event loop")
+    served = await on_the_loop(host, source(table_folder, batching=limits))
     leave = asyncio.Event()
     async with asyncio.timeout(30):
         gone = asyncio.create_task(call("POST", PREDICT, body(GOOD), leave=leave))
@@ -298,10 +301,7 @@ async def test_the_parts_of_a_request_are_dropped_when_its_caller_has_gone(
 ):
     """On the event loop too, where each part has a turn of its own."""
     rows = 200
-    served = await host.load(source(table_folder, batching=Batching(1, 2 * rows)))
-    await host.swap(served)
-    if not served.plan.inline:
-        pytest.skip("the machine was too busy to plan this model on the event loop")
+    served = await on_the_loop(host, source(table_folder, batching=Batching(1, 2 * rows)))
     leave = asyncio.Event()
     task = asyncio.create_task(call("POST", PREDICT, body(*[GOOD] * rows), leave=leave))
     for _ in range(20):
