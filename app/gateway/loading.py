@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from app.core.errors import AimassError, Unavailable
+from app.core.errors import AimassError, NotFound, Unavailable
 from app.core.resources import Applied, Endpoint, ModelVersion
 from app.gateway.predict.ports import Listed
-from app.gateway.processes import Processes, Standing, require_applied, stand
+from app.gateway.processes import Processes, Standing, require_applied
+from app.gateway.standings import Standings
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.models import ModelReader, ModelWriter
@@ -23,7 +24,6 @@ from app.specs.endpoints import EndpointSpec
 log = logging.getLogger("aimass.loading")
 _REPOSITORY_STATES = {"ready": "READY", "loading": "LOADING", "unloaded": "UNAVAILABLE", "failed": "UNAVAILABLE"}
 _REASONS = {"unloaded": "unloaded"}
-_ASK_S = (0.02, 0.05, 0.1, 0.2)  # between two looks at whether the other processes have followed
 
 
 class _AliasMoved(Exception):
@@ -54,11 +54,7 @@ class Loader:
         self._host = host
         host.renew = self._renew
         self._processes = processes
-        self._names: set[str] = set()  # of the endpoints in the registry
-        self._known: dict[str, Applied] = {}
-        self._again: set[str] = set()  # could not be loaded for a reason that passes: the next sync tries
-        self._unreported: set[str] = set()
-        self._outages: set[str] = set()  # that were reported
+        self.standings = Standings(platform, host, processes)
         self._lock = asyncio.Lock()
         self._noticed = asyncio.Event()
         self.loaded = asyncio.Event()  # every endpoint that there was at the start has been loaded, or has failed
@@ -70,42 +66,9 @@ class Loader:
         """True once every endpoint that there was at the start has been loaded, or has failed."""
         return self.loaded.is_set()
 
-    def missing(self) -> list[str]:
-        """Endpoints whose loading has not ended yet, whatever comes of it."""
-        return sorted(self._names - set(self._known))
-
-    async def standings(self, endpoints: Sequence[Endpoint]) -> list[Standing]:
-        """What all gateway processes together have made of these endpoints."""
-        if not endpoints:
-            return []
-        others = await self._processes.others([endpoint.name for endpoint in endpoints])
-        return [
-            stand(endpoint, [self._applied(endpoint.name), *(reports.get(endpoint.name) for reports in others)])
-            for endpoint in endpoints
-        ]
-
-    async def settled(self, endpoints: Sequence[Endpoint]) -> list[Standing]:
-        """As `standings`, once no process is loading them any more or `follow_s` have passed."""
-        deadline, turn = asyncio.get_running_loop().time() + self._platform.settings.gateway.follow_s, 0
-        while True:
-            standings = await self.standings(endpoints)
-            loading = any(standing.processes["loading"] for standing in standings)
-            if not loading or not await _pause(turn, deadline):
-                return standings
-            turn += 1
-
-    def _applied(self, name: str) -> Applied | None:
-        """What this process says of an endpoint: one that was taken out has failed, although it was loaded well."""
-        known, outage = self._known.get(name), self._host.outages().get(name)
-        return replace(known, error=outage) if known is not None and known.error is None and outage else known
-
-    def failures(self) -> dict[str, str]:
-        """Endpoints whose latest revision could not be loaded here, and why."""
-        return {name: known.error for name, known in self._known.items() if known.error}
-
     def report_all(self) -> None:
         """Tell the registry anew what this process has applied: it was forgotten there."""
-        self._unreported |= set(self._known)
+        self.standings.forgotten()
         self._noticed.set()
 
     async def put(self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec) -> Change:
@@ -118,7 +81,7 @@ class Loader:
             if stale:  # its variants may have been judged anew while others were loaded
                 version = await self._version(version.model, version.version)
             endpoint, new = await self._route_by_alias(name, version, variant, spec)
-        [standing] = await self.settled([endpoint])
+        [standing] = await self.standings.settled([endpoint])
         return Change(endpoint, new, standing)
 
     async def _route_by_alias(
@@ -155,9 +118,8 @@ class Loader:
         else:  # it was loaded to prove that it can be
             self._host.discard(served)
             await self._host.remove(name)
-        self._known[name] = applied
-        self._again.discard(name)
-        self._expect(self._names | {name})
+        self.standings.applied(name, applied)
+        self.standings.expect({*self.standings.names, name})
         await self._tell(name)
         return endpoint, new
 
@@ -172,7 +134,7 @@ class Loader:
                 _REPOSITORY_STATES[standing.state],
                 standing.error or _REASONS.get(standing.state),
             )
-            for endpoint, standing in zip(endpoints, await self.standings(endpoints), strict=True)
+            for endpoint, standing in zip(endpoints, await self.standings.of(endpoints), strict=True)
         ]
 
     async def load(self, name: str) -> None:
@@ -186,7 +148,7 @@ class Loader:
             version = await self._version(endpoint.model, endpoint.version)
             spec = EndpointSpec.model_validate(endpoint.spec).model_copy(update={"loaded": True})
             endpoint, _ = await self._route_by_alias(name, version, endpoint.variant, spec)
-        require_applied(endpoint, (await self.settled([endpoint]))[0])
+        require_applied(endpoint, (await self.standings.settled([endpoint]))[0])
 
     async def unload(self, name: str) -> None:
         """Free the endpoint's memory, in every gateway; it stays known. NotFound without one; Unavailable as `load`."""
@@ -200,10 +162,9 @@ class Loader:
                 applied = Applied(endpoint.generation)
                 await self._processes.report(session, {name: applied})
             await self._host.remove(name)
-            self._known[name] = applied
-            self._again.discard(name)
+            self.standings.applied(name, applied)
         await self._tell(name)
-        require_applied(endpoint, (await self.settled([endpoint]))[0])
+        require_applied(endpoint, (await self.standings.settled([endpoint]))[0])
 
     async def follow_alias(self, model: str, alias: str, version: int) -> list[Endpoint]:
         """Route the endpoints that go by the alias to the version; an error leaves the one that it meets as it was."""
@@ -225,57 +186,54 @@ class Loader:
                 endpoint = await endpoints.get(name)
                 await endpoints.delete(name)
                 await self._processes.report(session, {name: None})
-            await self._forget(name)
-            self._expect(self._names - {name})
+            await self._host.remove(name)
+            self.standings.applied(name, None)
+            self.standings.expect(set(self.standings.names) - {name})
         await self._tell(name)
-        return await self._gone(endpoint)
-
-    async def _gone(self, endpoint: Endpoint) -> bool:
-        """True once no other process has the deleted endpoint; False if one still has after `follow_s`."""
-        deadline, turn = asyncio.get_running_loop().time() + self._platform.settings.gateway.follow_s, 0
-        while True:
-            others = [reports.get(endpoint.name) for reports in await self._processes.others([endpoint.name])]
-            if all(report is None or report.generation > endpoint.generation for report in others):
-                return True
-            if not await _pause(turn, deadline):
-                return False
-            turn += 1
+        return await self.standings.gone_elsewhere(endpoint)
 
     async def expect(self) -> None:
         """Learn which endpoints there are: until they are loaded they are unavailable rather than unknown."""
         async with self._platform.database.read() as session:
             endpoints = await EndpointReader(session).all()
-        self._expect({endpoint.name for endpoint in endpoints})
-
-    def _expect(self, names: set[str]) -> None:
-        self._names = names
-        self._host.expect(names)
+        self.standings.expect({endpoint.name for endpoint in endpoints})
 
     async def sync(self) -> None:
         """Make this process serve what the registry says. A model that cannot be loaded leaves the old one serving."""
         async with self._lock:
+            endpoints = await self._compare()
+        for endpoint in endpoints:
+            if self.standings.behind(endpoint):
+                async with self._lock:  # a change that waits for it comes before the next one
+                    await self._catch_up(endpoint.name)
+        if not self.synced:
+            if self.before_ready is not None:
+                await self.before_ready()
+            self._host.starting = False
+            self.loaded.set()
+        needed = {source.folder.name for source in self._host.sources()}
+        await asyncio.to_thread(remove_unused, self._platform.scratch, needed)
+
+    async def _compare(self) -> list[Endpoint]:
+        """What the registry has; what it has no more is let go of."""
+        async with self._platform.database.read() as session:
+            endpoints = await EndpointReader(session).all()
+        self.standings.expect({endpoint.name for endpoint in endpoints})
+        for name in self.standings.gone():
+            await self._host.remove(name)
+            self.standings.forget(name)
+        self.standings.note_outages()
+        await self.standings.report()
+        return endpoints
+
+    async def _catch_up(self, name: str) -> None:
+        """Load the endpoint as it is by now; it may have been changed, or deleted, since they were compared."""
+        with contextlib.suppress(NotFound):
             async with self._platform.database.read() as session:
-                endpoints = await EndpointReader(session).all()
-            self._expect({endpoint.name for endpoint in endpoints})
-            for name in set(self._known) - self._names:
-                await self._forget(name)
-                self._unreported.add(name)
-            outages = set(self._host.outages())
-            self._unreported |= (outages ^ self._outages) & set(self._known)
-            self._outages = outages
-            await self._report()
-            for endpoint in endpoints:
-                known = self._known.get(endpoint.name)
-                if known is None or known.generation != endpoint.generation or endpoint.name in self._again:
-                    await self._follow(endpoint)
-                    await self._report()
-            if not self.synced:
-                if self.before_ready is not None:
-                    await self.before_ready()
-                self._host.starting = False
-                self.loaded.set()
-            needed = {source.folder.name for source in self._host.sources()}
-            await asyncio.to_thread(remove_unused, self._platform.scratch, needed)
+                endpoint = await EndpointReader(session).get(name)
+            if self.standings.behind(endpoint):
+                await self._follow(endpoint)
+                await self.standings.report()
 
     async def run(self) -> None:
         """Sync at every notice, and every few seconds in case one was lost."""
@@ -303,7 +261,7 @@ class Loader:
             spec = EndpointSpec.model_validate(endpoint.spec)
             if not spec.loaded:
                 await self._host.remove(endpoint.name)
-                self._note(endpoint)
+                self.standings.note(endpoint)
                 return
             version = await self._version(endpoint.model, endpoint.version)
             served, _ = await self._load(endpoint.name, version, endpoint.variant, spec)
@@ -317,30 +275,11 @@ class Loader:
                 why,
             )
             # The store was away, say.
-            self._note(endpoint, why, again=isinstance(error, AimassError) and error.retryable)
+            self.standings.note(endpoint, why, again=isinstance(error, AimassError) and error.retryable)
             return
         await self._host.swap(served)
-        self._note(endpoint)
+        self.standings.note(endpoint)
         log.info("endpoint=%s serves %s@%d %s", endpoint.name, endpoint.model, endpoint.version, served.source.variant)
-
-    def _note(self, endpoint: Endpoint, error: str | None = None, *, again: bool = False) -> None:
-        self._known[endpoint.name] = Applied(endpoint.generation, error)
-        if error is not None:
-            self._host.explain(endpoint.name, error)
-        self._unreported.add(endpoint.name)
-        (self._again.add if again else self._again.discard)(endpoint.name)
-
-    async def _report(self) -> None:
-        """Tell the registry what this process has made of the endpoints that it followed."""
-        names, self._unreported = self._unreported, set()
-        if not names:
-            return
-        try:
-            async with self._platform.database.write() as session:
-                await self._processes.report(session, {name: self._applied(name) for name in names})
-        except BaseException:
-            self._unreported |= names
-            raise
 
     async def _version(self, model: str, version: int) -> ModelVersion:
         async with self._platform.database.read() as session:
@@ -372,11 +311,6 @@ class Loader:
         folder, onnx = await serve_version(self._platform, found, chosen)
         return replace(source, variant=chosen.name, folder=folder, onnx=onnx)
 
-    async def _forget(self, name: str) -> None:
-        await self._host.remove(name)
-        self._known.pop(name, None)
-        self._again.discard(name)
-
     async def _tell(self, name: str) -> None:
         with contextlib.suppress(Unavailable):
             await self._platform.wake.publish(ENDPOINT_CHANNEL, name)
@@ -386,12 +320,3 @@ async def _check_alias(models: ModelReader, model: str, alias: str, loaded: int)
     points_at = await models.resolve_alias(model, alias)
     if points_at != loaded:
         raise _AliasMoved(points_at)
-
-
-async def _pause(turn: int, deadline: float) -> bool:
-    """Wait a little, longer with each turn; False, at once, after the deadline."""
-    left_s = deadline - asyncio.get_running_loop().time()
-    if left_s <= 0:
-        return False
-    await asyncio.sleep(min(left_s, _ASK_S[min(turn, len(_ASK_S) - 1)]))
-    return True

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from sqlalchemy import and_, delete, insert, select, update
+from sqlalchemy import and_, delete, select, update
 
 from app.core.resources import Applied
-from app.registry.session import ReadSession, WriteSession, now
+from app.registry.session import ReadSession, WriteSession, now, upsert
 from app.registry.tables import GatewayEndpointRow, GatewayRow
 
 HEARTBEAT_S = 5.0
@@ -36,11 +36,13 @@ async def unregister(session: WriteSession, gateway_id: str) -> None:
 
 async def report(session: WriteSession, gateway_id: str, changes: Mapping[str, Applied | None]) -> None:
     """What a process has made of these endpoints; None: it has let go of one that was deleted."""
-    await session.execute(
-        delete(GatewayEndpointRow).where(
-            GatewayEndpointRow.gateway_id == gateway_id, GatewayEndpointRow.endpoint.in_(list(changes))
+    gone = [name for name, applied in changes.items() if applied is None]
+    if gone:
+        await session.execute(
+            delete(GatewayEndpointRow).where(
+                GatewayEndpointRow.gateway_id == gateway_id, GatewayEndpointRow.endpoint.in_(gone)
+            )
         )
-    )
     rows = [
         {
             "endpoint": name,
@@ -53,7 +55,9 @@ async def report(session: WriteSession, gateway_id: str, changes: Mapping[str, A
         if applied is not None
     ]
     if rows:
-        await session.execute(insert(GatewayEndpointRow), rows)
+        new = upsert(session, GatewayEndpointRow)
+        told = {name: new.excluded[name] for name in ("created_at", "revision", "error")}
+        await session.execute(new.on_conflict_do_update(index_elements=["endpoint", "gateway_id"], set_=told), rows)
 
 
 async def applied_by(session: ReadSession | WriteSession, endpoints: Collection[str]) -> dict[str, dict[str, Applied]]:

@@ -1,9 +1,11 @@
 """Models, their versions, variants and aliases."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import and_, delete, func, select, update
 
 from app.core.errors import Conflict, NotFound
 from app.core.host import host_class
@@ -128,16 +130,15 @@ class ModelReader:
         return Page(tuple(items), str(rows[limit - 1].version) if len(rows) > limit else None)
 
     async def _variants(self, version_id: str) -> tuple[Variant, ...]:
-        rows = await self._session.scalars(
-            select(VariantRow)
+        of_it = and_(MeasurementRow.version_id == VariantRow.version_id, MeasurementRow.variant == VariantRow.name)
+        found = await self._session.execute(
+            select(VariantRow, MeasurementRow)
+            .outerjoin(MeasurementRow, of_it)
             .where(VariantRow.version_id == version_id)
-            .order_by(VariantRow.created_at, VariantRow.name)
+            .order_by(VariantRow.created_at, VariantRow.name, MeasurementRow.host)
         )
-        found = await self._session.scalars(
-            select(MeasurementRow).where(MeasurementRow.version_id == version_id).order_by(MeasurementRow.host)
-        )
-        measured = list(found)
-        return tuple(_variant(row, [one for one in measured if one.variant == row.name]) for row in rows)
+        by_variant = groupby(found, key=itemgetter(0))
+        return tuple(_variant(row, [one for _, one in rows if one is not None]) for row, rows in by_variant)
 
     async def version(self, name: str, version: int) -> ModelVersion:
         """One version with its variants and files. NotFound otherwise."""

@@ -103,7 +103,7 @@ async def test_an_endpoint_that_is_routed_just_before_the_alias_moves_follows_it
     async def settled(_endpoints: Sequence[Endpoint]) -> list[Any]:
         return []
 
-    loader = SimpleNamespace(follow_alias=follow_alias, settled=settled)
+    loader = SimpleNamespace(follow_alias=follow_alias, standings=SimpleNamespace(settled=settled))
     state: Any = SimpleNamespace(platform=platform, loader=loader)
     caller: Any = SimpleNamespace(name="ann")
     await move_alias("m", "prod", AliasIn(version=second.version), Response(), state, caller)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Response
 from pydantic import ValidationError
 
-from app.core.errors import InvalidSpec, NotBuilt
+from app.core.errors import InvalidSpec, NotBuilt, NotFound
 from app.core.resources import ModelVersion
 from app.gateway.deps import Gateway, GatewayDep, PageDep, Reader, Trainer, name_cursor
 from app.gateway.endpoints.schemas import EndpointOut, PhaseOut, StatsOut
@@ -65,11 +65,14 @@ async def _version(state: Gateway, model: str, route: RouteSpec) -> ModelVersion
     """The version that the route names. NotFound for a model, version or alias and Conflict for a variant name it."""
     async with state.platform.database.read() as session:
         models = ModelReader(session)
-        with about("model"):
-            await models.get(model)
-        with about(*_target(route)):
-            number = route.version or await models.resolve_alias(model, route.alias or "")
-            version = await models.version(model, number)
+        try:
+            with about(*_target(route)):
+                number = route.version or await models.resolve_alias(model, route.alias or "")
+                version = await models.version(model, number)
+        except NotFound:
+            with about("model"):
+                await models.get(model)
+            raise
     with about("routes", 0, "variant"):
         choose_variant(version, route.variant, state.platform.settings.serving.provider)
     return version
@@ -105,7 +108,7 @@ async def list_all(state: GatewayDep, _: Reader, page: PageDep) -> PageOf[Endpoi
     """Endpoints by name."""
     async with state.platform.database.read() as session:
         found = await EndpointReader(session).page(page.limit, name_cursor(page))
-    standings = await state.loader.standings(found.items)
+    standings = await state.loader.standings.of(found.items)
     return PageOf(items=list(map(EndpointOut.of, found.items, standings)), next_cursor=found.next_cursor)
 
 
@@ -114,7 +117,7 @@ async def get(name: str, state: GatewayDep, _: Reader) -> EndpointOut:
     """One endpoint, and whether every gateway process has loaded it."""
     async with state.platform.database.read() as session:
         endpoint = await EndpointReader(session).get(name)
-    [standing] = await state.loader.standings([endpoint])
+    [standing] = await state.loader.standings.of([endpoint])
     return EndpointOut.of(endpoint, standing)
 
 

@@ -245,7 +245,7 @@ async def move_alias(
                 # None was routed by it since they were looked at.
                 if all(endpoint.version == body.version for endpoint in late):
                     moved = await models.move_alias(model, alias, body.version, by=caller.name, reason=body.reason)
-    if not all(standing.applied for standing in await state.loader.settled(routed)):
+    if not all(standing.applied for standing in await state.loader.standings.settled(routed)):
         response.status_code = HTTPStatus.ACCEPTED
     return AliasOut.of(moved)
 

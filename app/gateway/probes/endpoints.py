@@ -74,9 +74,9 @@ async def _checked(check: Awaitable[None]) -> str:
 
 def _endpoints(state: Gateway) -> str:
     if not state.loader.synced:
-        missing = state.loader.missing()
+        missing = state.loader.standings.missing()
         return f"not loaded yet: {', '.join(missing)}" if missing else "endpoints have not been loaded yet"
-    failures = state.loader.failures() | state.host.outages()
+    failures = state.loader.standings.failures() | state.host.outages()
     return "; ".join(f"{name}: {why}" for name, why in sorted(failures.items())) or "ok"
 
 

@@ -48,6 +48,13 @@ class Registry:
 
         return all_
 
+    @staticmethod
+    def of(endpoints: list[Endpoint]) -> Any:
+        async def get(name: str) -> Endpoint:
+            return next(endpoint for endpoint in endpoints if endpoint.name == name)
+
+        return get
+
 
 async def route(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *, loaded: bool
@@ -109,6 +116,7 @@ async def test_what_loads_at_the_start_is_unavailable_and_says_why_if_it_cannot(
     registry = Registry(None)
     monkeypatch.setattr(registry, "read", registry.write, raising=False)
     monkeypatch.setattr(registry, "all", registry.listing(there), raising=False)
+    monkeypatch.setattr(registry, "get", registry.of(there), raising=False)
     monkeypatch.setattr(loading, "EndpointReader", lambda _: registry)
     platform: Any = SimpleNamespace(database=registry, wake=registry, scratch=Path("/nowhere"))
     processes: Any = registry
@@ -133,12 +141,19 @@ async def test_what_loads_at_the_start_is_unavailable_and_says_why_if_it_cannot(
         async with asyncio.timeout(30):
             while not tried:  # noqa: ASYNC110 - what is waited for tells nobody
                 await asyncio.sleep(0)
-        assert (loader.missing(), loader.synced, host.ready()) == (["a", "b"], False, False)
+        assert (loader.standings.missing(), loader.synced, host.ready()) == (["a", "b"], False, False)
         with pytest.raises(Unavailable, match="it is on its way"):
             host.lookup("b")
+        made: Any = SimpleNamespace(model="m", version=1)
+        spec = EndpointSpec(model="m", routes=[RouteSpec(version=1)])
+        change = asyncio.create_task(loader.put("c", made, None, spec))
+        await asyncio.sleep(0)
         go_on.set()
         await sync
-        assert (loader.missing(), loader.synced) == ([], True)
+        with pytest.raises(NotFound):
+            await change
+        assert tried == ["a", "c", "b"]  # a change does not wait for all that was to be loaded before it
+        assert (loader.standings.missing(), loader.synced) == ([], True)
         for name in "ab":
             with pytest.raises(Unavailable, match=f"'{name}' could not be loaded: needs 94 MiB of the 90 MiB"):
                 host.lookup(name)

@@ -13,7 +13,7 @@ from app.gateway.probes import endpoints
 
 @pytest.fixture
 def loader() -> Any:
-    return SimpleNamespace(synced=True, failures=dict, missing=list)
+    return SimpleNamespace(synced=True, standings=SimpleNamespace(failures=dict, missing=list))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ async def test_head_answers_as_get(probed: Any, path: str):
 
 
 async def test_a_process_that_loads_lives_and_names_what_is_missing(probed: Any, loader: Any):
-    loader.synced, loader.missing = False, lambda: ["churn", "price"]
+    loader.synced, loader.standings.missing = False, lambda: ["churn", "price"]
     live, ready = [await probed.get(path) for path in ("/livez", "/readyz")]
     assert (live.status_code, live.json()) == (200, {"status": "loading"})
     assert (ready.status_code, ready.headers["retry-after"]) == (503, "2")
