@@ -22,6 +22,9 @@ class DatabaseSettings(BaseSettings):
     lock_timeout_s: Annotated[float, Field(gt=0, description="longest wait for a lock before the statement fails")] = (
         10.0
     )
+    timeout_s: Annotated[
+        float, Field(gt=0, description="longest wait for PostgreSQL's answer to a statement before it counts as away")
+    ] = 30.0
 
 
 class RedisSettings(BaseSettings):
@@ -136,7 +139,7 @@ class TelemetrySettings(BaseSettings):
 
 
 class QueueSettings(BaseSettings):
-    """Leases and retries of jobs."""
+    """Leases and retries of jobs, and how long they are kept."""
 
     model_config = _prefix("AIMASS_QUEUE_")
     lease_s: Annotated[
@@ -150,6 +153,9 @@ class QueueSettings(BaseSettings):
     reconcile_s: Annotated[
         float, Field(gt=0, description="how often expired leases and forgotten jobs are looked for")
     ] = 5.0
+    keep_days: Annotated[
+        float, Field(ge=0, description="days that ended jobs are kept, with their logs and curves; 0: for ever")
+    ] = 0.0
 
 
 class WorkerSettings(BaseSettings):

@@ -8,12 +8,10 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from app.core.errors import AimassError, Misconfigured, Unavailable
 from app.core.jobs import DeviceClass
@@ -26,6 +24,7 @@ from app.services.platform import Platform, open_platform
 from app.services.reconcile import reconcile_queue, sweep
 from app.settings import Settings
 from app.telemetry.log import configure_logging
+from workers.own_folder import OwnFolder
 from workers.run_job import JobRun
 from workers.supervisor import Supervisor
 
@@ -48,10 +47,10 @@ class Agent:
         self._threads = self._settings.worker.threads or len(os.sched_getaffinity(0))
         self._draining = asyncio.Event()
         self._run: JobRun | None = None
-        self._folder = own_folder(platform.scratch / "jobs", self._id)
+        self._folder = OwnFolder(platform.scratch / "jobs", self._id)
         lease_s = self._settings.queue.lease_s
         self._supervisor = Supervisor(
-            self._folder,
+            self._folder.path,
             device=self._settings.worker.device,
             threads=self._threads,
             silence_s=lease_s,
@@ -89,7 +88,7 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*side, return_exceptions=True)
             await self._supervisor.close()
-            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+            await asyncio.to_thread(self._folder.remove)
             with contextlib.suppress(AimassError):  # it is forgotten in time
                 async with self._platform.database.write() as session:
                     await unregister(session, self._id)
@@ -105,7 +104,7 @@ class Agent:
             return
         log.info("job=%s attempt=%d kind=%s starts", lease.job_id, lease.attempt, lease.kind)
         self._run = JobRun(
-            self._platform, self._supervisor, lease, self._folder, worker=self._id, threads=self._threads
+            self._platform, self._supervisor, lease, self._folder.path, worker=self._id, threads=self._threads
         )
         if self._draining.is_set():
             self._run.interrupt("drain")
@@ -146,23 +145,12 @@ class Agent:
         turn = 0
         while True:
             await asyncio.sleep(self._settings.queue.reconcile_s)
+            await asyncio.to_thread(self._folder.touch)  # first: also while the registry is away
             await reconcile_queue(self._platform)
             turn += 1
             if turn % SWEEP_EVERY == 0:
+                await asyncio.to_thread(self._folder.sweep)
                 await sweep(self._platform)
-
-
-def own_folder(parent: Path, worker_id: str) -> Path:
-    """A new folder for this agent's jobs. Those of agents of this machine that were killed are removed."""
-    parent.mkdir(parents=True, exist_ok=True)
-    host, _, _ = worker_id.rsplit("-", 2)
-    for left in parent.iterdir():
-        other, pid, _ = ["", "", *left.name.rsplit("-", 2)][-3:]
-        if other == host and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    folder = parent / worker_id
-    folder.mkdir()
-    return folder
 
 
 async def _guarded(name: str, step: Callable[[], Awaitable[None]]) -> None:

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from app.core.errors import AimassError
+from app.core.jobs import HeartbeatAnswer
 from app.registry.ledger import SqlLedger
 from app.registry.session import Database
 from app.registry.workers import seen
@@ -53,15 +55,12 @@ class Heartbeat:
     async def _run(self, job_id: str, attempt: int) -> None:
         lease_s = self._settings.queue.lease_s
         database = Database(self._settings.database_url, self._settings.database)
-        ledger = SqlLedger(database)
         wait_s = lease_s / 3
         try:
             while not await asyncio.to_thread(self._stop.wait, wait_s):
                 wait_s = min(AGAIN_S, lease_s / 3)
                 try:
-                    answer = await ledger.heartbeat(job_id, attempt, lease_s)
-                    async with database.write() as session:
-                        await seen(session, self._worker, job_id)
+                    answer = await self._alive_until(self._beat(database, job_id, attempt))
                 except AimassError as error:
                     log.warning("heartbeat job=%s attempt=%d failed: %s", job_id, attempt, error.detail)
                     self._on_beat()
@@ -79,3 +78,16 @@ class Heartbeat:
                     self._on_cancel()
         finally:
             await database.close()
+
+    async def _beat(self, database: Database, job_id: str, attempt: int) -> HeartbeatAnswer:
+        answer = await SqlLedger(database).heartbeat(job_id, attempt, self._settings.queue.lease_s)
+        async with database.write() as session:
+            await seen(session, self._worker, job_id)
+        return answer
+
+    async def _alive_until(self, beat: Coroutine[Any, Any, HeartbeatAnswer]) -> HeartbeatAnswer:
+        """What the beat is answered. A registry may hang as well as refuse: the child hears of its agent meanwhile."""
+        beating = asyncio.create_task(beat)
+        while not (await asyncio.wait([beating], timeout=self._settings.queue.lease_s / 3))[0]:
+            self._on_beat()
+        return await beating

@@ -5,12 +5,11 @@ import contextlib
 import logging
 import shutil
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from app.core.errors import AimassError, Crashed, MemoryExceeded, TimedOut, Unavailable
-from app.core.jobs import JobFailure, Lease, MetricPoint, Progress
+from app.core.errors import AimassError, Unavailable
+from app.core.jobs import JobFailure, Lease
 from app.registry.ledger import SqlLedger
 from app.services.announce import announce_due, tell_watchers
 from app.services.fetch_source import fetch_source
@@ -20,16 +19,15 @@ from app.services.lay_out_job import disk_of, lay_out_job
 from app.services.platform import Platform
 from app.services.save_checkpoint import save_checkpoint
 from app.store.disk import writing
+from workers.failures import crashed, internal, timed_out, too_large
 from workers.lease import Heartbeat
 from workers.protocol import ChildEvent
 from workers.supervisor import Child, Supervisor
+from workers.told import Told
 
 log = logging.getLogger("aimass.job")
 FLUSH_S = 0.25
 WATCH_MEMORY_S = 0.25
-# Limits of jobs that the platform itself queues are settings, which their senders cannot raise.
-_TIME_SETTINGS = {"import": "AIMASS_LIMIT_IMPORT_TIMEOUT_S"}
-MEMORY_DETAIL = "the job needs more than resources.memory_mb = {}; raise it or use less data"
 SETTLE_AGAIN_S = 2.0  # while the registry or the store cannot take the outcome, and then twice as long each time
 SETTLE_AGAIN_MOST_S = 60.0
 SETTLE_MOST_S = 3600.0  # then it is the outcome that they cannot take, as one that is larger than the disk
@@ -39,16 +37,6 @@ GIVE_BACK_MOST = 20  # attempts, after which it is the job that cannot be run he
 CANCEL_GRACE_S = 0.3  # a cancelled job's checkpoint is of no use to anyone
 
 Interruption = Literal["lost", "cancel", "drain", "timeout", "memory"]
-
-
-@dataclass(slots=True)
-class _Told:
-    """What the child has told and the registry does not know yet."""
-
-    progress: Progress | None = None
-    points: list[MetricPoint] = field(default_factory=list)
-    log: list[dict[str, Any]] = field(default_factory=list)
-    checkpoint: bool = False
 
 
 class JobRun:
@@ -67,7 +55,7 @@ class JobRun:
         self._interrupted: asyncio.Future[Interruption] = self._loop.create_future()
         self._asked: set[Interruption] = set()  # also what came after the first
         self._news = asyncio.Event()  # something was asked
-        self._told = _Told()
+        self._told = Told()
         self._kept_checkpoint = False
         self._checkpoint: Known = {}
         self._outcome: ChildEvent | None = None
@@ -127,9 +115,8 @@ class JobRun:
     async def _attempt(self, child: Child) -> Interruption | None:
         """Do the job; why it was interrupted, if it was. What went wrong on our side of it is noted."""
         try:
-            if not await self._fetched():
+            if not await self._prepared():
                 return self._interrupted.result()
-            await lay_out_job(self._platform, self._lease, self._folder, self._threads)
             return await self._supervise(child)
         except InputAway as error:  # this job's own trouble: an attempt is used up
             self._failure = JobFailure.of(error)
@@ -142,22 +129,26 @@ class JobRun:
             self._failure = JobFailure.of(error)
         except Exception as error:  # our own mistake, say: the job fails, the agent lives
             log.exception("job=%s attempt=%d could not be run", self.job_id, self._lease.attempt)
-            self._failure = _internal(error)
+            self._failure = internal(error)
         return None
 
-    async def _fetched(self) -> bool:
-        """True once what the job was to fetch is here; False if it was interrupted first, and nothing is left of it."""
-        fetching = asyncio.create_task(fetch_source(self._platform, self._lease), name="fetch")
+    async def _prepare(self) -> None:
+        await fetch_source(self._platform, self._lease)
+        await lay_out_job(self._platform, self._lease, self._folder, self._threads)
+
+    async def _prepared(self) -> bool:
+        """True once all that the job needs is in its folder; False if it was interrupted first, and is not to start."""
+        preparing = asyncio.create_task(self._prepare(), name="prepare")
         try:
-            ends: set[asyncio.Future[Any]] = {fetching, self._interrupted}
+            ends: set[asyncio.Future[Any]] = {preparing, self._interrupted}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not fetching.done():
+            if self._interrupted.done():
                 return False
-            fetching.result()
+            preparing.result()
             return True
         finally:
-            fetching.cancel()
-            await asyncio.gather(fetching, return_exceptions=True)
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
 
     async def _supervise(self, child: Child) -> Interruption | None:
         """Why it was interrupted, if it was."""
@@ -189,30 +180,12 @@ class JobRun:
     async def _listen(self, child: Child) -> None:
         """Until the child closes its pipe; its last word is the outcome."""
         async for event in child.read_events():
-            match event.event:
-                case "progress":
-                    self._told.progress = Progress(
-                        float(event.data["fraction"]), str(event.data["step"]), event.data.get("eta_s")
-                    )
-                case "metric":
-                    point = MetricPoint(
-                        str(event.data["name"])[:100], int(event.data["step"]), float(event.data["value"]), event.at
-                    )
-                    self._told.points.append(point)
-                case "log":
-                    line = {"level": str(event.data.get("level")), "message": str(event.data.get("message"))[:10_000]}
-                    self._told.log.append(line | {"at": event.at})
-                case "started":
-                    message = f"attempt {self._lease.attempt} has started"
-                    self._told.log.append({"level": "info", "message": message, "at": event.at})
-                case "checkpoint":
-                    self._told.checkpoint = True
-                case "result" | "error" | "stopped":
-                    self._outcome = event
-                    if event.event != "stopped":
-                        return
-                case _:
-                    log.debug("job=%s %s", self._lease.job_id, event.event)
+            if event.event not in {"result", "error", "stopped"}:
+                self._told.note(event, self._lease.attempt)
+                continue
+            self._outcome = event
+            if event.event != "stopped":
+                return
 
     async def _flush_until(self, over: asyncio.Event) -> None:
         while not over.is_set():
@@ -226,8 +199,8 @@ class JobRun:
                 log.exception("job=%s attempt=%d: not all could be told", self._lease.job_id, self._lease.attempt)
 
     async def _flush(self) -> None:
-        told, self._told = self._told, _Told()
-        if told == _Told():
+        told, self._told = self._told, Told()
+        if told == Told():
             return
         lease = self._lease
         try:
@@ -238,11 +211,8 @@ class JobRun:
                 held = await save_checkpoint(self._platform, lease, self._folder / "checkpoint", self._checkpoint)
                 self._note_checkpoint()
         except Exception:
-            newer, self._told = self._told, told
-            self._told.progress = newer.progress or told.progress
-            self._told.points += newer.points
-            self._told.log += newer.log
-            self._told.checkpoint |= newer.checkpoint
+            told.add(self._told)
+            self._told = told
             raise
         if not held:
             self.interrupt("lost")
@@ -294,7 +264,7 @@ class JobRun:
                 if self._failure is not None:  # that cannot be written either
                     raise
                 log.exception("job=%s attempt=%d could not be settled", self.job_id, self._lease.attempt)
-                self._failure = JobFailure.of(error) if isinstance(error, AimassError) else _internal(error)
+                self._failure = JobFailure.of(error) if isinstance(error, AimassError) else internal(error)
                 continue
             await self._pause(wait_s)
             wait_s = min(2 * wait_s, SETTLE_AGAIN_MOST_S)
@@ -319,7 +289,7 @@ class JobRun:
         if "lost" in self._asked:
             return "lost"
         if "cancel" in self._asked:
-            self._outcome, self._told = None, _Told()
+            self._outcome, self._told = None, Told()
             return "cancel"
         return why
 
@@ -347,16 +317,13 @@ class JobRun:
             error = told.data
             return JobFailure(error["code"], error["detail"], bool(error["retryable"]), tuple(error["errors"]))
         if why == "timeout":
-            setting = _TIME_SETTINGS.get(lease.kind, "timeout_s")
-            return JobFailure.of(TimedOut(f"the job ran longer than {setting} = {lease.timeout_s:g}"))
+            return timed_out(lease)
         if why == "memory":
-            return JobFailure.of(MemoryExceeded(MEMORY_DETAIL.format(lease.memory_mb)))
+            return too_large(lease)
         lines = [{"level": "error", "message": line} for line in child.last_errors()]
         if lines:
             await self._ledger.progress(lease.job_id, lease.attempt, None, [], lines)
-        code = child.process.returncode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
-        return JobFailure.of(Crashed(f"the job's process ended with {how}"))
+        return crashed(child.process.returncode)
 
     async def _fail(self, failure: JobFailure) -> bool:
         backoff_s = self._platform.settings.queue.backoff_s
@@ -366,7 +333,3 @@ class JobRun:
         """Queue the job again, for later; the attempt does not count."""
         wait_s = GIVE_BACK_S * min(self._lease.attempt, 10)
         return await self._ledger.release(self.job_id, self._lease.attempt, wait_s, away.detail)
-
-
-def _internal(error: Exception) -> JobFailure:
-    return JobFailure("internal", f"{type(error).__name__}: the worker's log says more")

@@ -224,6 +224,19 @@ class MemoryLedger:
             for e in sorted(found, key=lambda e: (e.job.priority, e.job.id))
         ]
 
+    async def remove_ended(self, older_s: float, limit: int = 1000) -> int:
+        """Forget jobs that ended longer ago."""
+        until = self._clock() - older_s
+        ended = [(e.job.finished_at, e.job.id) for e in self._entries.values() if e.job.state in TERMINAL]
+        old = [job_id for at, job_id in sorted(ended) if at is not None and at < until][:limit]
+        for job_id in old:
+            del self._entries[job_id]
+            self.points.pop(job_id, None)
+            self.logs.pop(job_id, None)
+        for entry in self._entries.values():
+            entry.job = replace(entry.job, after=tuple(it for it in entry.job.after if it in self._entries))
+        return len(old)
+
 
 class MemoryWake:
     """`app.queue.ports.Wake` within one event loop."""

@@ -74,6 +74,9 @@ class Ledger(Protocol):
     async def unannounced(self, repush_s: float) -> Sequence[Ready]:
         """Due queued jobs that were not announced for `repush_s`; marks them announced now."""
 
+    async def remove_ended(self, older_s: float, limit: int = 1000) -> int:
+        """Remove jobs that ended longer ago than `older_s`, the oldest first, with what they have told; how many."""
+
 
 class Wake(Protocol):
     """Wake-ups and cancels. Losing any of them costs time, never a job."""

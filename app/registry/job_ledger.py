@@ -229,7 +229,7 @@ class JobLedger(JobReader):
     async def _ended(self, job_id: str, state: str, error: dict[str, Any] | None) -> None:
         """What follows from a job's end: its event, its data set's state, the end of jobs that can never start now."""
         await self._event(job_id, "state", {"state": state} | ({"error": error} if error else {}))
-        await self._release_upload(job_id)
+        await self._release_files(job_id)
         if state == "succeeded":
             return
         reason = error or JobFailure("cancelled", "the ingest job was cancelled").to_json()
@@ -249,8 +249,9 @@ class JobLedger(JobReader):
         for waiter in list(ended):
             await self._ended(waiter, "failed", abandoned)
 
-    async def _release_upload(self, job_id: str) -> None:
-        """The files of an import belong to its upload only until the job ends."""
+    async def _release_files(self, job_id: str) -> None:
+        """A checkpoint is of no use, nor does an upload own the files of an import, once the job has ended."""
+        await remove_files(self._write, job_id)
         spec = await self._session.scalar(select(JobRow.spec).where(JobRow.id == job_id, JobRow.kind == "import"))
         if spec is not None:
             await remove_files(self._write, spec["upload"])

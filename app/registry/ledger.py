@@ -6,6 +6,7 @@ from typing import Any
 from app.core.errors import InvalidInput
 from app.core.jobs import DeviceClass, HeartbeatAnswer, Job, JobFailure, Lease, MetricPoint, NewJob, Progress, Ready
 from app.registry.job_ledger import JobLedger
+from app.registry.job_retention import ended_jobs, forget_job
 from app.registry.jobs import JobReader
 from app.registry.session import Database
 
@@ -94,3 +95,14 @@ class SqlLedger:
         """Due jobs that agents should be told of."""
         async with self._database.write() as session:
             return await JobLedger(session).unannounced(repush_s)
+
+    async def remove_ended(self, older_s: float, limit: int = 1000) -> int:
+        """Remove jobs that ended longer ago, a transaction for each or for a part of its history."""
+        async with self._database.read() as session:
+            ended = await ended_jobs(session, older_s, limit)
+        for job_id in ended:
+            done = False
+            while not done:
+                async with self._database.write() as session:
+                    done = await forget_job(session, job_id)
+        return len(ended)

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Float, event
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.ext.compiler import compiles
@@ -128,12 +128,16 @@ class Database:
             await self._write.dispose()
 
 
+_IN_TIME = "not in time"  # a time-out says nothing itself
+
+
 async def _connect(session: AsyncSession) -> None:
     """Take the connection now, so that a server that is away is told from an error of the block itself."""
     try:
         await session.connection()
     except OSError as error:
-        raise Unavailable(f"the registry does not answer (AIMASS_DATABASE_URL): {error}", retry_after_s=2.0) from error
+        why = str(error) or _IN_TIME
+        raise Unavailable(f"the registry does not answer (AIMASS_DATABASE_URL): {why}", retry_after_s=2.0) from error
 
 
 # SQLSTATEs of what passes by itself: lost connections, transactions that others have undone, a server without room or
@@ -168,7 +172,8 @@ class _translated:  # noqa: N801 - a context manager that reads as a phrase
             reason = error.orig if isinstance(error, DBAPIError) else error
             raise Unavailable(f"the registry does not answer: {reason}", retry_after_s=2.0) from error
         if isinstance(error, (ConnectionError, TimeoutError)) and not isinstance(error, Unavailable):
-            raise Unavailable(f"the registry does not answer: {error}", retry_after_s=2.0) from error
+            why = str(error) or _IN_TIME
+            raise Unavailable(f"the registry does not answer: {why}", retry_after_s=2.0) from error
 
 
 def _sqlite_engine(address: str, begin: str, settings: DatabaseSettings) -> AsyncEngine:
@@ -200,13 +205,22 @@ def _prepare_sqlite(engine: Engine, begin: str) -> None:
 
 def _postgresql_engine(address: str, settings: DatabaseSettings) -> AsyncEngine:
     timeout_ms = str(int(settings.lock_timeout_s * 1000))
-    return create_async_engine(
+    engine = create_async_engine(
         address,
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
         pool_pre_ping=True,
         connect_args={
             "timeout": settings.lock_timeout_s,
+            "command_timeout": settings.timeout_s,
             "server_settings": {"lock_timeout": timeout_ms, "application_name": "aimass", "jit": "off"},
         },
     )
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def _give_up(context: ExceptionContext) -> None:
+        # Else the rollback that follows waits for the answer that has not come.
+        if isinstance(context.original_exception, TimeoutError):
+            context.is_disconnect = True
+
+    return engine

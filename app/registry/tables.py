@@ -231,7 +231,7 @@ class JobRow(Base):
     result: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[float]
     started_at: Mapped[float | None]
-    finished_at: Mapped[float | None]
+    finished_at: Mapped[float | None] = mapped_column(index=True)
 
 
 class JobAfterRow(Base):

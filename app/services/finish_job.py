@@ -14,7 +14,6 @@ from app.core.version_folder import MANIFEST
 from app.queue.ports import ENDPOINT_CHANNEL
 from app.registry.datasets import DatasetReader, DatasetWriter
 from app.registry.endpoints import EndpointWriter
-from app.registry.files import remove_files
 from app.registry.job_ledger import JobLedger
 from app.registry.models import ModelWriter
 from app.registry.session import WriteSession
@@ -64,7 +63,6 @@ async def _finish(
         shown = await _FINISHERS[lease.kind](session, lease, result, files)
         if names is not None and names != [variant["name"] for variant in shown["variants"]]:
             raise _NamesTaken
-        await remove_files(session, lease.job_id)  # the checkpoint has served its purpose
         if not await ledger.succeed(lease.job_id, lease.attempt, shown):
             raise RuntimeError(f"job '{lease.job_id}' left its state while its row was locked")
     for name in [shown["endpoint"]] if "endpoint" in shown else shown.get("renewed", ()):

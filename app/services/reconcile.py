@@ -6,12 +6,14 @@ Every agent and every gateway reconciles the queue; only agents sweep.
 from app.registry.files import forget_blob, unused_blobs
 from app.registry.idempotency import forget_old
 from app.registry.job_ledger import JobLedger
+from app.registry.ledger import SqlLedger
 from app.registry.workers import forget_dead
 from app.services.announce import announce_due
 from app.services.platform import Platform
 
 BLOB_GRACE_S = 3600.0  # longer than any upload or job output takes between being stored and being named
 DEAD_WORKER_S = 3600.0
+DAY_S = 86_400.0
 
 
 async def reconcile_queue(platform: Platform) -> int:
@@ -30,7 +32,10 @@ async def reconcile_queue(platform: Platform) -> int:
 
 
 async def sweep(platform: Platform, grace_s: float = BLOB_GRACE_S) -> int:
-    """Remove contents that no file has named for `grace_s`, and old bookkeeping. How many contents were removed."""
+    """Remove contents that no file has named for `grace_s`, old bookkeeping, and jobs that ended too long ago to keep.
+
+    How many contents were removed.
+    """
     async with platform.database.write() as session:
         unused = await unused_blobs(session, grace_s)
         for sha256 in unused:
@@ -39,4 +44,6 @@ async def sweep(platform: Platform, grace_s: float = BLOB_GRACE_S) -> int:
             await platform.store.delete(sha256)
         await forget_old(session)
         await forget_dead(session, DEAD_WORKER_S)
+    if days := platform.settings.queue.keep_days:
+        await SqlLedger(platform.database).remove_ended(days * DAY_S)
     return len(unused)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.core.errors import Conflict, InvalidInput
+from app.core.errors import Conflict, InvalidInput, NotFound
 from app.core.jobs import DeviceClass, Job, NewJob
 from app.registry.job_ledger import JobLedger
 from app.registry.jobs import JobReader
@@ -56,7 +56,12 @@ async def _submit_all(session: WriteSession, submissions: Sequence[_Submission])
 
     made = await create_all_once(session, [submission.request for submission in submissions], create)
     jobs |= await ledger.get_all([it for it in made if isinstance(it, str) and it not in jobs])
-    return [it if isinstance(it, Exception) else jobs[it] for it in made]
+    return [it if isinstance(it, Exception) else jobs.get(it) or _removed(it) for it in made]
+
+
+def _removed(job_id: str) -> NotFound:
+    """Of a key that is remembered for longer than the job it has made."""
+    return NotFound(f"there is no job '{job_id}' any more, which this Idempotency-Key has made; use a new key")
 
 
 async def _enqueue(

