@@ -133,6 +133,8 @@ class ModelVersion:
         measured = [(v, found) for v in able if (found := v.measured(host)) is not None]
         by_turns = all("speed_up" in found.latency for v, found in measured if v.name != BASE_VARIANT)
         speeds = [(v, found.latency.get("speed_up", 1.0) if by_turns else found.items_per_s) for v, found in measured]
+        if by_turns:  # beside the others the base was timed on this class too, though it may not be listed
+            speeds += [(v, 1.0) for v in able if v.name == BASE_VARIANT and v.measured(host) is None]
         fastest = max((speed for _, speed in speeds), default=0.0)
         quick = [v for v, speed in speeds if speed >= fastest * (1 - SAME_SPEED)] or able
         return min(quick, key=lambda v: v.bytes, default=None)

@@ -6,7 +6,7 @@ from app.core.errors import Conflict, InvalidSpec, NotFound
 from app.core.resources import Endpoint, ModelVersion
 from app.registry.endpoints import EndpointReader, EndpointWriter
 from app.registry.session import ReadSession, WriteSession
-from app.services.serve_version import choose_variant
+from app.services.serve_version import best_where_made
 from app.specs.endpoints import EndpointSpec, RouteSpec
 
 
@@ -28,7 +28,7 @@ async def deploy_version(session: WriteSession, endpoint: str, version: ModelVer
         spec = EndpointSpec(model=version.model, routes=routes)
     else:
         spec = EndpointSpec.model_validate(current.spec).model_copy(update={"routes": routes})
-    variant = choose_variant(version, None, "cpu")  # a gateway whose models run elsewhere takes the full one
+    variant = best_where_made(version)  # a gateway whose models run elsewhere takes the full one
     row = spec.model_dump(mode="json")
     try:
         await endpoints.put(endpoint, version.model, version.version, variant.name, row, take_over=False)

@@ -4,12 +4,12 @@ import asyncio
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from app.core.errors import Conflict, Corrupt
-from app.core.host import serving_class
+from app.core.host import host_class, serving_class
 from app.core.resources import BASE_VARIANT, ModelVersion, StoredFile, Variant
 from app.core.version_folder import GOLDEN, NAMES, SIGNATURE
 from app.services.keep_files import lay_out, stored
@@ -24,7 +24,7 @@ NEEDED = frozenset({SIGNATURE, GOLDEN})
 def choose_variant(version: ModelVersion, name: str | None, provider: str) -> Variant:
     """The variant called `name`, else the fastest accepted one. Conflict, saying why, if none may be served here.
 
-    `provider` is what ONNX Runtime runs models on, by the setting.
+    `provider` is what ONNX Runtime runs models on, by the setting. Misconfigured if its class cannot be told.
     """
     host = serving_class(provider)
     chosen = version.variant(name, host)
@@ -37,10 +37,9 @@ def choose_variant(version: ModelVersion, name: str | None, provider: str) -> Va
         raise Conflict(f"'{what}' has no variant '{name}'; it has: {names}")
     found = known if known.state == "rejected" else known.measured(host)
     if found is None:
-        remedy = "run a job of kind measure on such a host, or take fp32" if provider == "cpu" else "take fp32"
         raise Conflict(
             f"variant '{name}' of '{what}' has not been measured on hosts with {host}, and may answer otherwise there; "
-            f"{remedy}"
+            f"run {_measure_job(provider)} on such a host, or take fp32"
         )
     raise Conflict(f"variant '{name}' of '{what}' was rejected: {found.reason}")
 
@@ -55,10 +54,25 @@ def fit_variant(version: ModelVersion, name: str, provider: str) -> Variant:
     if known is None or known.serves(host):
         return choose_variant(version, name, provider)
     log.warning(
-        "%s@%d: %s is served, since variant '%s' is not known to be good on hosts with %s%s",
-        version.model, version.version, BASE_VARIANT, name, host, "; run a measure job" if provider == "cpu" else "",
+        "%s@%d: %s is served, since variant '%s' is not known to be good on hosts with %s; run %s there",
+        version.model, version.version, BASE_VARIANT, name, host, _measure_job(provider),
     )  # fmt: skip
     return choose_variant(version, BASE_VARIANT, provider)
+
+
+def best_where_made(version: ModelVersion) -> Variant:
+    """The fastest accepted variant on the class of hosts, or GPUs, where a job has just made the version."""
+    base = version.variant(BASE_VARIANT, "")
+    made = host_class(base.latency.get("host")) if base is not None else ""
+    chosen = version.variant(None, made)
+    if chosen is None:
+        raise Corrupt(f"'{version.model}@{version.version}' has no variant that may be served")
+    return chosen
+
+
+def _measure_job(provider: str) -> str:
+    """What measures for gateways that run models there."""
+    return "a job of kind measure" + ("" if provider == "cpu" else " with resources.device cuda")
 
 
 async def serve_version(platform: Platform, version: ModelVersion, variant: Variant) -> tuple[Path, Path]:
@@ -74,7 +88,7 @@ async def serve_version(platform: Platform, version: ModelVersion, variant: Vari
     what = f"a file of '{version.model}@{version.version}'"
     with stored(what):
         await check_signed(platform, version, wanted)
-    missing = [file for file in wanted if await asyncio.to_thread(_digest, folder / file.path) != file.sha256]
+    missing = await asyncio.to_thread(_missing, folder, wanted)
     if missing:
         # Fetched aside and renamed, so that a gateway beside this one never sees half a file.
         aside = platform.scratch / FOLDER / f".{version.digest}-{id(missing):x}"
@@ -101,6 +115,11 @@ def _is_external(file: StoredFile, folder: Path) -> bool:
     """True for tensor data beside a graph, whatever it is called: its name is the exporter's choice."""
     path = Path(file.path)
     return path.parent == folder and path.name not in NAMES
+
+
+def _missing(folder: Path, wanted: Sequence[StoredFile]) -> list[StoredFile]:
+    """Files that are not there, or not what they should be."""
+    return [file for file in wanted if _digest(folder / file.path) != file.sha256]
 
 
 def _digest(path: Path) -> str | None:

@@ -6,10 +6,22 @@ from typing import Any, Self
 import onnxruntime as ort
 
 from app.core.errors import Misconfigured
+from app.core.host import number_of, serving_class
 from app.serving.fusions import leave_slow_fusions_out
 from app.settings import ServingSettings
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def lacks_cuda() -> str | None:
+    """What the installed ONNX Runtime has in place of CUDA, and the remedy; None if it has CUDA."""
+    available = ort.get_available_providers()
+    if _CUDA in available:
+        return None
+    return (
+        f"the installed onnxruntime {ort.__version__} has no {_CUDA} (it has {', '.join(available)}); install "
+        "onnxruntime-gpu in its place"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +33,20 @@ class Provider:
 
     @classmethod
     def of(cls, settings: ServingSettings) -> Self:
-        """The configured one; Misconfigured if the installed ONNX Runtime does not have it."""
-        name, _, device = settings.provider.partition(":")
-        if name == "cpu":
+        """The configured one; Misconfigured if the installed ONNX Runtime, or the machine, does not have it."""
+        if settings.provider == "cpu":
             return cls(arena=settings.arena)
-        available = ort.get_available_providers()
-        if _CUDA not in available:
-            raise Misconfigured(
-                f"AIMASS_SERVING_PROVIDER={settings.provider}: the installed onnxruntime {ort.__version__} has no "
-                f"{_CUDA} (it has {', '.join(available)}); install onnxruntime-gpu in its place, or set it to cpu"
-            )
+        if (why := lacks_cuda()) is not None:
+            raise Misconfigured(f"AIMASS_SERVING_PROVIDER={settings.provider}: {why}, or set it to cpu")
+        serving_class(settings.provider)  # variants are chosen by it
+        return cls.on_gpu(settings.provider, arena=settings.arena)
+
+    @classmethod
+    def on_gpu(cls, device: str, *, arena: bool = True) -> Self:
+        """That of `cuda:N`, where this ONNX Runtime has CUDA; `cuda` alone is the first GPU."""
         ort.preload_dlls()  # CUDA's libraries may be packages of this environment, which the loader does not look in
         options = {
-            "device_id": device or "0",
+            "device_id": str(number_of(device)),
             # The default tries every algorithm at each new shape: seconds at the first batch of every size.
             "cudnn_conv_algo_search": "HEURISTIC",
             # The default rounds the factors of float32 products to 10 bits: answers would differ from what was proven.
@@ -41,7 +54,7 @@ class Provider:
             # The default doubles the arena at each growth, and so holds up to twice of what the model needs.
             "arena_extend_strategy": "kSameAsRequested",
         }
-        return cls([(_CUDA, options), _CPU], settings.arena)
+        return cls([(_CUDA, options), _CPU], arena)
 
     @property
     def on_cpu(self) -> bool:
@@ -53,14 +66,20 @@ class Provider:
         """What `memory.enable_memory_arena_shrinkage` takes."""
         return "cpu:0" if self.on_cpu else f"cpu:0;gpu:{self.chain[0][1]['device_id']}"
 
+    def fell_back(self, session: ort.InferenceSession) -> str | None:
+        """Why ONNX Runtime runs it on the CPU instead, with a log line alone, and the remedy; None if it does not."""
+        if self.on_cpu or session.get_providers()[0] != _CPU:
+            return None
+        return (
+            "ONNX Runtime could not start CUDA and would run on the CPU; onnxruntime-gpu "
+            f"{ort.__version__} is made for CUDA {ort.cuda_version}: check the driver and install its libraries "
+            "(pip install 'onnxruntime-gpu[cuda,cudnn]')"
+        )
+
     def check(self, session: ort.InferenceSession) -> None:
-        """Misconfigured if ONNX Runtime fell back to the CPU, as it does with a log line alone."""
-        if not self.on_cpu and session.get_providers()[0] == _CPU:
-            raise Misconfigured(
-                "AIMASS_SERVING_PROVIDER: ONNX Runtime could not start CUDA and would run on the CPU; onnxruntime-gpu "
-                f"{ort.__version__} is made for CUDA {ort.cuda_version}: check the driver and install its libraries "
-                "(pip install 'onnxruntime-gpu[cuda,cudnn]'), or set it to cpu"
-            )
+        """Misconfigured if ONNX Runtime fell back to the CPU."""
+        if (why := self.fell_back(session)) is not None:
+            raise Misconfigured(f"AIMASS_SERVING_PROVIDER: {why}, or set it to cpu")
 
     def session_options(self, threads: int, *, packed: bool = False) -> ort.SessionOptions:
         """Options of a session whose runs use `threads` cores; `packed`: of a model of `app.serving.packed`."""

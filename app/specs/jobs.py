@@ -44,7 +44,10 @@ DatasetRef = Annotated[str, BeforeValidator(_check_dataset), Field(examples=["te
 class Resources(Spec):
     """What one job may use."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Field(description="auto: learn on a GPU if the worker has one; cuda: on a GPU, and measure variants there too"),
+    ] = "auto"
     memory_mb: Annotated[int, Field(ge=256, le=4_000_000, description="the job is killed above this")] = 8000
 
 

@@ -148,6 +148,12 @@ class Quantize(RecipeStep):
         return {name: value for name, value in super().to_json().items() if name in _OF_METHOD[self.method]}
 
 
+class Half(RecipeStep):
+    """Products, and what lies between them, in half precision, which GPUs have kernels for."""
+
+    step: Literal["half"]
+
+
 class HalfWeights(RecipeStep):
     """Weights that are stored in half precision."""
 
@@ -184,6 +190,7 @@ _Step = Annotated[
     | Simplify
     | Fuse
     | Quantize
+    | Half
     | HalfWeights
     | ByteWeights
     | FirstTrees

@@ -1,4 +1,4 @@
-"""A platform on a machine with a GPU: its worker trains there, its gateway answers from there."""
+"""A platform on a machine with a GPU: its worker trains and compresses there, its gateway answers from there."""
 
 import base64
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ def learned() -> Iterator[tuple[Platform, dict[str, Any]]]:
     with Platform(workers=None, AIMASS_SERVING_PROVIDER="cuda:0") as platform:
         platform.upload("digits", digits_zip(), "digits.zip")
         spec = {**TUMOURS, **SPECS["cnn"], "model": "digits", "resources": {"device": "cuda"}}
+        spec["params"] = {"channels": [32, 64]}
         spec["training"] = {"epochs": 8, "batch_size": 32, "optimizer": {"lr": 0.01}}
         job = platform.submit(**spec)
         ended = platform.wait(job["id"], "succeeded", 240)
@@ -37,10 +38,30 @@ def test_the_launcher_starts_a_worker_for_the_gpu(learned: tuple[Platform, dict[
     assert job["result"]["metrics"]["accuracy"] > 0.8
 
 
-def test_predictions_come_from_the_gpu(learned: tuple[Platform, dict[str, Any]]):
-    platform, _ = learned
+def right_answers(platform: Platform, endpoint: str) -> int:
+    """Of fifty pictures."""
     some = pictures()[:50]
     sent = [base64.b64encode(picture).decode() for picture, _ in some]
-    found = platform.call("POST", "/api/v1/endpoints/cnn/predict", 200, json={"instances": sent})["predictions"]
-    right = sum(answer["label"] == label for answer, (_, label) in zip(found, some, strict=True))
-    assert right > 40
+    path = f"/api/v1/endpoints/{endpoint}/predict"
+    found = platform.call("POST", path, 200, json={"instances": sent})["predictions"]
+    return sum(answer["label"] == label for answer, (_, label) in zip(found, some, strict=True))
+
+
+def test_predictions_come_from_the_gpu(learned: tuple[Platform, dict[str, Any]]):
+    platform, _ = learned
+    assert right_answers(platform, "cnn") > 40
+
+
+def test_half_precision_was_measured_there_and_answers_there(learned: tuple[Platform, dict[str, Any]]):
+    platform, _ = learned
+    variants = platform.call("GET", "/api/v1/models/digits/versions/1")["variants"]
+    full, half = (next(one for one in variants if one["name"] == name) for name in ("fp32", "fp16"))
+    assert (half["state"], half["reason"]) == ("accepted", None)
+    [host], [base] = half["hosts"], full["hosts"]
+    assert host["host"] == base["host"]
+    assert host["host"].startswith("cuda ")
+    routes = [{"version": 1, "variant": "fp16"}]
+    platform.call("PUT", "/api/v1/endpoints/half", json={"model": "digits", "routes": routes})
+    wait_until(lambda: platform.client.get("/v2/models/half/ready").is_success, 60, "the endpoint is loaded")
+    assert platform.call("GET", "/api/v1/endpoints/half")["variant"] == "fp16"
+    assert right_answers(platform, "half") > 40

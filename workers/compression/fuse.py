@@ -4,8 +4,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
+from onnx import helper
 
 from workers.compression.graphs import Model, copied
+
+_OWN = "com.microsoft"  # ONNX Runtime's domain, of the nodes that it fuses
 
 
 def fuse(model: Model, *, fast_gelu: bool) -> Model:
@@ -31,6 +34,8 @@ def fuse(model: Model, *, fast_gelu: bool) -> Model:
             str(path), "bert", num_heads=0, hidden_size=0, optimization_options=options, opt_level=0,
         )  # fmt: skip
         fused: Model = found.model
+    if _OWN not in {one.domain for one in fused.opset_import}:  # its optimizer forgets to say so
+        fused.opset_import.append(helper.make_opsetid(_OWN, 1))
     return fused
 
 

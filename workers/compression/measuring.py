@@ -13,6 +13,7 @@ from workers.compression.candidate import Candidate
 from workers.compression.memory import peak_bytes
 from workers.compression.recipes import Maker, Recipe
 from workers.context import Stopped
+from workers.evaluation.device import CPU
 from workers.evaluation.judge import Judge
 from workers.evaluation.latency import Beside, Effort, Latency, by_turns, usual_batch
 from workers.evaluation.loss import Loss, worst_loss
@@ -75,7 +76,8 @@ class Measuring:
         if not np.isfinite(loss.measured):
             return Candidate(list(recipe), len(raw), failed="its answers are not finite")
         found = self._judged(recipe, raw, loss, self._beside(raw, effort if loss.within else _GLANCE))
-        return self._with_memory(found, raw) if found.accepted else found
+        # Of what runs on a GPU a process' memory says little: most of it is CUDA's own.
+        return self._with_memory(found, raw) if found.accepted and self.judge.device == CPU else found
 
     def confirm(self, one: Candidate) -> Candidate:
         """Measure its speed again and for longer; the very same file loses what it has lost before."""
@@ -104,7 +106,9 @@ class Measuring:
     def _beside(self, raw: bytes, effort: Effort) -> Beside:
         """By turns with the full model."""
         judge, begun = self.judge, time.monotonic()
-        found = by_turns((self.maker.material.model, raw), judge.inputs, judge.threads, self._batch, effort)
+        found = by_turns(
+            (self.maker.material.model, raw), judge.inputs, judge.threads, self._batch, effort, judge.device
+        )
         self._round_s = (time.monotonic() - begun) / found.rounds
         return found
 

@@ -12,8 +12,8 @@ from workers.compression.weights import BLOCK
 _TREES = {"first_trees", "merge_leaves"}
 _PARTS = {
     "student": "distilled", "prune": "pruned", "learn_rounding": "aware", "drop_layers": "shorter",
-    "cheapen": "cheaper", "low_rank": "low-rank", "half_weights": "half", "byte_weights": "bytes", "fuse": "fused",
-    "simplify": "simplified",
+    "cheapen": "cheaper", "low_rank": "low-rank", "half": "fp16", "half_weights": "half", "byte_weights": "bytes",
+    "fuse": "fused", "simplify": "simplified",
 }  # fmt: skip
 _STORAGES = {"half_weights": "fp16", "byte_weights": "int8"}
 
@@ -72,6 +72,8 @@ def described(recipe: Recipe, seed: int, rows: int, trees: tuple[int, int] | Non
     for step in recipe:
         if step["step"] in _STORAGES:
             told |= {"storage": _STORAGES[step["step"]]}
+        elif step["step"] == "half":
+            told |= {"method": "half", "precision": "fp16"}
         elif step["step"] == "quantize":
             told |= _quantized(step, rows)
     return {**told, "steps": [dict(step) for step in recipe], "seed": seed}

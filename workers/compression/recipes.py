@@ -14,6 +14,7 @@ from workers.compression.cheaper import cheaper_network
 from workers.compression.foreign_pictures import picture_student
 from workers.compression.fuse import fuse, simplify
 from workers.compression.graphs import Model
+from workers.compression.half import in_half
 from workers.compression.int8 import Static, quantize_weights
 from workers.compression.layers import short_encoder
 from workers.compression.low_rank import low_rank
@@ -153,6 +154,7 @@ _STEPS: dict[str, Callable[[Maker, Recipe, dict[str, Any]], Model]] = {
     "simplify": lambda maker, before, _: simplify(maker.graph(before)),
     "low_rank": _low_rank,
     "quantize": _quantize,
+    "half": lambda maker, before, _: in_half(maker.graph(before)),
     "half_weights": lambda maker, before, _: half_weights(maker.graph(before)),
     "byte_weights": lambda maker, before, _: byte_weights(maker.graph(before)),
     "first_trees": lambda maker, before, given: Forest.of(maker.graph(before)).first(**given),

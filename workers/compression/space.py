@@ -60,6 +60,7 @@ _PRECISIONS: dict[str, Step] = {
     "static, int8": {**_WIDE, "activations": "int8"},
     "static, entropy": {**_WIDE, "calibration": "entropy"},
     "static, percentile": {**_WIDE, "calibration": "percentile"},
+    "half": {"step": "half"},
 }
 
 
@@ -76,25 +77,27 @@ class Space:
     alone: Sequence[Sequence[Step]] = ()
 
     @classmethod
-    def of(cls, material: Material, graph: Model) -> "Space":
-        """Everything that suits the graph; without choices nothing does."""
+    def of(cls, material: Material, graph: Model, *, half: bool = False) -> "Space":
+        """Everything that suits the graph; without choices nothing does. `half`: half precision, as on a GPU, too."""
         operators = operators_of(graph)
         network = bool(operators & (PRODUCTS | {"Conv"})) and not operators & TREE_OPERATORS
-        return _network(material, graph) if network else _trees(material, graph)
+        return _network(material, graph, half=half) if network else _trees(material, graph)
 
     def recipe(self, picked: Picked) -> list[Step] | None:
         """The steps in their order; None if they do not go together."""
         return _tree_recipe(picked) if self.trees else _network_recipe(picked, self.students, self.layers)
 
 
-def usual_precision(graph: Model) -> Step | None:
-    """How a network is quantized when nothing is searched; None where there is nothing to quantize.
+def usual_precision(graph: Model, *, half: bool = False) -> Step | None:
+    """A network's precision when nothing is searched: int8, or half precision; None where there are no products.
 
-    With ranges that are known beforehand: those that are found at run time are the whole batch's, and what a row is
-    answered would depend on the rows beside it.
+    int8 with ranges that are known beforehand: those that are found at run time are the whole batch's, and what a row
+    is answered would depend on the rows beside it.
     """
-    operators = operators_of(graph)
-    if "Conv" in operators:
+    convolutions = "Conv" in operators_of(graph)
+    if half:
+        return _PRECISIONS["half"] if convolutions or weighted(graph, PRODUCTS) else None
+    if convolutions:
         return STATIC
     return WEIGHTS_ALONE if weighted(graph, PRODUCTS) else None
 
@@ -118,7 +121,7 @@ def _trees(material: Material, graph: Model) -> Space:
     return Space(choices, [_whole(choices, some) for some in first], trees=True)
 
 
-def _network(material: Material, graph: Model) -> Space:
+def _network(material: Material, graph: Model, *, half: bool) -> Space:
     operators = operators_of(graph)
     products, convolutions = operators & PRODUCTS, "Conv" in operators
     looked_up = bool(weighted(graph, frozenset({"Gather"})))
@@ -129,6 +132,8 @@ def _network(material: Material, graph: Model) -> Space:
         names += ["dynamic"] + (["dynamic, tables"] if looked_up else [])
     if large := bool(products) and (not convolutions or share_of_products(graph) >= _LARGE_SHARE):
         names += ["8 bits, weights", "4 bits, weights"]
+    if half:
+        names.append("half")
     choices: dict[str, Sequence[str]] = {"precision": (_NONE, *sorted(names)), "storage": (_NONE, *_STORAGES)}
     if large:
         choices["rank"] = (_NONE, *_ENERGIES)
@@ -176,7 +181,7 @@ def _trees_in_its_place(material: Material) -> list[list[Step]]:
 def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     """Each technique alone, and those together that mostly add up."""
     precisions = [name for name in choices["precision"] if name != _NONE]
-    preferred = ("static",) if "convolutions" in precisions else ("products, tables", "products")
+    preferred = ("half", "static") if "convolutions" in precisions else ("half", "products, tables", "products")
     best = next(name for name in preferred if name in precisions)
     first: list[Picked] = [{"precision": best}]
     forms = choices.get("graph", ())
@@ -187,7 +192,8 @@ def _network_first(choices: Mapping[str, Sequence[str]]) -> list[Picked]:
     first += [{"graph": name, "precision": best} for name in fusions]
     first += [{"graph": name} for name in forms if name == "simplified"]
     first += [{"precision": name} for name in sorted(precisions) if name != best]
-    first += [{"precision": "convolutions" if best == "static" else best, "storage": "bytes"}]
+    if best != "half":  # which leaves no weights to store otherwise
+        first.append({"precision": "convolutions" if best == "static" else best, "storage": "bytes"})
     first += [{"storage": name} for name in _STORAGES]
     first += [{"rank": energy} for energy in choices.get("rank", ())[1:]]
     return first
@@ -210,6 +216,8 @@ def _network_recipe(picked: Picked, students: Mapping[str, Step], layers: Mappin
     if (precision := picked["precision"]) != _NONE:
         steps.append(_PRECISIONS[precision])
     if (storage := picked["storage"]) != _NONE:
+        if precision == "half":
+            return None
         steps.append(_STORAGES[storage])
     return steps or None
 

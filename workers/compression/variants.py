@@ -19,13 +19,14 @@ from workers.compression.graphs import TREES, operators_of
 from workers.compression.int8 import CALIBRATION_ROWS
 from workers.compression.material import Material, Origin
 from workers.compression.measuring import SURE, Measuring, drops
-from workers.compression.naming import described, free_name, names_of
+from workers.compression.naming import described, free_name, name_of, names_of
 from workers.compression.recipes import Maker, Recipe, key_of
 from workers.compression.space import Space, shorter, usual_precision
 from workers.compression.sparsity import PACKED_PER_S, SHARES, sparse_sizes
 from workers.compression.trees import NOTE, Forest, has_tree_order
 from workers.context import JobContext, Stopped
 from workers.data.prepare import Prepared
+from workers.evaluation.device import CPU
 from workers.evaluation.judge import Judge
 from workers.evaluation.variant import Variant
 
@@ -69,7 +70,8 @@ class Compressor:
         begun, graph = time.monotonic(), onnx.load_from_string(self.model)
         if (rows := len(self._decider.y)) < _LEAST_ROWS:
             reason = f"{rows} validation rows say nothing of others; at least {_LEAST_ROWS} are needed"
-            name = "optimized" if TREES in operators_of(graph) else "int8" if usual_precision(graph) else ""
+            usual = usual_precision(graph, half=self._half)
+            name = "optimized" if TREES in operators_of(graph) else name_of([usual]) if usual else ""
             return self._nothing(begun, name, {"method": "none"}, reason)
         with TemporaryDirectory() as name:
             material = Material(
@@ -98,12 +100,11 @@ class Compressor:
         self._tell(begun, [], [], names, [reason] if name else None)
         return [Variant(name, "rejected", told, None, 0, reason=reason) for name in names]
 
-    @staticmethod
-    def _usual_recipe(graph: onnx.ModelProto, measuring: Measuring) -> Recipe | None:
-        """The fewest trees within the budget, empty if all are needed; or how a network is quantized; or nothing."""
+    def _usual_recipe(self, graph: onnx.ModelProto, measuring: Measuring) -> Recipe | None:
+        """The fewest trees within the budget, empty if all are needed; or a network's precision; or nothing."""
         if has_tree_order(graph):
             return next((one for one in shorter(graph) if measuring.loss(measuring.maker.make(one)).within), [])
-        step = usual_precision(graph)
+        step = usual_precision(graph, half=self._half)
         return None if step is None else [step]
 
     def _search(self, graph: onnx.ModelProto, measuring: Measuring, output: Path) -> list[Variant]:
@@ -111,10 +112,10 @@ class Compressor:
         begun, maker = time.monotonic(), measuring.maker
         folder = None if self.job is None else self.job.checkpoint / _ROOM
         maker.taught = folder and folder / _TAUGHT
-        notebook = Notebook.open(folder, host_name(), hashlib.sha256(self.model).hexdigest())
+        notebook = Notebook.open(folder, self._host, hashlib.sha256(self.model).hexdigest())
         from workers.compression.search import Search  # noqa: PLC0415 - optuna is loaded for those who search alone
 
-        space = Space({}, [], trees=False) if self.given else Space.of(maker.material, graph)
+        space = Space({}, [], trees=False) if self.given else Space.of(maker.material, graph, half=self._half)
         limit_s = (self.budget.time_limit_s if self.given else self.budget.search_s) or float("inf")
         search = Search(measuring, space, notebook, limit_s, given=self.given, job=self.job, span=self.span)
         if not notebook.searched and (space.choices or self.given):
@@ -161,7 +162,7 @@ class Compressor:
             "nearest": None if kept else next(iter(names), None),
             "stopped_by": [] if kept else stopped_by or _stopped_by(shown),
             "budget": self.budget.model_dump(mode="json"),
-            "host": host_name(),
+            "host": self._host,
             "part": self._part,
             "full": {"bytes": len(self.model)},
             "front": kept,
@@ -197,6 +198,16 @@ class Compressor:
         (output / path).parent.mkdir(parents=True, exist_ok=True)
         (output / path).write_bytes(raw)
         return Variant(name, "accepted", told, path, len(raw), metrics, latency)
+
+    @property
+    def _host(self) -> str:
+        """What is measured."""
+        return host_name(self.judge.device)
+
+    @property
+    def _half(self) -> bool:
+        """Whether half precision is worth a try: GPUs have kernels for it, processors would only cast."""
+        return self.judge.device != CPU
 
     @property
     def _part(self) -> str:

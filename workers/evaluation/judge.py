@@ -7,6 +7,7 @@ import numpy as np
 
 from app.core.signature import Task
 from workers.evaluation.answers import Answering
+from workers.evaluation.device import CPU
 from workers.evaluation.latency import Latency, compare_latency, usual_batch
 from workers.evaluation.metrics import evaluate
 from workers.export.runtime import open_session, predict
@@ -15,7 +16,10 @@ from workers.learning import Array, Inputs, Rule, take
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Held-out rows and how to judge a model by them; rows of one of `groups` [N] depend on each other."""
+    """Held-out rows and how to judge a model by them; rows of one of `groups` [N] depend on each other.
+
+    `device` is where models run: see `workers.evaluation.device`.
+    """
 
     task: Task
     inputs: Inputs
@@ -24,6 +28,7 @@ class Judge:
     threads: int
     answering: Answering = field(default_factory=Answering)
     groups: Array | None = None
+    device: str = CPU
 
     def of(self, rows: Array) -> "Judge":
         """By some of the rows, bool [N]."""
@@ -33,7 +38,7 @@ class Judge:
 
     def answers(self, model: bytes | str) -> Array:
         """What a serialised model, or the one at a path, says to these rows: probabilities [N, K] or values [N]."""
-        session = open_session(model, self.threads)
+        session = open_session(model, self.threads, self.device)
         return self.answering.read(predict(session, self.inputs, self.answering.batch, self.answering.output))
 
     def score(
@@ -49,4 +54,4 @@ class Judge:
     def latency(self, *models: bytes, rounds: int = 3) -> list[Latency]:
         """How fast each is here, measured in turns."""
         batch = min(usual_batch(self.inputs), self.answering.batch)
-        return compare_latency(models, self.inputs, self.threads, batch, rounds)
+        return compare_latency(models, self.inputs, self.threads, batch, rounds, self.device)

@@ -1,4 +1,4 @@
-"""How fast a model is on this host."""
+"""How fast a model is on this host, on its processor or a GPU of it."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 
 from app.core.host import host_name
 from app.serving.bfloat16 import runner
+from workers.evaluation.device import CPU
 from workers.export.runtime import open_session
 from workers.learning import Inputs, rows_of, take
 
@@ -24,7 +25,7 @@ _Run = Callable[[int], Any]  # of an index
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds for one row and for `batch` rows, rows a second of those, the processor, the session's threads."""
+    """Milliseconds for one row and for `batch` rows, rows a second of those, where it ran, the session's threads."""
 
     p50_ms: float
     p95_ms: float
@@ -65,7 +66,7 @@ def usual_batch(inputs: Inputs) -> int:
     return _BATCH_OF_PICTURES if pictures else _BATCH_OF_ROWS
 
 
-def measure_latency(model: bytes, inputs: Inputs, threads: int, batch: int) -> Latency:
+def measure_latency(model: bytes, inputs: Inputs, threads: int, batch: int, device: str = CPU) -> Latency:
     """Time a warm session in-process, without a batcher or a network.
 
     Args:
@@ -73,8 +74,10 @@ def measure_latency(model: bytes, inputs: Inputs, threads: int, batch: int) -> L
         inputs: real rows; repeated when there are fewer than a batch.
         threads: of the session.
         batch: rows of the second measurement.
+        device: where it runs.
     """
-    return time_session(open_session(model, threads), *_rows(inputs, batch), batch, threads, _BUDGET_S)
+    session = open_session(model, threads, device)
+    return time_session(session, *_rows(inputs, batch), batch, threads, _BUDGET_S, device)
 
 
 def _rows(inputs: Inputs, batch: int) -> tuple[list[Inputs], Inputs]:
@@ -90,29 +93,30 @@ def time_session(
     batch: int,
     threads: int,
     budget_s: float,
+    device: str = CPU,
 ) -> Latency:
-    """Time single rows in turn, and a batch of `batch` rows."""
+    """Time single rows in turn, and a batch of `batch` rows; `device` is where the session runs."""
     names = [output.name for output in session.get_outputs()]
     run = runner(session)
     single = _times(lambda i: run(names, ones[i % len(ones)]), budget_s)
     bulk = _times(lambda _: run(names, many), budget_s)
-    return _latency(single, bulk, batch, threads)
+    return _latency(single, bulk, batch, threads, device)
 
 
-def _latency(single: Sequence[float], bulk: Sequence[float], batch: int, threads: int) -> Latency:
+def _latency(single: Sequence[float], bulk: Sequence[float], batch: int, threads: int, device: str) -> Latency:
     """From the seconds of runs; the median resists other processes on a shared host."""
     p50, p95 = np.percentile(single, [50, 95]) * 1e3
     batch_p50, batch_p95 = np.percentile(bulk, [50, 95]) * 1e3
     rate = float(batch / np.median(bulk))
     times = float(p50), float(p95), rate, float(batch_p50), float(batch_p95)
-    return Latency(*times, batch, host_name(), threads)
+    return Latency(*times, batch, host_name(device), threads)
 
 
 def compare_latency(
-    models: Sequence[bytes], inputs: Inputs, threads: int, batch: int, rounds: int = 3
+    models: Sequence[bytes], inputs: Inputs, threads: int, batch: int, rounds: int = 3, device: str = CPU
 ) -> list[Latency]:
     """Measure models in turns and keep each one's best round, so that a passing load does not favour one of them."""
-    taken = [[measure_latency(model, inputs, threads, batch) for model in models] for _ in range(rounds)]
+    taken = [[measure_latency(model, inputs, threads, batch, device) for model in models] for _ in range(rounds)]
     best = []
     for own in zip(*taken, strict=True):
         least = {name: min(getattr(x, name) for x in own) for name in _TIMES}
@@ -120,7 +124,9 @@ def compare_latency(
     return best
 
 
-def by_turns(models: tuple[bytes, bytes], inputs: Inputs, threads: int, batch: int, effort: Effort) -> Beside:
+def by_turns(
+    models: tuple[bytes, bytes], inputs: Inputs, threads: int, batch: int, effort: Effort, device: str = CPU
+) -> Beside:
     """How the second model compares with the first: the median of what single rounds say, in which both have a turn.
 
     Its own times are those of all its runs.
@@ -129,7 +135,7 @@ def by_turns(models: tuple[bytes, bytes], inputs: Inputs, threads: int, batch: i
     rounds of each model put together first, as its best one, the model that had luck once would win.
     """
     ones, many = _rows(inputs, batch)
-    first, second = (_Turns.of(open_session(model, threads), ones, many) for model in models)
+    first, second = (_Turns.of(open_session(model, threads, device), ones, many) for model in models)
     singles, bulks = [], []  # type: list[float], list[float]
     speed_up, quicker = [], []  # type: list[float], list[float]
     begun = time.perf_counter()
@@ -140,7 +146,7 @@ def by_turns(models: tuple[bytes, bytes], inputs: Inputs, threads: int, batch: i
         speed_up.append(np.median(before_bulk) / np.median(bulk))
         singles += single
         bulks += bulk
-    found = _latency(singles, bulks, batch, threads)
+    found = _latency(singles, bulks, batch, threads, device)
     return Beside(found, float(np.median(speed_up)), float(np.median(quicker)), len(quicker))
 
 

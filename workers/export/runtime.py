@@ -8,6 +8,7 @@ import onnxruntime as ort
 
 from app.serving.bfloat16 import runner
 from app.serving.fusions import leave_slow_fusions_out
+from app.serving.provider import Provider
 from workers.export.bounds import LOWER, UPPER, VALUE
 from workers.learning import Inputs, rows_of, take
 
@@ -15,8 +16,14 @@ _ERRORS_ONLY = 3
 Session = ort.InferenceSession
 
 
-def open_session(model: bytes | str, threads: int) -> ort.InferenceSession:
-    """A CPU session over a serialised model, or over the file at a path and the external data beside it."""
+def open_session(model: bytes | str, threads: int, device: str = "cpu") -> ort.InferenceSession:
+    """A session over a serialised model, or over the file at a path and the external data beside it.
+
+    On `cuda:N` it has the options of a gateway there; see `workers.evaluation.device` for whether it can run there.
+    """
+    if device != "cpu":
+        provider = Provider.on_gpu(device)
+        return ort.InferenceSession(model, provider.session_options(threads), providers=provider.chain)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

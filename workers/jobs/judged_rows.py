@@ -12,6 +12,7 @@ from workers.data.labelled import read_labelled
 from workers.data.prepare import Prepared, reload
 from workers.data.splits import split_rows
 from workers.data.tables import Notes
+from workers.evaluation.device import measuring_device
 from workers.evaluation.judge import Judge
 from workers.host import job_threads
 from workers.jobs.judging import Version, labelled_judge
@@ -20,12 +21,15 @@ from workers.jobs.judging import Version, labelled_judge
 def judged_rows(
     job: JobContext, spec: CompressSpec | MeasureSpec, version: Version, model: bytes
 ) -> tuple[Prepared, Judge, str]:
-    """The rows, a judge by those that are reported, and the main metric.
+    """The rows, a judge by those that are reported, who runs models where the job asks for it, and the main metric.
 
     Raises:
-        InvalidSpec, InvalidData: the data set does not suit the version, or no longer does; the field is named.
+        InvalidSpec, InvalidData: the data set does not suit the version, or no longer does, or the job asks for a GPU
+            on which no models can be run; the field is named.
     """
-    return _given(job, spec, version, model) if spec.dataset else _own(job, version)
+    device = measuring_device(spec.resources.device)
+    prepared, judge, main = _given(job, spec, version, model) if spec.dataset else _own(job, version)
+    return prepared, replace(judge, device=device), main
 
 
 def _own(job: JobContext, version: Version) -> tuple[Prepared, Judge, str]:

@@ -1,10 +1,10 @@
-"""Measure: the variants of an existing model version, on this host."""
+"""Measure: the variants of an existing model version, on this host, or on its GPU."""
 
 from typing import Any
 
 import onnx
 
-from app.core.host import host_class
+from app.core.host import host_class, host_name
 from app.core.resources import BASE_VARIANT
 from app.specs.compression import CompressBudget
 from app.specs.jobs import MeasureSpec
@@ -39,7 +39,7 @@ def run(job: JobContext) -> dict[str, Any]:
         job.log(f"variant {name}: {found[-1].state}" + (f", {found[-1].reason}" if found[-1].reason else ""))
     job.progress(1.0, "done")
     return {
-        "host": host_class(),
+        "host": host_class(host_name(judge.device)),
         "main_metric": main,
         "metrics": order(found[0].metrics, [main]),
         "rows": prepared.split.sizes(),

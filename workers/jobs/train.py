@@ -15,6 +15,7 @@ from workers.compression.material import Origin
 from workers.compression.variants import Compressor
 from workers.context import FitContext, JobContext
 from workers.data.prepare import Prepared, prepare
+from workers.evaluation.device import CPU, measuring_device
 from workers.evaluation.judge import Judge
 from workers.evaluation.leaks import Associations, look_for_leaks
 from workers.evaluation.metrics import baseline, evaluate, metric_drop, order, positive_class
@@ -23,7 +24,7 @@ from workers.evaluation.variant import Variant
 from workers.export.parity import MIN_ROWS, Parity, check_parity
 from workers.export.runtime import open_session, predict
 from workers.export.version_files import write_contract, write_json
-from workers.families.base import Fitted
+from workers.families.base import Family, Fitted
 from workers.families.weight_folders import with_their_size
 from workers.features.recipe import learner_of
 from workers.host import check_devices, choose_device, environment, job_threads
@@ -52,8 +53,7 @@ def run(job: JobContext) -> dict[str, Any]:
     job.progress(0.0, "reading the data set")
     threads = job_threads(job)
     learner = learner_of(spec)
-    device = choose_device(spec.resources.device, learner.devices)
-    check_devices(spec.training.devices, device, threads)
+    device, measured_on = _devices(spec, learner, threads)
     prepared = prepare(job, spec)
     data = prepared.learning(spec, threads, device)
     job.log(f"learning from {prepared.rows} rows, {len(prepared.signature.columns)} columns")
@@ -74,7 +74,7 @@ def run(job: JobContext) -> dict[str, Any]:
     parity = _prove(model, fitted, prepared, threads, rule)
     job.progress(0.87, "evaluating")
     (job.output / MODEL).write_bytes(model)
-    report = _Report(job, spec, prepared, data, model, rule)
+    report = _Report(job, spec, prepared, data, model, rule, measured_on)
     main, metrics, base = report.evaluate()
     compressor = _compressor(job, spec, report, main, time.monotonic() - started)
     variants = [base, *(compressor.run(job.output) if compressor is not None else [])]
@@ -100,6 +100,13 @@ def run(job: JobContext) -> dict[str, Any]:
     }
 
 
+def _devices(spec: TrainSpec, learner: Family, threads: int) -> tuple[str, str]:
+    """Where the model learns, and where it is measured. InvalidSpec: not here."""
+    device = choose_device(spec.resources.device, learner.devices)
+    check_devices(spec.training.devices, device, threads)
+    return device, CPU if spec.compress is None else measuring_device(spec.resources.device)
+
+
 def _compressor(job: JobContext, spec: TrainSpec, report: "_Report", main: str, seconds: float) -> Compressor | None:
     if spec.compress is None:
         return None
@@ -122,12 +129,13 @@ class _Report:
     """Everything that is said of a freshly trained model."""
 
     def __init__(
-        self, job: JobContext, spec: TrainSpec, prepared: Prepared, data: LearningData, model: bytes, rule: Rule
-    ) -> None:
+        self, job: JobContext, spec: TrainSpec, prepared: Prepared, data: LearningData, model: bytes, rule: Rule,
+        measured_on: str,
+    ) -> None:  # fmt: skip
         self.job, self.spec, self.prepared, self.data, self.model = job, spec, prepared, data, model
         inputs, y = prepared.part("test")
         groups = None if prepared.closer.groups is None else prepared.closer.groups[prepared.split.test]
-        self.judge = Judge(spec.task, inputs, y, rule, data.threads, groups=groups)
+        self.judge = Judge(spec.task, inputs, y, rule, data.threads, groups=groups, device=measured_on)
         self.session = open_session(model, data.threads)
         self.answers = predict(self.session, inputs)
 

@@ -35,9 +35,12 @@ class ModelOut(BaseModel):
 
 
 class HostOut(BaseModel):
-    """A variant on one class of hosts: those with the same instruction sets for kernels."""
+    """A variant on one class of hosts: those with the same instruction sets for kernels, or the same GPU."""
 
-    host: str = Field(description="its instruction sets", examples=["avx512_vnni+avx512f+avx2"])
+    host: str = Field(
+        description="its instruction sets, or `cuda` and the name of its GPU",
+        examples=["avx512_vnni+avx512f+avx2", "cuda NVIDIA H200"],
+    )
     state: str = Field(description="`accepted` or `rejected`, on hosts of this class")
     reason: str | None = Field(description="why it was rejected there")
     metrics: dict[str, float] = Field(description="on test rows")

@@ -62,6 +62,7 @@ def test_what_there_was_no_time_for_says_so(compress_job: Callable[..., Any]):  
         ([{"step": "quantize", "method": "weights", "bits": 3}], (0, 0, "quantize", "bits"), "4 or 8"),
         ([{"step": "low_rank", "energy": 1.5}], (0, 0, "low_rank", "energy"), "less than 1"),
         ([{"step": "cheapen"}], (0, 0, "cheapen"), "relu"),
+        ([{"step": "half", "bits": 16}], (0, 0, "half", "bits"), "no such field"),
         ([{"step": "student", "of": "trees", "size": "half"}], (0, 0, "student"), "small, medium, large"),
         ([HALF, {"step": "prune", "keep": 0.5}], (0,), "put it first"),
         ([HALF] * 11, (0,), "at most 10"),

@@ -213,7 +213,7 @@ def test_a_network_over_tables_is_taught_to_trees(
     assert f"{packed[0]['packed_bytes']:,}" in page
 
 
-def always_alike(models: Any, inputs: Any, threads: int, batch: int, _: Effort) -> Beside:
+def always_alike(models: Any, inputs: Any, threads: int, batch: int, _: Effort, _device: str) -> Beside:
     """Twice as fast, whatever it is."""
     return replace(by_turns(models, inputs, threads, batch, Effort(1, 1, 0.0)), speed_up=2.0, quicker=2.0)
 
@@ -253,7 +253,7 @@ def test_what_was_fast_at_first_alone_is_not_kept(compress_job: Callable[..., An
     """Trees that seem to be twice as fast whenever they are measured, but for the second time."""
     timed = by_turns
 
-    def lucky(models: Any, inputs: Any, threads: int, batch: int, effort: Effort) -> Beside:
+    def lucky(models: Any, inputs: Any, threads: int, batch: int, effort: Effort, _device: str) -> Beside:
         speed = 0.985 if effort == SURE else 1.822
         return replace(timed(models, inputs, threads, batch, Effort(1, 1, 0.0)), speed_up=speed, quicker=speed)
 

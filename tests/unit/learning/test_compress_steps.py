@@ -287,21 +287,23 @@ def test_a_graph_whose_products_have_no_weights_is_not_quantized(tmp_path: Path)
         Static(model, rows, 50, tmp_path).quantize(["Gemm"], float_between=True)
 
 
-def test_gelu_as_torch_writes_it_becomes_one_node():
+@pytest.mark.parametrize("ends", [(["half", "a"], ["h", "m"]), (["h", "a"], ["m", "half"])], ids=["new", "old"])
+def test_gelu_as_torch_writes_it_becomes_one_node(ends: tuple[list[str], list[str]]):
     model, rows = two_layers(rank=60)
     for name, value in (("root", 2**0.5), ("one", 1.0), ("half", 0.5)):
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
     nodes = list(model.graph.node)
     written = [
         helper.make_node("Div", ["h", "root"], ["d"]), helper.make_node("Erf", ["d"], ["e"]),
-        helper.make_node("Add", ["e", "one"], ["a"]), helper.make_node("Mul", ["half", "a"], ["m"]),
-        helper.make_node("Mul", ["h", "m"], ["r"]),
+        helper.make_node("Add", ["e", "one"], ["a"]), helper.make_node("Mul", ends[0], ["m"]),
+        helper.make_node("Mul", ends[1], ["r"]),
     ]  # fmt: skip
     del model.graph.node[:]
     model.graph.node.extend([nodes[0], *written, nodes[2]])
     fused = fuse(model, fast_gelu=False)
     assert "Gelu" in operators_of(fused)
     assert "Erf" not in operators_of(fused)
+    onnx.checker.check_model(fused)  # as every recipe's graph is
     assert answers(fused, rows) == pytest.approx(answers(model, rows), abs=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Training on a real GPU: precision, memory that is too small, a run that goes on, and what is exported."""
+"""Training on a real GPU: precision, memory that is too small, a run that goes on, what is exported and compressed."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 from app.core.errors import InvalidSpec
+from app.core.host import host_class, host_name
+from app.serving.provider import lacks_cuda
 from app.specs.training import TrainingSpec
-from workers.jobs import train
+from workers.evaluation.device import measuring_device
+from workers.jobs import compress, measure, train
 from workers.training.batches import Tensors
 from workers.training.loop import train as train_network
 
@@ -88,3 +91,57 @@ def test_two_gpus_learn_what_one_learns(make_job: MakeJob, digits: pl.DataFrame)
 def test_more_gpus_than_there_are_are_refused(make_job: MakeJob, digits: pl.DataFrame):
     with pytest.raises(InvalidSpec, match="CUDA devices, not 64"):
         learned(make_job, digits, "many", "cuda", devices=64)
+
+
+measured_there = pytest.mark.skipif(lacks_cuda() is not None, reason="this ONNX Runtime has no CUDA")
+
+
+def compressing(make_job: MakeJob, digits: pl.DataFrame, kind: str, **spec: Any) -> Any:
+    """A job for the GPU on a version of wide convolutions, that is trained there."""
+    trained = make_job(
+        digits, data="image", name="wide", family="cnn", target="label", params={"channels": [32, 64]},
+        training={"epochs": 4, "batch_size": 64, "optimizer": {"lr": 0.01}},
+    )  # fmt: skip
+    if not (trained.output / "model.onnx").exists():
+        train.run(trained)
+    job = make_job(digits, data="image", name=kind, kind=kind)
+    job.spec = {"kind": kind, "model": "m", "version": 1, "resources": {"device": "cuda"}, **spec}
+    (job.input / "model").symlink_to(trained.output)
+    return job
+
+
+@measured_there
+def test_the_driver_and_torch_call_the_gpu_the_same():
+    assert measuring_device("cuda") == "cuda:0"
+    assert host_class(host_name("cuda:0")) == f"cuda {torch.cuda.get_device_name(0)}"
+
+
+@measured_there
+def test_half_precision_is_what_a_gpu_tries_first_and_it_is_kept_for_that_gpu(make_job: MakeJob, digits: pl.DataFrame):
+    result = compress.run(compressing(make_job, digits, "compress", budget={"max_metric_drop": 0.05}))
+    [variant] = result["variants"]
+    assert (variant["name"], variant["state"], variant["reason"]) == ("fp16", "accepted", None)
+    assert host_class(variant["latency"]["host"]) == f"cuda {torch.cuda.get_device_name(0)}"
+    assert variant["bytes"] < result["compression"]["full"]["bytes"] / 1.5
+    assert variant["metrics"]["accuracy"] == pytest.approx(result["metrics"]["accuracy"], abs=0.01)
+
+
+@measured_there
+def test_a_search_measures_every_recipe_there(make_job: MakeJob, digits: pl.DataFrame):
+    budget = {"max_metric_drop": 0.05, "time_limit_s": 40}
+    report = compress.run(compressing(make_job, digits, "compress", budget=budget))["compression"]
+    first, *others = report["candidates"]
+    assert first["recipe"] == [{"step": "half"}]
+    assert first["failed"] is None
+    assert {one["latency"]["host"] for one in report["candidates"] if one["failed"] is None} == {report["host"]}
+    assert report["host"] == host_name("cuda:0")
+    assert any(one["recipe"][-1] == {"step": "half"} and len(one["recipe"]) > 1 for one in others)
+
+
+@measured_there
+def test_variants_are_measured_anew_there(make_job: MakeJob, digits: pl.DataFrame):
+    result = measure.run(compressing(make_job, digits, "measure", budgets={}))
+    assert result["host"] == f"cuda {torch.cuda.get_device_name(0)}"
+    [base] = result["variants"]
+    assert base["latency"]["host"] == host_name("cuda:0")
+    assert base["metrics"]["accuracy"] > 0.8

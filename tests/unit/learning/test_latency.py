@@ -20,7 +20,7 @@ class Machine:
     def __init__(self, load: Callable[[float], float]) -> None:
         self.now, self.load = 0.0, load
 
-    def session(self, model: bytes, _: int) -> Any:
+    def session(self, model: bytes, _threads: int, _device: str) -> Any:
         def run(_: Any, inputs: Any) -> None:
             self.now += len(model) * SHARES[len(inputs["x"])] * self.load(self.now)
 

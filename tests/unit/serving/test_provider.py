@@ -55,15 +55,32 @@ def test_a_sum_before_a_norm_is_not_fused_into_the_slower_kernel_on_the_cpu(tmp_
     assert kernels(Provider().session_options(1)) == ["Add", "LayerNormalization"]
 
 
-def test_cuda_is_told_its_device_and_to_choose_convolutions_by_heuristic(monkeypatch: pytest.MonkeyPatch):
-    known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(ort, "get_available_providers", lambda: known)
+@pytest.fixture
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with three GPUs."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr("app.core.host.gpu_name", lambda number: (["NVIDIA H200"] * 3)[number])
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_cuda_is_told_its_device_and_to_choose_convolutions_by_heuristic():
     (name, options), fallback = Provider.of(ServingSettings(provider="cuda:1")).chain
     assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options["device_id"] == "1"
     assert options["cudnn_conv_algo_search"] == "HEURISTIC"
     assert options["use_tf32"] == "0"
     assert Provider.of(ServingSettings(provider="cuda")).chain[0][1]["device_id"] == "0"
+    assert Provider.on_gpu("cuda:1").chain == Provider.of(ServingSettings(provider="cuda:1")).chain  # as jobs measure
+
+
+@pytest.mark.usefixtures("with_cuda")
+def test_a_gpu_that_the_driver_does_not_know_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch):
+    def unknown(number: int) -> str:
+        raise LookupError(f"NVIDIA's driver shows this process no GPU {number}")
+
+    monkeypatch.setattr("app.core.host.gpu_name", unknown)
+    with pytest.raises(Misconfigured, match=r"AIMASS_SERVING_PROVIDER=cuda:7: .* no GPU 7, or set it to cpu"):
+        Host(ServingSettings(provider="cuda:7"))
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA")
@@ -72,9 +89,9 @@ def test_a_provider_that_is_not_installed_is_named():
         Host(ServingSettings(provider="cuda:0"))
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.usefixtures("with_cuda")
+def test_a_session_that_fell_back_to_the_cpu_is_refused(tmp_path: Path):
     session = ort.InferenceSession(heavy(tmp_path / "m", 2) / "model.onnx", providers=["CPUExecutionProvider"])
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     Provider.of(ServingSettings()).check(session)
     cuda = Provider.of(ServingSettings(provider="cuda:2"))
     assert cuda.arenas == "cpu:0;gpu:2"
