@@ -47,6 +47,8 @@ class Auto:
         """
         pool = Pool.of(self.kind, data, self.params["folds"])
         pool.check()
+        pool = pool.judgeable(job)
+        data = pool.data
         search = _Search(pool, self.params, job, _State.load(job))
         search.run()
         if not search.members:

@@ -123,13 +123,16 @@ def stack(answers: Sequence[Array], y: Array, used: Sequence[float]) -> Stacked 
     return Stacked(tuple(float(weight > 0) for weight in used), coefficients, intercept)
 
 
-def least_squares(answers: Sequence[Array], y: Array, most: int) -> Weighted:
-    """Of values: weights of no sign but plus that leave the least squared error, of the heaviest members."""
+def least_squares(answers: Sequence[Array], y: Array, most: int) -> Weighted | None:
+    """Of values: weights of no sign but plus that leave the least squared error, of the heaviest members.
+
+    None if no member has a weight, as where answers go against the targets: a constant 0 is no model.
+    """
     matrix = np.stack(answers, axis=1).astype(np.float64)
     heavy = np.argsort(-nnls(matrix, y)[0])[:most]
     weights = np.zeros(len(answers))
     weights[heavy] = nnls(matrix[:, heavy], y)[0]
-    return Weighted(tuple(weights.tolist()))
+    return Weighted(tuple(weights.tolist())) if weights.any() else None
 
 
 def calibrated(mixed: Weighted, answers: Sequence[Array], y: Array) -> Weighted:

@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from app.core.errors import InvalidData, InvalidSpec
+from app.specs.evaluation import default_metric
 from app.specs.families import DataKind, family
 from workers.automl.portfolio import BOOSTED, Candidate, training_of
 from workers.automl.trial import ROOM, Trial
 from workers.context import JobContext
+from workers.evaluation.metrics import baseline, evaluate, positive_class
 from workers.export.parity import check_parity
 from workers.export.runtime import open_session, predict
 from workers.families.base import load_family
-from workers.learning import Array, Inputs, LearningData, Part, take
+from workers.learning import Array, Inputs, LearningData, Part, Rule, take
 from workers.training.files import write_atomically
 
 _MORE_ROUNDS = 1.1  # a model of all rows takes more of them than one that lacks a fold
@@ -81,6 +83,17 @@ class Pool:
     def targets(self) -> Array:
         """Class indices [N], values [N] in their own unit, or which labels a row has [N, K]."""
         return self.data.standard.restore(self.y) if self.data.task == "regression" else self.y
+
+    def judgeable(self, job: JobContext) -> "Pool":
+        """The same, by the usual metric where the wished one is undefined on the rows, as `mape` where one is zero."""
+        data, y = self.data, self.targets
+        rule = Rule(positive_class(y) if data.task == "classification" else 1, ordinal=data.signature.ordinal)
+        guess = baseline(data.task, y, len(y), data.n_classes)
+        if data.metric in evaluate(data.task, y, guess, rule=rule, names={data.metric}):
+            return self
+        usual = default_metric(data.task, data.n_classes)
+        job.log(f"{data.metric} is undefined on these rows, so models are chosen by {usual}", level="warning")
+        return dataclasses.replace(self, data=dataclasses.replace(data, metric=usual))
 
     def scored(self, folds: int) -> npt.NDArray[np.bool_]:
         """The rows of the first so many folds, [N]."""

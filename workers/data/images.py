@@ -12,15 +12,21 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
-from app.core.errors import InvalidData, InvalidTensor, Unavailable
+from app.core.errors import InvalidData, InvalidSpec, InvalidTensor, Unavailable
 from app.core.signature import ImageFormat
 from app.serving.images import decode_image, open_image
+from app.specs.jobs import Resources
 from workers.context import JobContext
 from workers.learning import Array
 
 MAX_SIDE = 96  # pixels, where the parameters leave the size open
 _PROBED = 200  # pictures looked at to tell grey from colour
 _BATCH = 256
+# Of all pictures, while they are learnt from or judge: as they are decoded, as the parts of the data, and as those are
+# taken again. Folds have copies of their own.
+COPIES, COPIES_WITH_FOLDS = 3, 5
+_SMALL = 8  # pixels a side: smaller pictures are none
+_BESIDE_MB = 1000  # libraries, and the work of a small network
 
 
 def choose_format(path: Path, table: pl.DataFrame, size: int | None) -> ImageFormat:
@@ -47,9 +53,16 @@ def choose_format(path: Path, table: pl.DataFrame, size: int | None) -> ImageFor
     return ImageFormat(mode, side, side)
 
 
-def decode_all(path: Path, fmt: ImageFormat, rows: int, job: JobContext) -> npt.NDArray[np.uint8]:
-    """Every picture of the data set, uint8 [N, C, H, W], in a file that vanishes with the array."""
+def decode_all(
+    path: Path, fmt: ImageFormat, rows: int, job: JobContext, copies: int = COPIES, *, resizable: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Every picture of the data set, uint8 [N, C, H, W], in a file that vanishes with the array.
+
+    InvalidSpec, before any is decoded, if so many copies of them do not fit the job's memory; `resizable`: a smaller
+    `params.image_size` is a remedy.
+    """
     shape = (rows, 1 if fmt.mode == "L" else 3, fmt.height, fmt.width)
+    _check_memory(shape, job, copies, resizable=resizable)
     pixels = array_on_disk(job.folder, np.uint8, shape)
     for index, (raw, name) in enumerate(_raw_images(path)):
         try:
@@ -59,6 +72,21 @@ def decode_all(path: Path, fmt: ImageFormat, rows: int, job: JobContext) -> npt.
         if index % 5000 == 0:
             job.progress(0.05 * index / rows, "decoding pictures")
     return pixels
+
+
+def _check_memory(shape: tuple[int, ...], job: JobContext, copies: int, *, resizable: bool) -> None:
+    """InvalidSpec if pictures [N, C, H, W] do not fit; what is mapped counts as memory of the job, too."""
+    memory_mb = Resources.model_validate(job.spec.get("resources", {})).memory_mb
+    room = max(memory_mb - _BESIDE_MB, memory_mb / 2)
+    rows, channels, height, width = shape
+    pixel_mb = rows * channels * copies / (1 << 20)
+    if height * width * pixel_mb <= room:
+        return
+    msg = f"{rows:,} pictures of {height} x {width} pixels take about {height * width * pixel_mb + _BESIDE_MB:,.0f} MiB"
+    remedy = "raise it, or use fewer pictures"
+    if (side := math.isqrt(int(room / pixel_mb))) >= _SMALL and resizable:
+        remedy = f"raise it, use fewer pictures, or set params.image_size to {side} at most"
+    raise InvalidSpec.at("resources", "memory_mb", msg=f"{msg}; {remedy}")
 
 
 def array_on_disk(folder: Path, dtype: Any, shape: tuple[int, ...]) -> Array:  # noqa: ANN401 - as numpy takes it

@@ -5,6 +5,7 @@ evenly spaced rows of each part, as many as memory allows. A family that reads `
 training row, a row group of the Parquet file at a time; any other learns from the training rows that are held.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -29,9 +30,11 @@ from workers.data.values import read_target
 from workers.learning import Array, Part
 
 _NUMBER_BYTES, _TEXT_BYTES = 18, 150  # of a cell while it is prepared and learnt from: a double, 32-bit floats, copies
+_OBJECT_BYTES, _CHARACTER_BYTES = 60, 6  # of a longer text, as Python's and as polars' text
 _SHARE = 0.5  # of the job's memory that a table may need before it counts as large
 _HELD_SHARE = 0.125  # of the job's memory for the rows that are held
 _HELD: Mapping[str, int] = {"train": 500_000, "validation": 250_000, "test": 500_000}  # rows at most
+_FEWEST_HELD = 1000  # rows of a part, if there are so many
 _NUMBERED = 0.9  # of the rows have a number of their own, by an estimate that is some 5 % off
 _SAVED = 1_000_000  # rows of a split that are written at a time
 Rows = npt.NDArray[np.int64]
@@ -40,20 +43,32 @@ Mask = npt.NDArray[np.bool_]
 
 def row_bytes(columns: Sequence[Mapping[str, Any]]) -> int:
     """Memory that a row needs, by the columns of the data set's profile."""
-    return sum(_TEXT_BYTES if column["type"] in {"category", "text"} else _NUMBER_BYTES for column in columns)
+    return sum(map(_cell_bytes, columns))
 
 
-def is_large(profile: Mapping[str, Any], memory_mb: int) -> bool:
-    """Would the table of this profile fill more than half of the job's memory?"""
-    needed: int = profile["rows"] * row_bytes(profile["columns"])
+def _cell_bytes(column: Mapping[str, Any]) -> int:
+    if column["type"] not in {"category", "text"}:
+        return _NUMBER_BYTES
+    characters = (column.get("length") or {}).get("mean") or 0.0
+    return max(_TEXT_BYTES, _OBJECT_BYTES + round(_CHARACTER_BYTES * characters))
+
+
+def is_large(profile: Mapping[str, Any], memory_mb: int, beside: int = 0) -> bool:
+    """Would the table of this profile fill more than half of the job's memory, with so many bytes a row beside it?"""
+    needed: int = profile["rows"] * (row_bytes(profile["columns"]) + beside)
     return needed > (memory_mb << 20) * _SHARE
 
 
 def held_rows(split: Split, profile: Mapping[str, Any], memory_mb: int) -> Split:
-    """Evenly spaced rows of each part, in its order."""
-    room = (memory_mb << 20) * _HELD_SHARE / row_bytes(profile["columns"])
-    scale = min(1.0, room / sum(_HELD.values()))
-    parts = {name: _evenly(getattr(split, name), max(1000, int(_HELD[name] * scale))) for name in PARTS}
+    """Evenly spaced rows of each part, in its order. InvalidSpec if even the fewest are too many for the memory."""
+    each = row_bytes(profile["columns"])
+    scale = min(1.0, (memory_mb << 20) * _HELD_SHARE / each / sum(_HELD.values()))
+    parts = {name: _evenly(getattr(split, name), max(_FEWEST_HELD, int(_HELD[name] * scale))) for name in PARTS}
+    rows = sum(map(len, parts.values()))
+    if rows * each > (memory_mb << 20) * _SHARE:
+        needed = math.ceil(rows * each / _SHARE / (1 << 20))
+        msg = f"{rows:,} rows are held at least, of {each / 1e6:.1f} MB each; raise it to {needed:,}"
+        raise InvalidSpec.at("resources", "memory_mb", msg=f"{msg}, or upload shorter texts or fewer columns")
     return Split(**parts, method=split.method)
 
 

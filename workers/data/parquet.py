@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from app.settings import LimitSettings
 from workers.data.delimited import unique_names
 from workers.data.findings import Findings, Tick, shorten, unreadable
-from workers.data.typed import Changes, beyond_int64, check_columns, normal_frame
+from workers.data.typed import Changes, beyond_int64, check_columns, is_unsigned, normal_frame
 
 _BATCH_ROWS, _BATCH_BYTES = 50_000, 32 << 20
 
@@ -62,7 +62,7 @@ def _check(file: pq.ParquetFile, limits: LimitSettings) -> None:
 
 def _beyond_int64(file: pq.ParquetFile, names: list[str]) -> set[str]:
     """Columns of unsigned integers that Int64 cannot hold; they become text, so that no digit is lost."""
-    unsigned = [i for i, field in enumerate(file.schema_arrow) if pa.types.is_uint64(field.type)]
+    unsigned = [i for i, field in enumerate(file.schema_arrow) if is_unsigned(field.type)]
     beyond: set[str] = set()
     for i in unsigned:
         for batch in file.iter_batches(columns=[file.schema_arrow.names[i]], use_threads=False):

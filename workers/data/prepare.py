@@ -19,7 +19,7 @@ from app.specs.jobs import Resources, TrainSpec
 from workers.context import JobContext
 from workers.data.division import Divider, Grouped, Ordered
 from workers.data.findings import listed
-from workers.data.images import choose_format, decode_all
+from workers.data.images import COPIES, COPIES_WITH_FOLDS, choose_format, decode_all
 from workers.data.large import (
     Large,
     RowStream,
@@ -52,6 +52,7 @@ IMAGE_COLUMN = "image"
 SEPARATOR = "|"  # of labels, unless the spec names another
 _REPEATS = 0.01  # share of the test rows from which on repeats are told of
 _SHARES = (0.1, 0.25, 0.5)  # of the training rows, for the learning curve
+_TOKEN_BYTES = 1000  # of a row of texts: some hundred words, as numbers of 64 bits
 _ROOM = 10  # times as many possible rows as there are: with fewer, rows are alike by accident
 
 
@@ -146,7 +147,7 @@ def prepare(job: JobContext, spec: TrainSpec) -> Prepared:
     notes = Notes()
     if wanted.data == "image":
         return _prepare_images(job, spec, folder, notes)
-    if wanted.data == "tabular" and is_large(profile, spec.resources.memory_mb):
+    if is_large(profile, spec.resources.memory_mb, beside=_TOKEN_BYTES * (wanted.data == "text")):
         return _prepare_large(spec, folder / DATA_FILE, profile, notes)
     frame = pl.read_parquet(folder / DATA_FILE)
     check_columns(frame, spec)
@@ -203,7 +204,8 @@ def _prepare_large(spec: TrainSpec, path: Path, profile: Mapping[str, Any], note
     positions, split = among_held(held)
     frame = read_rows(path, positions)
     types = {c["name"]: c["type"] for c in profile["columns"]}
-    columns, inputs = choose_columns(without_row_numbers(frame, spec, profile, notes), types, spec, notes)
+    choose = choose_texts if family(spec.family).data == "text" else choose_columns
+    columns, inputs = choose(without_row_numbers(frame, spec, profile, notes), types, spec, notes)
     target = Target(divided.target_of(positions), divided.classes)
     signature = _signature(spec, with_gaps(columns, profile), inputs, target)
     notes.warnings += [*split.lacks(target.classes, target.y), divided.told(held)]
@@ -287,7 +289,8 @@ def _prepare_images(job: JobContext, spec: TrainSpec, folder: Path, notes: Notes
     kept = clean_rows(table, spec, notes)
     target = read_labels(kept["label"], spec)
     fmt = choose_format(path, kept, spec.params.get("image_size"))
-    pixels: Any = decode_all(path, fmt, len(table), job)
+    copies = COPIES_WITH_FOLDS if family(spec.family).tries else COPIES
+    pixels: Any = decode_all(path, fmt, len(table), job, copies, resizable="image_size" in spec.params)
     if len(kept) < len(table):
         pixels = pixels[kept["__position"].to_numpy()]
     image = Tensor("image", "UINT8", (-1, *pixels.shape[1:]))

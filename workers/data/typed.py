@@ -45,8 +45,13 @@ def beyond_int64(names: list[str], batch: pa.RecordBatch) -> set[str]:
     return {
         name
         for name, column in zip(names, batch.columns, strict=True)
-        if pa.types.is_uint64(column.type) and (pl.Series(pl.from_arrow(column)) > _MAX_INT64).any()
+        if is_unsigned(column.type) and (pl.Series(pl.from_arrow(column.cast(pa.uint64()))) > _MAX_INT64).any()
     }
+
+
+def is_unsigned(kind: pa.DataType) -> bool:
+    """Unsigned integers of 64 bits, as they are or in a dictionary."""
+    return bool(pa.types.is_uint64(kind.value_type if pa.types.is_dictionary(kind) else kind))
 
 
 def normal_frame(names: list[str], batch: pa.RecordBatch, changes: Changes) -> pl.DataFrame:
@@ -60,6 +65,11 @@ def _normal(name: str, column: pa.Array, changes: Changes) -> pl.Series:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
         column = column.cast(kind)
+    if pa.types.is_decimal(kind):
+        kind = pa.float64()
+        column = column.cast(kind)  # by Arrow: polars ends the process at one of 256 bits
+    if pa.types.is_timestamp(kind) and kind.tz is not None:
+        column = column.view(pa.timestamp(kind.unit))  # its numbers are UTC, whatever the zone that it is shown in
     series = pl.Series("", pl.from_arrow(column)) if _is_plain(kind) else None  # some names are patterns to polars
     if series is None:
         raise unreadable(
@@ -68,13 +78,13 @@ def _normal(name: str, column: pa.Array, changes: Changes) -> pl.Series:
         )
     if pa.types.is_integer(kind):
         return series.cast(pl.String if name in beyond else pl.Int64)
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_floating(kind):
         floats = series.cast(pl.Float64)
         kept = finite(floats)
         changed[name, "NaN or infinite values were set missing"] += kept.null_count() - floats.null_count()
         return kept
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
-        return series.cast(pl.Datetime("us", getattr(series.dtype, "time_zone", None))).dt.replace_time_zone(None)
+        return series.cast(pl.Datetime("us"))
     if pa.types.is_boolean(kind):
         return series
     text = series.cast(pl.String)
@@ -89,7 +99,7 @@ def _normal(name: str, column: pa.Array, changes: Changes) -> pl.Series:
 def _is_plain(kind: pa.DataType) -> bool:
     t = pa.types
     tests = (
-        t.is_integer, t.is_floating, t.is_decimal, t.is_boolean, t.is_date, t.is_timestamp,
+        t.is_integer, t.is_floating, t.is_boolean, t.is_date, t.is_timestamp,
         t.is_string, t.is_large_string, t.is_string_view, t.is_null,
     )  # fmt: skip
     return any(test(kind) for test in tests)

@@ -17,7 +17,7 @@ from workers.families.evidence import Evidence
 from workers.families.per_label import FittedLabels, fit_labels
 from workers.learning import Array, Inputs, LearningData
 
-_NEVER = -1e4  # a log probability whose exponential is 0
+_NEVER = -1e300  # a log probability that is below any density of a row, however far out
 
 
 class NaiveBayes:

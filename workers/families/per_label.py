@@ -124,7 +124,7 @@ def _two_classes(data: LearningData, label: int) -> LearningData:
     output = replace(data.signature.outputs[0], shape=(-1, 2))
     signature = replace(data.signature, task="classification", classes=("no", "yes"), separator="", outputs=(output,))
     parts = [Part(part.inputs, part.y[:, label].astype(np.int64)) for part in (data.train, data.validation)]
-    return replace(data, signature=signature, train=parts[0], validation=parts[1], metric="log_loss", folds=None)
+    return replace(data, signature=signature, train=parts[0], validation=parts[1], metric="log_loss")
 
 
 def _sample(data: LearningData) -> Inputs:

@@ -44,6 +44,20 @@ def test_rows_that_are_empty_are_left_out_and_names_are_made_unique(ingest: Call
     assert len(set(got.types())) == 3
 
 
+def test_numbers_keep_their_digits_and_texts_of_digits_stay_as_they_are(ingest: Callable[..., Any]):
+    """A concentration of 1e-11 is not 0. Ten decimals are more than the reader's own text of a number has."""
+    small = [float(f"{i * 1.23e-11:.16G}") for i in range(1, 41)]  # as they are in the file
+    rows = [["small", "third", "whole", "either", "code", "written"]]
+    rows += [[x, i / 3, i, i / 7 if i % 2 else "none yet", "007", "0.5"] for i, x in enumerate(small, 1)]
+    got = ingest(workbook(rows))
+    assert got.table["small"].to_list() == small
+    assert got.table["third"].to_list() == [float(f"{i / 3:.16G}") for i in range(1, 41)]
+    assert (got.types()["whole"], got.table["whole"].to_list()) == ("integer", list(range(1, 41)))
+    assert [float(x) for x in got.table["either"].to_list()[::2]] == [float(f"{i / 7:.16G}") for i in range(1, 41, 2)]
+    assert got.table["code"].unique().to_list() == ["007"]
+    assert got.table["written"].unique().to_list() == [0.5]
+
+
 def test_what_is_no_workbook_is_refused(refused: Callable[..., str]):
     whole = workbook(ROWS)
     assert "no data rows" in refused(workbook(ROWS[:1]))

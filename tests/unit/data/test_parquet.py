@@ -1,6 +1,7 @@
 """Parquet uploads keep their types and lose no digit."""
 
 import datetime as dt
+import decimal
 import io
 from collections.abc import Callable
 from typing import Any
@@ -45,12 +46,30 @@ def test_types_are_kept(ingest: Callable[..., Any]):
     assert got.warned("'f': 2 NaN or infinite values")
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "America/New_York", "+05:30"])
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+def test_times_with_a_zone_are_stored_in_utc(ingest: Callable[..., Any], zone: str, unit: str):
+    at = [dt.datetime(2024, 1, 31, 10, tzinfo=dt.UTC), dt.datetime(1950, 7, 1, 3, 30, tzinfo=dt.UTC), None]
+    times = pa.array(at, pa.timestamp(unit, zone))
+    got = ingest(parquet(at=times, again=times.dictionary_encode()))
+    for name in ("at", "again"):
+        assert got.table[name].to_list() == [time and time.replace(tzinfo=None) for time in at]
+
+
 def test_unsigned_integers(ingest: Callable[..., Any]):
     raw = parquet(small=pa.array([1, 2], pa.uint64()), big=pa.array([1, 2**64 - 1], pa.uint64()))
     got = ingest(raw)
     assert got.table["small"].to_list() == [1, 2]
     assert got.table["big"].to_list() == ["1", "18446744073709551615"]
     assert got.warned("'big' becomes text")
+
+
+@pytest.mark.parametrize("kind", [pa.decimal128(20, 2), pa.decimal256(60, 2)])
+def test_decimals_are_numbers(ingest: Callable[..., Any], kind: pa.DataType):
+    exact = pa.array([decimal.Decimal("1.25"), None, decimal.Decimal("-12345678901.50")], kind)
+    got = ingest(parquet(d=exact))
+    assert got.types() == {"d": "number"}
+    assert got.table["d"].to_list() == [1.25, None, -12345678901.5]
 
 
 @pytest.mark.parametrize("column", [pa.array([[1], [2]]), pa.array([b"a", b"b"]), pa.array([{"x": 1}, {"x": 2}])])

@@ -44,6 +44,19 @@ def test_what_a_library_refuses_costs_one_candidate(
     assert (line["name"], line["models"]) == (("naive_bayes", 1) if trained == "linear-1" else ("linear", 2))
 
 
+def test_a_metric_that_the_rows_leave_undefined_chooses_nothing(make_job: MakeJob, mixed: pl.DataFrame):
+    """A share of a target of zero is none, so all models would be as bad; they are told apart by the usual metric."""
+    frame = mixed.drop("target").with_columns(target=pl.col("amount").clip(1000) - 1000)
+    params = {"folds": 2, "families": ["linear", "extra_trees"], "time_limit_s": 300}
+    job = make_job(frame, **SPEC | {"task": "regression", "metrics": ["mape"], "params": params})
+    assert train.run(job)["main_metric"] == "rmse"
+    fit = json.loads((job.output / "card.json").read_text())["fit"]
+    assert all(np.isfinite(line["rmse"]) for line in fit["tried"])
+    assert fit["why"].startswith("rmse ")
+    told = [event["message"] for event in job.seen if event["event"] == "log"]
+    assert "mape is undefined on these rows, so models are chosen by rmse" in told
+
+
 @pytest.mark.parametrize(
     ("error", "raised", "words"),
     [

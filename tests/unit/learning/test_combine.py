@@ -63,8 +63,21 @@ def test_the_temperature_undoes_confidence_that_is_not_earned():
 def test_least_squares_finds_the_parts_of_a_sum():
     first, second, noise = np.random.default_rng(SEED).normal(size=(3, 300))
     found = least_squares([first, noise, second], 0.3 * first + 0.6 * second, 2)
+    assert found is not None
     assert found.weights == pytest.approx((0.3, 0, 0.6), abs=1e-6)
-    assert sum(weight > 0 for weight in least_squares([first, noise, second], second, 1).weights) == 1
+    single = least_squares([first, noise, second], second, 1)
+    assert single is not None
+    assert sum(weight > 0 for weight in single.weights) == 1
+
+
+def test_answers_that_go_against_the_targets_are_not_left_without_a_weight():
+    """As means of other folds do, where there is nothing to learn: a constant 0 would score best, and is no model."""
+    y = np.random.default_rng(SEED).normal(size=400)
+    answers = [-0.05 * y, -0.1 * y]
+    assert least_squares(answers, y, 2) is None
+    choice = choose(answers, y, "rmse", "regression", 2, 0)
+    assert sum(choice.combination.weights) == pytest.approx(1)
+    assert "least squares" not in choice.scores
 
 
 def _run(combination: Combination, answers: list[np.ndarray], output: str) -> np.ndarray:

@@ -11,7 +11,9 @@ import scipy.sparse as sp
 
 from app.core.signature import Signature, Tensor
 from app.specs.training import TrainingSpec
+from workers.context import Stopped
 from workers.families.encoding import TreeEncoder
+from workers.families.per_label import fit_labels
 from workers.families.target_means import folds_of, split_folds
 from workers.families.text_solver import Solver
 from workers.learning import LearningData, Part
@@ -39,6 +41,24 @@ def test_trees_value_a_category_by_other_groups(data: LearningData):
     assert np.array_equal(folds_of(data), GROUPS % 5)
     _, x = TreeEncoder.learn(data, keep_missing=True)
     assert np.abs(x[:, 1]).max() < 1e-6  # no other group has the category
+
+
+def test_so_they_do_where_a_row_may_have_several_labels(data: LearningData, make_job: MakeJob):
+    several = np.stack([GROUPS % 2, 1 - GROUPS % 2], axis=1).astype(np.float32)
+    signature = replace(data.signature, task="multilabel")
+    parts = [Part(part.inputs, several[: len(part)]) for part in (data.train, data.validation)]
+    seen = []
+
+    def fit(own: LearningData, _: Any) -> Any:
+        seen.append(np.abs(TreeEncoder.learn(own, keep_missing=True)[1][:, 1]).max())
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        fit_labels(
+            fit, replace(data, signature=signature, train=parts[0], validation=parts[1]),
+            make_job(pl.DataFrame({"target": [0, 1]})),
+        )  # fmt: skip
+    assert seen[0] < 1e-6
 
 
 def test_texts_are_solved_and_judged_by_whole_groups(make_job: MakeJob, data: LearningData):

@@ -284,3 +284,45 @@ def test_a_large_data_set_judges_by_some_of_its_rows(large: MakeJob):
     assert report["part"] == "test"
     assert 500 < report["rows"]["judged"] < 12_000
     assert report["metrics"]["fp32"]["roc_auc"] == pytest.approx(result["metrics"]["roc_auc"], abs=0.03)
+
+
+def _documents(make_job: MakeJob, characters: int, rows: int = 4000, **spec: Any) -> Any:
+    """Documents of about so many characters, of which the first word makes the answer, and a number."""
+    rng = np.random.default_rng(3)
+    yes = rng.random(rows) < 0.5
+    filler = " ".join(rng.choice(["sea", "tree", "road", "cloud"], characters // 5))
+    texts = [f"{'good' if y else 'bad'} {number} {filler}" for number, y in enumerate(yes)]
+    frame = pl.DataFrame({"text": texts, "n": rng.normal(size=rows), "target": np.where(yes, "yes", "no")})
+    job = make_job(frame, resources={"memory_mb": 256}, **spec)
+    path = job.input / "dataset" / "profile.json"
+    profile = json.loads(path.read_text())
+    profile["columns"][0] |= {"type": "text", "length": {"mean": float(np.mean([len(text) for text in texts]))}}
+    path.write_text(json.dumps(profile))
+    return job
+
+
+@pytest.mark.parametrize("family", ["text_linear", "gbdt"])
+def test_long_texts_are_held_in_part(make_job: MakeJob, family: str):
+    """Whichever family reads the table: a column that is left out takes as much memory."""
+    wide = {"features": {"types": {"text": "text"}}} if family == "text_linear" else {}
+    prepared = _prepared(_documents(make_job, 9000, family=family, **wide))
+    assert prepared.rows == {"train": 2800, "validation": 400, "test": 800}
+    assert prepared.split.sizes() == {"train": 1000, "validation": 400, "test": 800}
+    assert [column.name for column in prepared.signature.columns] == ["text" if family == "text_linear" else "n"]
+    few = _prepared(_documents(make_job, 100, family=family, name="few", **wide))
+    assert few.large is None
+
+
+def test_a_model_of_texts_learns_from_the_rows_that_are_held(make_job: MakeJob):
+    job = _documents(make_job, 9000, family="text_linear", params={"words": 1, "characters": 0}, limits={"threads": 1})
+    assert train.run(job)["metrics"]["roc_auc"] == 1.0
+    card = json.loads((job.output / "card.json").read_text())
+    assert card["split"]["rows"]["train"] == 2800
+    assert any("resources.memory_mb" in warning for warning in card["warnings"])
+
+
+def test_texts_of_which_a_few_fill_the_memory_are_refused(make_job: MakeJob):
+    with pytest.raises(InvalidInput) as refused:
+        _prepared(_documents(make_job, 40_000, rows=600, family="text_linear"))
+    assert refused.value.errors[0].loc == ("resources", "memory_mb")
+    assert "600 rows are held at least, of 0.2 MB each; raise it to" in refused.value.errors[0].msg
