@@ -178,7 +178,8 @@ def write_idx(
                     f"'{roles['images'].name}' holds pictures of over {budget.limits.image_megapixels:g} megapixels "
                     "(AIMASS_LIMIT_IMAGE_MEGAPIXELS), so scale them down"
                 )
-            split = _SPLITS.get(prefix.lower(), prefix or "train")
+            words = re.split("[-._]", prefix.lower())  # emnist-letters-train, say
+            split = next((_SPLITS[word] for word in reversed(words) if word in _SPLITS), prefix or "train")
             for i, (pixels, label) in enumerate(zip(images, labels, strict=True)):
                 path = f"{roles['images'].name}#{i}"
                 writer.write(Picture(_png(pixels), str(label), path, images.shape[2], images.shape[1], split))

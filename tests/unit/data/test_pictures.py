@@ -219,14 +219,17 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def test_idx_pairs_become_a_split(ingest: Callable[..., Any]):
+@pytest.mark.parametrize(
+    ("train_name", "test_name"), [("train", "t10k"), ("emnist-letters-train", "emnist-letters-test")]
+)
+def test_idx_pairs_become_a_split(ingest: Callable[..., Any], train_name: str, test_name: str):
     rng = np.random.default_rng(0)
     train, test = rng.integers(0, 256, (3, 4, 5), np.uint8), rng.integers(0, 256, (2, 4, 5), np.uint8)
     raw = packed(**{
-        "train-images-idx3-ubyte.gz": gzip.compress(idx(train)),
-        "train-labels-idx1-ubyte.gz": gzip.compress(idx(np.array([7, 0, 7], np.uint8))),
-        "t10k-images-idx3-ubyte": idx(test),
-        "t10k-labels-idx1-ubyte": idx(np.array([1, 0], np.uint8)),
+        f"{train_name}-images-idx3-ubyte.gz": gzip.compress(idx(train)),
+        f"{train_name}-labels-idx1-ubyte.gz": gzip.compress(idx(np.array([7, 0, 7], np.uint8))),
+        f"{test_name}-images-idx3-ubyte": idx(test),
+        f"{test_name}-labels-idx1-ubyte": idx(np.array([1, 0], np.uint8)),
     })  # fmt: skip
     got = ingest(raw, "mnist.zip")
     assert got.table["label"].to_list() == ["7", "0", "7", "1", "0"]
