@@ -19,9 +19,9 @@ class DatabaseSettings(BaseSettings):
         ""
     )
     pool_size: Annotated[int, Field(ge=1, le=200, description="connections a process keeps to PostgreSQL")] = 10
-    lock_timeout_s: Annotated[float, Field(gt=0, description="longest wait for a lock before the statement fails")] = (
-        10.0
-    )
+    lock_timeout_s: Annotated[
+        float, Field(gt=0, description="longest wait for a lock, or for a free connection, before the statement fails")
+    ] = 10.0
     timeout_s: Annotated[
         float, Field(gt=0, description="longest wait for PostgreSQL's answer to a statement before it counts as away")
     ] = 30.0

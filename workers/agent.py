@@ -48,6 +48,7 @@ class Agent:
         self._draining = asyncio.Event()
         self._run: JobRun | None = None
         self._folder = OwnFolder(platform.scratch / "jobs", self._id)
+        self._turns = 0  # reconciliations since the last sweep
         lease_s = self._settings.queue.lease_s
         self._supervisor = Supervisor(
             self._folder.path,
@@ -142,13 +143,13 @@ class Agent:
                 self._run.interrupt("cancel")
 
     async def _reconcile(self) -> None:
-        turn = 0
         while True:
             await asyncio.sleep(self._settings.queue.reconcile_s)
             await asyncio.to_thread(self._folder.touch)  # first: also while the registry is away
+            self._turns += 1  # counted on after a failure, which must not put the next sweep off
             await reconcile_queue(self._platform)
-            turn += 1
-            if turn % SWEEP_EVERY == 0:
+            if self._turns >= SWEEP_EVERY:
+                self._turns = 0
                 await asyncio.to_thread(self._folder.sweep)
                 await sweep(self._platform)
 

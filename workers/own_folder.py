@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 LOCK = "lock"
 ABANDONED_S = 86_400.0
@@ -22,11 +23,10 @@ class OwnFolder:
     def __init__(self, parent: Path, worker_id: str) -> None:
         self.path = parent / worker_id
         self.path.mkdir(parents=True)
-        self._lock = (self.path / LOCK).open("w")
-        with contextlib.suppress(OSError):  # a file system without locks: nobody will take it for unlocked
+        self._lock = (self.path / LOCK).open("wb", buffering=0)
+        with contextlib.suppress(OSError):  # a file system without locks, or a full one: it is left alone for a day
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             self._lock.write(_reach(self._lock.fileno()))
-            self._lock.flush()
         self.sweep()
 
     def touch(self) -> None:
@@ -49,10 +49,9 @@ class OwnFolder:
 
 def _abandoned(folder: Path, at: float) -> bool:
     try:
-        with (folder / LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (folder / LOCK).open("r+b") as lock:
             idle_s = at - os.fstat(lock.fileno()).st_mtime
-            return lock.read() == _reach(lock.fileno()) or idle_s > ABANDONED_S
+            return _seen_free(lock) or idle_s > ABANDONED_S
     except FileNotFoundError:  # its agent was killed before it had a lock, or it is being removed
         with contextlib.suppress(FileNotFoundError):
             return at - folder.stat().st_mtime > ABANDONED_S
@@ -61,7 +60,19 @@ def _abandoned(folder: Path, at: float) -> bool:
     return False
 
 
-def _reach(file: int) -> str:
-    """Where a lock on this file is seen: under one kernel, by one mount."""
-    boot = _BOOT.read_text().strip() if _BOOT.exists() else "unknown"
-    return f"{boot} {os.fstat(file).st_dev}"
+def _seen_free(lock: BinaryIO) -> bool:
+    """True if its holder has ended; False if that cannot be seen from here. BlockingIOError if it lives."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        return False
+    reach = _reach(lock.fileno())
+    return bool(reach) and lock.read() == reach
+
+
+def _reach(file: int) -> bytes:
+    """Where a lock on this file is seen: under one kernel, by one mount. Nothing if the kernel has no name."""
+    boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
+    return f"{boot} {os.fstat(file).st_dev}".encode() if boot else b""

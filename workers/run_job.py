@@ -27,6 +27,7 @@ from workers.told import Told
 
 log = logging.getLogger("aimass.job")
 FLUSH_S = 0.25
+FLUSH_ROWS = 10_000  # points, and lines, that a transaction takes: all of a long outage would be too many
 WATCH_MEMORY_S = 0.25
 SETTLE_AGAIN_S = 2.0  # while the registry or the store cannot take the outcome, and then twice as long each time
 SETTLE_AGAIN_MOST_S = 60.0
@@ -199,7 +200,7 @@ class JobRun:
                 log.exception("job=%s attempt=%d: not all could be told", self._lease.job_id, self._lease.attempt)
 
     async def _flush(self) -> None:
-        told, self._told = self._told, Told()
+        told, self._told = self._told.split(FLUSH_ROWS)
         if told == Told():
             return
         lease = self._lease
@@ -221,11 +222,15 @@ class JobRun:
     async def _flush_last(self, *, with_checkpoint: bool) -> None:
         """Tell what is left; a checkpoint that cannot be stored holds up no end that can do without it."""
         try:
-            await self._flush()
+            await self._flush_all()
         except Unavailable:
             if with_checkpoint or not self._told.checkpoint:
                 raise
             self._told.checkpoint = False
+            await self._flush_all()
+
+    async def _flush_all(self) -> None:
+        while self._told != Told():
             await self._flush()
 
     def _note_checkpoint(self) -> None:

@@ -5,9 +5,10 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,7 @@ class Child:
     events: asyncio.StreamReader
     voice: int
     errors: Path
+    _speaking: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def pid(self) -> int:
@@ -43,7 +45,7 @@ class Child:
 
     def _tell(self, message: bytes) -> None:
         # Written directly, since signs of life come from the heartbeat's thread. A full pipe means a busy child.
-        with contextlib.suppress(OSError):
+        with self._speaking, contextlib.suppress(OSError):
             os.write(self.voice, message)
 
     async def read_events(self) -> AsyncIterator[ChildEvent]:
@@ -71,9 +73,10 @@ class Child:
                 await asyncio.wait_for(self.process.wait(), grace_s)
         self.signal(signal.SIGKILL)  # also what the child has started itself
         await self.process.wait()
-        if self.voice >= 0:
-            os.close(self.voice)
-            self.voice = -1
+        with self._speaking:  # a sign of life must not go to whatever has this number next
+            if self.voice >= 0:
+                os.close(self.voice)
+                self.voice = -1
 
     def forget(self) -> None:
         """Remove what it wrote to its standard error."""

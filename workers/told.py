@@ -38,6 +38,11 @@ class Told:
             case _:
                 log.debug("passed over: %s", event.event)
 
+    def split(self, rows: int) -> tuple["Told", "Told"]:
+        """What is passed on first, with so many points and lines at most; and what is left."""
+        first = Told(self.progress, self.points[:rows], self.log[:rows], self.checkpoint)
+        return first, Told(points=self.points[rows:], log=self.log[rows:])
+
     def add(self, newer: "Told") -> None:
         """Take in what was told while this could not be passed on."""
         self.progress = newer.progress or self.progress

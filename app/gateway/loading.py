@@ -34,6 +34,10 @@ class _AliasMoved(Exception):
         self.version = version
 
 
+class _Changed(Exception):
+    """The endpoint was changed or deleted, by another gateway or a job, since it was read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """An endpoint as it was just written, and what the processes have made of it."""
@@ -85,19 +89,29 @@ class Loader:
         return Change(endpoint, new, standing)
 
     async def _route_by_alias(
-        self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec
+        self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec, was: Endpoint | None = None
     ) -> tuple[Endpoint, bool]:
         """As `_route`, to the version that the route's alias, if it has one, points at once it is loaded."""
         while True:
             try:
-                return await self._route(name, version, variant, spec, spec.routes[0].alias)
+                return await self._route(name, version, variant, spec, alias=spec.routes[0].alias, was=was)
             except _AliasMoved as moved:
                 version, variant = await self._version(version.model, moved.version), spec.routes[0].variant
 
     async def _route(
-        self, name: str, version: ModelVersion, variant: str | None, spec: EndpointSpec, alias: str | None = None
+        self,
+        name: str,
+        version: ModelVersion,
+        variant: str | None,
+        spec: EndpointSpec,
+        *,
+        alias: str | None = None,
+        was: Endpoint | None = None,
     ) -> tuple[Endpoint, bool]:
-        """_AliasMoved, and nothing has changed, unless the alias, if one is given, still points at the version."""
+        """_AliasMoved, and nothing has changed, unless the alias, if one is given, still points at the version.
+
+        _Changed likewise, unless the endpoint still is what it `was`, if that is given.
+        """
         served, chosen = await self._load(name, version, variant, spec)
         model, number = version.model, version.version
         try:
@@ -106,8 +120,9 @@ class Loader:
                 await models.hold(model, number)  # it may have been deleted while it was loaded
                 if alias is not None:
                     await _check_alias(models, model, alias, number)
-                row = spec.model_dump(mode="json")
-                endpoint, new = await EndpointWriter(session).put(name, model, number, variant or chosen, row)
+                endpoints, row = EndpointWriter(session), spec.model_dump(mode="json")
+                await _check_same(endpoints, was)
+                endpoint, new = await endpoints.put(name, model, number, variant or chosen, row)
                 applied = Applied(endpoint.generation)
                 await self._processes.report(session, {name: applied})  # true in a moment: nothing below can fail
         except BaseException:
@@ -143,11 +158,14 @@ class Loader:
         Unavailable if it is loaded here and another process has not followed.
         """
         async with self._lock:
-            async with self._platform.database.read() as session:
-                endpoint = await EndpointReader(session).get(name)
-            version = await self._version(endpoint.model, endpoint.version)
-            spec = EndpointSpec.model_validate(endpoint.spec).model_copy(update={"loaded": True})
-            endpoint, _ = await self._route_by_alias(name, version, endpoint.variant, spec)
+            endpoint = None
+            while endpoint is None:
+                async with self._platform.database.read() as session:
+                    was = await EndpointReader(session).get(name)
+                version = await self._version(was.model, was.version)
+                spec = EndpointSpec.model_validate(was.spec).model_copy(update={"loaded": True})
+                with contextlib.suppress(_Changed):
+                    endpoint, _ = await self._route_by_alias(name, version, was.variant, spec, was)
         require_applied(endpoint, (await self.standings.settled([endpoint]))[0])
 
     async def unload(self, name: str) -> None:
@@ -167,7 +185,10 @@ class Loader:
         require_applied(endpoint, (await self.standings.settled([endpoint]))[0])
 
     async def follow_alias(self, model: str, alias: str, version: int) -> list[Endpoint]:
-        """Route the endpoints that go by the alias to the version; an error leaves the one that it meets as it was."""
+        """Route the endpoints that go by the alias to the version; an error leaves the one that it meets as it was.
+
+        One that somebody else changes meanwhile is left out: it may go by the alias no more.
+        """
         async with self._lock:
             async with self._platform.database.read() as session:
                 routed = await EndpointReader(session).routed_by(model, alias)
@@ -175,7 +196,9 @@ class Loader:
             for endpoint in routed:
                 spec = EndpointSpec.model_validate(endpoint.spec)
                 found = await self._version(model, version)
-                moved.append((await self._route(endpoint.name, found, spec.routes[0].variant, spec))[0])
+                with contextlib.suppress(_Changed):
+                    new, _ = await self._route(endpoint.name, found, spec.routes[0].variant, spec, was=endpoint)
+                    moved.append(new)
         return moved
 
     async def delete(self, name: str) -> bool:
@@ -240,13 +263,13 @@ class Loader:
         notices = asyncio.create_task(self._follow_notices(), name="endpoint notices")
         try:
             while True:
+                self._noticed.clear()  # before it looks: what is noticed from then on it may have missed
                 try:
                     await self.sync()
                 except AimassError as error:
                     log.warning("endpoints could not be compared with the registry: %s", error.detail)
                 except Exception:
                     log.exception("endpoints could not be compared with the registry")
-                self._noticed.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._noticed.wait(), self._platform.settings.serving.poll_s)
         finally:
@@ -314,6 +337,11 @@ class Loader:
     async def _tell(self, name: str) -> None:
         with contextlib.suppress(Unavailable):
             await self._platform.wake.publish(ENDPOINT_CHANNEL, name)
+
+
+async def _check_same(endpoints: EndpointWriter, was: Endpoint | None) -> None:
+    if was is not None and not await endpoints.is_still(was):
+        raise _Changed
 
 
 async def _check_alias(models: ModelReader, model: str, alias: str, loaded: int) -> None:

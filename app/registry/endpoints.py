@@ -78,6 +78,11 @@ class EndpointWriter(EndpointReader):
             raise Conflict(f"endpoint '{name}' serves another model than '{model}'")
         return _endpoint(row), row.revision == 1
 
+    async def is_still(self, was: Endpoint) -> bool:
+        """True if the endpoint is what it was; no other transaction changes it then before this one ends."""
+        row = await self._write.get(EndpointRow, was.name, populate_existing=True, with_for_update=True)
+        return row is not None and _endpoint(row).generation == was.generation
+
     async def renew(self, model: str, version: int) -> list[str]:
         """Have gateways look anew at what they serve of a version; names of its endpoints."""
         serving = EndpointRow.model == model, EndpointRow.version == version

@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Connection, Engine, ExceptionContext, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -135,6 +136,9 @@ async def _connect(session: AsyncSession) -> None:
     """Take the connection now, so that a server that is away is told from an error of the block itself."""
     try:
         await session.connection()
+    except NoneFree:
+        why = "every connection to the registry is in use; PostgreSQL may have more (AIMASS_DATABASE_POOL_SIZE)"
+        raise Unavailable(why, retry_after_s=2.0) from None
     except OSError as error:
         why = str(error) or _IN_TIME
         raise Unavailable(f"the registry does not answer (AIMASS_DATABASE_URL): {why}", retry_after_s=2.0) from error
@@ -181,6 +185,7 @@ def _sqlite_engine(address: str, begin: str, settings: DatabaseSettings) -> Asyn
         address,
         pool_size=5,
         max_overflow=5,
+        pool_timeout=settings.lock_timeout_s,
         pool_reset_on_return=None,
         connect_args={"timeout": settings.lock_timeout_s},
     )
@@ -209,6 +214,7 @@ def _postgresql_engine(address: str, settings: DatabaseSettings) -> AsyncEngine:
         address,
         pool_size=settings.pool_size,
         max_overflow=settings.pool_size,
+        pool_timeout=settings.lock_timeout_s,
         pool_pre_ping=True,
         connect_args={
             "timeout": settings.lock_timeout_s,

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.core.errors import Conflict, Corrupt
@@ -88,6 +88,8 @@ async def serve_version(platform: Platform, version: ModelVersion, variant: Vari
     what = f"a file of '{version.model}@{version.version}'"
     with stored(what):
         await check_signed(platform, version, wanted)
+    with suppress(FileNotFoundError):  # first: an old copy that nothing serves may be removed at any moment
+        await asyncio.to_thread(mark_used, folder)
     missing = await asyncio.to_thread(_missing, folder, wanted)
     if missing:
         # Fetched aside and renamed, so that a gateway beside this one never sees half a file.

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from app.registry.keys import KeyReader, KeyWriter
 from app.registry.models import ModelReader, ModelWriter
 from app.registry.session import Database, async_url
 from app.registry.tables import Base
+from app.settings import DatabaseSettings
 from tests.support.databases import empty_database
 
 
@@ -278,6 +280,21 @@ class TestEndpoints:
             same, _ = await EndpointWriter(session).put(endpoint, "m", 3, "fp32", {}, take_over=False)
         assert (same.model, same.version, same.revision) == ("m", 3, 2)
 
+    async def test_it_is_what_it_was_until_it_is_changed_or_made_anew(self, database: Database) -> None:
+        endpoint = name()
+        async with database.write() as session:
+            first, _ = await EndpointWriter(session).put(endpoint, "m", 1, "fp32", {})
+        async with database.write() as session:
+            assert await EndpointWriter(session).is_still(first)
+            second, _ = await EndpointWriter(session).put(endpoint, "m", 2, "fp32", {})
+            assert not await EndpointWriter(session).is_still(first)
+        async with database.write() as session:
+            assert await EndpointWriter(session).is_still(second)
+            await EndpointWriter(session).delete(endpoint)
+            assert not await EndpointWriter(session).is_still(second)
+            await EndpointWriter(session).put(endpoint, "m", 1, "fp32", {})
+            assert not await EndpointWriter(session).is_still(first)
+
 
 class TestErrors:
     @pytest.fixture
@@ -298,6 +315,17 @@ class TestErrors:
     @pytest.mark.parametrize("state", ["08006", "40001", "40P01", "53100", "53300", "55P03", "57P01", "57P03"])
     async def test_what_passes_is_unavailable(self, server: Database, state: str) -> None:
         assert isinstance(await self.raised(server, state), Unavailable)
+
+    async def test_more_at_once_than_there_are_connections_are_unavailable(self, registry_url: str) -> None:
+        server = Database(registry_url, DatabaseSettings(pool_size=1, lock_timeout_s=0.1))
+        async with AsyncExitStack() as held:
+            for _ in range(10 if server.is_sqlite else 2):
+                await held.enter_async_context(server.read())
+            with pytest.raises(Unavailable, match="AIMASS_DATABASE_POOL_SIZE"):
+                await held.enter_async_context(server.read())
+        async with server.read():
+            pass
+        await server.close()
 
     @pytest.mark.parametrize("state", ["22P05", "23505", "42601", "55000"])
     async def test_what_is_wrong_stays_as_it_is(self, server: Database, state: str) -> None:

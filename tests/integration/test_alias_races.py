@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi import Response
 
+from app.core.errors import NotFound
 from app.core.resources import Endpoint, ModelVersion
 from app.gateway.loading import Loader
 from app.gateway.models.endpoints import move_alias
@@ -85,6 +86,48 @@ async def test_an_alias_that_moves_while_its_version_is_loaded_is_followed(
         assert (await loader.put("e", first, None, SPEC)).endpoint.version == second.version
     assert await served(platform) == second.version
     assert (let_go, in_service) == ([1], [2])
+
+
+@pytest.mark.parametrize("change", ["load", "follow_alias"])
+@pytest.mark.parametrize("to", ["another version", "nothing"])
+async def test_what_another_makes_of_an_endpoint_while_it_is_loaded_is_not_undone(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, change: str, to: str
+) -> None:
+    first, second = await make_version(platform), await make_version(platform)
+    await point(platform, first.version)
+    await route(platform, first.version)
+    fixed = EndpointSpec(model="m", routes=[RouteSpec(version=second.version)]).model_dump(mode="json")
+    let_go, in_service = list[int](), list[int]()
+
+    async def swap(loaded: int) -> None:
+        in_service.append(loaded)
+
+    async def load(_name: str, version: ModelVersion, *_: object) -> tuple[int, str]:
+        if not let_go:  # another gateway, or a job that deploys what it has made
+            async with platform.database.write() as session:
+                endpoints = EndpointWriter(session)
+                if to == "nothing":
+                    await endpoints.delete("e")
+                else:
+                    await endpoints.put("e", "m", second.version, "fp32", fixed)
+        return version.version, "fp32"
+
+    host: Any = SimpleNamespace(discard=let_go.append, swap=swap, expect=lambda _: None, outages=dict)
+    processes: Any = Processes()
+    loader = Loader(platform, host, processes)
+    monkeypatch.setattr(loader, "_load", load)
+    if change == "follow_alias":
+        assert await loader.follow_alias("m", "prod", first.version) == []
+    elif to == "nothing":
+        with pytest.raises(NotFound):
+            await loader.load("e")
+    else:
+        await loader.load("e")
+    async with platform.database.read() as session:
+        left = [(endpoint.version, endpoint.spec) for endpoint in await EndpointReader(session).all()]
+    assert left == ([] if to == "nothing" else [(second.version, fixed)])
+    reloaded = change == "load" and to != "nothing"
+    assert (let_go, in_service) == ([first.version], [second.version] if reloaded else [])
 
 
 async def test_an_endpoint_that_is_routed_just_before_the_alias_moves_follows_it(platform: Platform) -> None:

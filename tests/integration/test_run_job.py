@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.core.errors import AimassError, Unavailable
-from app.core.jobs import JobEvent, Lease, NewJob
+from app.core.jobs import JobEvent, Lease, MetricPoint, NewJob
 from app.core.resources import StoredFile
 from app.registry.files import add_files, files_of
 from app.registry.jobs import JobReader
@@ -239,6 +239,30 @@ async def test_a_checkpoint_that_cannot_be_stored_does_not_hold_up_a_result(
     async with asyncio.timeout(60):
         await run.run()
     assert (await SqlLedger(platform.database).get(lease.job_id)).state == "succeeded"
+
+
+async def test_much_that_was_told_while_the_registry_was_away_is_passed_on_in_parts(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_job, "FLUSH_ROWS", 2)
+    lease = await claim(platform)
+    run, parts = attempt(platform, lease), list[tuple[int, int]]()
+    progress = run._ledger.progress
+
+    async def note(job_id: str, number: int, told: Any, points: Any, log: Any) -> bool:
+        parts.append((len(points), len(log)))
+        return await progress(job_id, number, told, points, log)
+
+    monkeypatch.setattr(run._ledger, "progress", note)
+    run._told.points += [MetricPoint("loss", step, 1.0, 1.0) for step in range(5)]
+    run._told.log += [{"level": "info", "message": str(number)} for number in range(3)]
+    await run.run()
+    assert parts == [(2, 2), (2, 1), (1, 0)]
+    async with platform.database.read() as session:
+        jobs = JobReader(session)
+        assert [point.step for point in await jobs.metrics(lease.job_id)] == [*range(5)]
+        assert [event.data["message"] for event in await jobs.logs(lease.job_id, 10)] == ["0", "1", "2"]
+        assert (await jobs.get(lease.job_id)).state == "succeeded"
 
 
 async def test_files_of_a_checkpoint_that_have_not_changed_are_not_copied_again(

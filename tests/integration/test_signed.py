@@ -1,5 +1,6 @@
 """What is served is what was signed, on a real registry and a real store."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from app.registry.ledger import SqlLedger
 from app.registry.models import ModelReader, ModelWriter
 from app.registry.tables import FileRow
 from app.services import finish_job as finishing
+from app.services import serve_version as serving
 from app.services.add_variants import add_variants
 from app.services.finish_job import finish_job
 from app.services.keep_files import keep_folder
+from app.services.local_copies import remove_unused
 from app.services.platform import Platform
 from app.services.serve_version import choose_variant, serve_version
 from app.services.sign_files import sign_variants, sign_version
@@ -68,6 +71,22 @@ async def exchange(platform: Platform, version: ModelVersion, path: str, other: 
 
 async def test_a_signed_version_is_served(platform: Platform, tmp_path: Path) -> None:
     await make(platform, tmp_path / "out")
+    assert (await serve(platform, 1)).read_bytes() == FILES["model.onnx"]
+
+
+async def test_an_old_copy_is_not_removed_while_it_is_looked_at(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(platform, tmp_path / "out")
+    os.utime((await serve(platform, 1)).parent, (0, 0))
+    missing = serving._missing
+
+    def slowly(*wanted: Any) -> Any:
+        found = missing(*wanted)
+        remove_unused(platform.scratch, set())  # as any gateway does after each look at the endpoints
+        return found
+
+    monkeypatch.setattr(serving, "_missing", slowly)
     assert (await serve(platform, 1)).read_bytes() == FILES["model.onnx"]
 
 

@@ -161,6 +161,35 @@ async def test_what_loads_at_the_start_is_unavailable_and_says_why_if_it_cannot(
         await host.close()
 
 
+async def test_a_notice_that_comes_while_endpoints_are_loaded_is_not_lost(monkeypatch: pytest.MonkeyPatch):
+    registry: Any = Registry(None)
+
+    async def listen(_: str) -> AsyncIterator[str]:
+        await asyncio.Event().wait()
+        yield ""
+
+    settings = SimpleNamespace(serving=ServingSettings(poll_s=3600))
+    platform: Any = SimpleNamespace(settings=settings, wake=SimpleNamespace(listen=listen))
+    host: Any = SimpleNamespace()
+    loader, looked, again = Loader(platform, host, registry), list[str](), asyncio.Event()
+
+    async def sync() -> None:
+        looked.append("once")
+        if len(looked) == 2:
+            again.set()
+        else:
+            loader.report_all()  # this process had been forgotten, say
+
+    monkeypatch.setattr(loader, "sync", sync)
+    running = asyncio.create_task(loader.run())
+    try:
+        async with asyncio.timeout(5):
+            await again.wait()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_a_version_that_waited_for_another_load_is_read_anew(monkeypatch: pytest.MonkeyPatch):
     """Its variants may have been judged meanwhile; one that did not wait is taken as it was found."""
     nothing: Any = SimpleNamespace()
@@ -169,7 +198,7 @@ async def test_a_version_that_waited_for_another_load_is_read_anew(monkeypatch: 
     async def read(model: str, number: int) -> Any:
         return SimpleNamespace(model=model, version=number, read="under the lock")
 
-    async def note(_: str, version: Any, *__: object) -> None:
+    async def note(_: str, version: Any, *__: object, **___: object) -> None:
         routed.append(version.read)
         raise Unavailable("no more than that is asked")
 

@@ -1,5 +1,6 @@
 """Folders of agents that were killed, and of those that live."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from workers import own_folder
 from workers.own_folder import ABANDONED_S, LOCK, OwnFolder
 
 MAKE = "import sys, time; from pathlib import Path; from workers.own_folder import OwnFolder; "
@@ -81,6 +83,32 @@ def test_where_the_lock_is_not_seen_a_folder_stays_until_it_was_not_touched_for_
     age(left / LOCK, idle_s)
     make("new-1-def")
     assert left.exists() is (idle_s < ABANDONED_S)
+
+
+@pytest.mark.parametrize("idle_s", [0.0, ABANDONED_S + 60])
+def test_where_kernels_have_no_name_a_free_lock_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Make, idle_s: float
+):
+    monkeypatch.setattr(own_folder, "_BOOT", tmp_path / "nothing")
+    live = make("other-1-abc")
+    live._lock.close()  # under another kernel, with a number for the mount that happens to be the same
+    age(live.path / LOCK, idle_s)
+    make("new-1-def")
+    assert live.path.exists() is (idle_s < ABANDONED_S)
+
+
+@pytest.mark.parametrize("idle_s", [0.0, ABANDONED_S + 60])
+def test_without_locks_a_folder_stays_until_it_was_not_touched_for_a_day(
+    monkeypatch: pytest.MonkeyPatch, make: Make, idle_s: float
+):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    left = make("other-1-abc")
+    age(left.path / LOCK, idle_s)
+    make("new-1-def")
+    assert left.path.exists() is (idle_s < ABANDONED_S)
 
 
 def test_touching_keeps_a_folder_whose_lock_is_not_seen(make: Make):
