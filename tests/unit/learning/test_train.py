@@ -16,7 +16,7 @@ from workers.export.runtime import open_session
 from workers.jobs import train
 
 MakeJob = Callable[..., Any]
-FAST = {"epochs": 15, "batch_size": 32, "optimizer": {"lr": 0.01}}
+FAST = {"epochs": 8, "batch_size": 32, "optimizer": {"lr": 0.01}}
 REGRESSION = ["linear", "gbdt", "xgboost", "random_forest", "extra_trees", "mlp", "ft_transformer"]
 FAMILIES = [*REGRESSION, "naive_bayes"]
 SLOW = pytest.param("ft_transformer", marks=pytest.mark.slow)  # quicker ones of the same network follow
