@@ -6,7 +6,7 @@ from typing import Any
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material
-from workers.compression.teaching import can_rebuild, in_time, rebuilt, soft_data, trained_here
+from workers.compression.teaching import can_rebuild, check_network, in_time, rebuilt, soft_data, trained_here
 from workers.families.base import Fitted
 
 _EPOCHS = 0.5  # times the full model's
@@ -37,12 +37,13 @@ def cheaper_network(material: Material, model: Model, energy: float | None, *, r
 
     Raises:
         Unreadable, ParityFailed: the network cannot be made from the graph.
-        ValueError: no layer gets cheaper.
+        ValueError: no layer gets cheaper, or it is no network trained here.
         NoTime: it was not finished before `deadline`.
         Stopped: the job was asked to stop.
     """
     from workers.training.cheaper import cheapen  # noqa: PLC0415 - it loads torch, which trees do without
 
+    check_network(material)
     origin, _ = trained_here(material)
     epochs = max(1, round(origin.training.epochs * _EPOCHS))
     needed = origin.seconds * epochs / origin.training.epochs

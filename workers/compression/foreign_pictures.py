@@ -49,11 +49,14 @@ def picture_student(material: Material, size: str, deadline: float) -> Model:
     """A network with the full model's input and outputs, taught by its answers to training rows.
 
     Raises:
-        ValueError: it is not known how to say all that the full model says.
+        ValueError: it is no such model, or it is not known how to say all that it says.
         NoTime: it was not finished before `deadline` of the monotonic clock.
         Stopped: the job was asked to stop.
     """
-    tensor = material.prepared.signature.inputs[0]
+    signature, judge = material.prepared.signature, material.judge
+    if material.origin is not None or not is_picture(signature, judge.answering, judge.task):
+        raise ValueError("only of an imported model of pictures of one size that are told one class")
+    tensor = signature.inputs[0]
     most = min(_MOST_ROWS, max(_BATCH, _MOST_BYTES // prod(tensor.shape[1:])))
     rows, source = material.learnt()[:most], material.prepared.inputs[tensor.name]
     answers = material.once("pictures", lambda: material.answers_to(rows, watching(material, deadline)))

@@ -6,7 +6,15 @@ from typing import Any
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material
-from workers.compression.teaching import can_rebuild, in_time, network_family, rebuilt, soft_data, trained_here
+from workers.compression.teaching import (
+    can_rebuild,
+    check_network,
+    in_time,
+    network_family,
+    rebuilt,
+    soft_data,
+    trained_here,
+)
 from workers.families.base import Fitted
 
 _FAMILIES = frozenset({"transformer", "vit"})
@@ -34,10 +42,12 @@ def short_encoder(material: Material, keep: int, table_rank: int | None, deadlin
     """The encoder with so many of its layers, and a table of this rank, fine-tuned by the full model's answers.
 
     Raises:
+        ValueError: it is no encoder of more layers, or was not trained here.
         Unreadable, ParityFailed: the network cannot be made from the graph.
         NoTime: it was not finished before `deadline` of the monotonic clock.
         Stopped: the job was asked to stop.
     """
+    check_network(material, _FAMILIES)
     origin, _ = trained_here(material)
     model = material.graph()
     depth = network_family(material).depth_of(model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from app.core.errors import AimassError
+from app.core.errors import AimassError, InvalidData
 from app.specs.compression import CompressBudget
 from workers.compression.candidate import Candidate
 from workers.compression.memory import peak_bytes
@@ -17,6 +17,7 @@ from workers.evaluation.device import CPU
 from workers.evaluation.judge import Judge
 from workers.evaluation.latency import Beside, Effort, Latency, by_turns, usual_batch
 from workers.evaluation.loss import Loss, worst_loss
+from workers.evaluation.metrics import baseline
 from workers.learning import Array, take
 
 _GLANCE = Effort(3, 2, 2.0)  # of what loses too much, whose speed decides nothing
@@ -49,6 +50,23 @@ class Measuring:
         begun = time.monotonic()
         self._full = self.judge.answers(self.maker.material.model)
         self.answer_s = time.monotonic() - begun
+
+    def check_readable(self) -> None:
+        """InvalidData if the full model is surely worse than one answer for all rows: it is another data set's.
+
+        What answers otherwise would then seem better, whatever it says. Of rare classes it may well know more than one
+        answer does, and be right less often: its answers have to contradict the labels.
+        """
+        prepared, classes = self.maker.material.prepared, self._full.shape[-1]
+        guess = baseline(self.judge.task, prepared.y[prepared.split.train], len(self.judge.y), classes)
+        lost = worst_loss(self.judge, self.main_metric, self._full, guess, 0.0)
+        contradicts = self.judge.score(self._full, names=("mcc",)).get("mcc", -1.0) < 0  # which values do not have
+        if lost.at_most < 0 and contradicts:
+            raise InvalidData.at(
+                "mapping",
+                msg=f"read so, the model is worse than one answer for all rows (its {lost.metric} by "
+                f"{-lost.measured:.4g}): nothing can be lost; correct classes, columns, output, form or data set",
+            )
 
     def try_out(self, recipe: Recipe, effort: Effort = _LOOK) -> Candidate:
         """Make it and measure it; what cannot be made, or does not run, says why."""

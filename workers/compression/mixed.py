@@ -7,6 +7,7 @@ from math import ceil, log2
 
 import numpy as np
 
+from workers.compression.aside import files_in
 from workers.compression.graphs import Model
 from workers.compression.int8 import Static
 from workers.compression.measuring import Measuring
@@ -65,7 +66,8 @@ class Mixing:
     def _quantized(self, kept: Sequence[str]) -> Model:
         """Not by `maker`, which keeps what it makes: there are as many of these as layers."""
         settings = {name: value for name, value in self.recipe[-1].items() if name not in {"step", "method"}}
-        return self._quantizer.quantize(**settings, keep_float=sorted(kept))
+        with files_in(self._quantizer.folder):
+            return self._quantizer.quantize(**settings, keep_float=sorted(kept))
 
 
 def ranked_layers(

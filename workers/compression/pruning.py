@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material
-from workers.compression.teaching import can_rebuild, in_time, labelled, rebuilt, soft_data, trained_here
+from workers.compression.teaching import can_rebuild, check_network, in_time, labelled, rebuilt, soft_data, trained_here
 from workers.families.base import Fitted
 
 if TYPE_CHECKING:  # it loads torch, which jobs without networks do without
@@ -27,10 +27,12 @@ def pruned_network(material: Material, keep: float, importance: "Importance", de
     """The network with this share of the channels of each layer, fine-tuned by the full model's answers.
 
     Raises:
+        ValueError: it has no channels, or was not trained here.
         Unreadable, ParityFailed: the network cannot be made from the graph.
         NoTime: it was not finished before `deadline` of the monotonic clock.
         Stopped: the job was asked to stop.
     """
+    check_network(material, _FAMILIES)
     origin, _ = trained_here(material)
     epochs = origin.training.epochs
     left = [1 - (1 - keep) * gone for gone, _ in _ROUNDS]

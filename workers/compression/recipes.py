@@ -4,16 +4,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx
 
+from workers.compression.aside import files_in
 from workers.compression.cheaper import cheaper_network
 from workers.compression.foreign_pictures import picture_student
 from workers.compression.fuse import fuse, simplify
-from workers.compression.graphs import Model
+from workers.compression.graphs import Model, operators_of
 from workers.compression.half import in_half
 from workers.compression.int8 import Static, quantize_weights
 from workers.compression.layers import short_encoder
@@ -22,7 +24,7 @@ from workers.compression.material import Material
 from workers.compression.pruning import pruned_network
 from workers.compression.rounding import rounding_network
 from workers.compression.students import boosted_student, network_student
-from workers.compression.trees import Forest
+from workers.compression.trees import Forest, has_tree_order
 from workers.compression.weights import byte_weights, half_weights, weight_only
 from workers.training.files import write_atomically
 
@@ -72,7 +74,9 @@ class Maker:
         before, step = recipe[:-1], recipe[-1]
         self.make(before)
         try:
-            made = _STEPS[step["step"]](self, before, {k: v for k, v in step.items() if k != "step"})
+            given = {k: v for k, v in step.items() if k != "step"}
+            with nullcontext() if step["step"] in TRAINED else files_in(self.material.folder):
+                made = _STEPS[step["step"]](self, before, given)
             onnx.checker.check_model(made)
         except Exception:
             self._failed.add(key_of(recipe))
@@ -114,6 +118,8 @@ class Maker:
 
 def _quantize(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
     method = given.pop("method")
+    if method != "weights" and operators_of(maker.graph(before)).isdisjoint(given["operators"]):
+        raise ValueError("no node of these types is in it")
     if method == "static":
         return maker.static(before).quantize(**given)
     if method == "dynamic":
@@ -144,6 +150,13 @@ def _low_rank(maker: Maker, before: Recipe, given: dict[str, Any]) -> Model:
     return model
 
 
+def _forest(maker: Maker, before: Recipe) -> Forest:
+    graph = maker.graph(before)
+    if not has_tree_order(graph):
+        raise ValueError("only of trees that were grown here: the order of others is not known")
+    return Forest.of(graph)
+
+
 _STEPS: dict[str, Callable[[Maker, Recipe, dict[str, Any]], Model]] = {
     "student": _student,
     "drop_layers": lambda maker, _, given: short_encoder(maker.material, **given, deadline=maker.deadline),
@@ -157,6 +170,6 @@ _STEPS: dict[str, Callable[[Maker, Recipe, dict[str, Any]], Model]] = {
     "half": lambda maker, before, _: in_half(maker.graph(before)),
     "half_weights": lambda maker, before, _: half_weights(maker.graph(before)),
     "byte_weights": lambda maker, before, _: byte_weights(maker.graph(before)),
-    "first_trees": lambda maker, before, given: Forest.of(maker.graph(before)).first(**given),
-    "merge_leaves": lambda maker, before, given: Forest.of(maker.graph(before)).merged(given["tolerance"]),
+    "first_trees": lambda maker, before, given: _forest(maker, before).first(**given),
+    "merge_leaves": lambda maker, before, given: _forest(maker, before).merged(given["tolerance"]),
 }

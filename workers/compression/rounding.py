@@ -6,7 +6,7 @@ from dataclasses import replace
 from workers.automl.trial import Trial
 from workers.compression.graphs import Model
 from workers.compression.material import Material
-from workers.compression.teaching import in_time, rebuilt, soft_data, trained_here
+from workers.compression.teaching import check_network, in_time, rebuilt, soft_data, trained_here
 from workers.families.base import Fitted
 
 _EPOCHS = 0.25  # times the full model's
@@ -23,10 +23,12 @@ def rounding_network(material: Material, model: Model, operators: Sequence[str],
         deadline: of the monotonic clock.
 
     Raises:
+        ValueError: it is no network trained here.
         Unreadable, ParityFailed: the network cannot be made from the graph.
         NoTime: it was not finished before `deadline`.
         Stopped: the job was asked to stop.
     """
+    check_network(material)
     origin, _ = trained_here(material)
     epochs = max(1, round(origin.training.epochs * _EPOCHS))
 

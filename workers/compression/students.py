@@ -42,10 +42,12 @@ def boosted_student(material: Material, size: str, deadline: float = float("inf"
     A made-up row is a training row some of whose cells are those of other training rows, each column by itself.
 
     Raises:
-        ValueError: the full model was imported, and it is not known how to say all that it says.
+        ValueError: its rows are no table, or it is not known how to say all that an imported model says.
         NoTime: they were not grown in half of the time until `deadline` of the monotonic clock, nor in a minute.
         Stopped: the job was asked to stop.
     """
+    if not can_boost(material):
+        raise ValueError("only of rows of numbers and categories that are told one class or one value")
     prepared, signature = material.prepared, material.prepared.signature
     rows = material.learnt()[:_MOST_ROWS]
     real = take(prepared.inputs, rows)
@@ -79,12 +81,15 @@ def network_student(material: Material, size: str, deadline: float) -> Model:
     """A network of the same family with fewer weights, taught by the full model's answers to training rows.
 
     Raises:
+        ValueError: the family has no network of this size, or it was not trained here.
         NoTime: it was not finished before `deadline` of the monotonic clock.
         Stopped: the job was asked to stop.
     """
     origin, _ = trained_here(material)
     needed = origin.seconds * SIZES[size] ** 2 * _LONGER  # what follows from widths; of depth alone it is more
-    params = family(origin.family).validate({**origin.params, **smaller(origin.family, origin.params)[size]})
+    if size not in (sizes := smaller(origin.family, origin.params)) or not can_teach(material):
+        raise ValueError(f"no {size} network of the family {origin.family} can be taught in its place")
+    params = family(origin.family).validate({**origin.params, **sizes[size]})
 
     def teach(job: Trial) -> Fitted:
         data = soft_data(material, origin.training.epochs * _LONGER)

@@ -54,6 +54,12 @@ def can_rebuild(material: Material) -> bool:
     return known and material.job is not None and can_teach(material)
 
 
+def check_network(material: Material, families: frozenset[str] = _NETWORKS) -> None:
+    """ValueError if the full model is none of these families that can be made again from its graph."""
+    if not can_rebuild(material) or trained_here(material)[0].family not in families:
+        raise ValueError(f"only of {', '.join(sorted(families))} trained here that tell one class or one value")
+
+
 def network_family(material: Material) -> Network:
     """That the full model is of."""
     origin, _ = trained_here(material)

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 
 from app.core.host import host_name
@@ -60,9 +59,11 @@ class Compressor:
         self.taken: Mapping[str, str] = {}  # digests of the variants that the version has already, by name
         self.report: dict[str, Any] | None = None  # of everything that was measured, after `run`
         inputs, y = prepared.part("validation")
-        self._decider = replace(judge, inputs=inputs, y=y, groups=None)
+        groups = prepared.closer.groups
+        groups = None if groups is None else groups[prepared.split.validation]
+        self._decider = replace(judge, inputs=inputs, y=y, groups=groups)
         if origin is not None and origin.knows_validation:
-            half = np.random.default_rng(budget.seed).permutation(len(judge.y)) % 2 == 0
+            half = judge.dealt(2, budget.seed) == 0
             self._decider, self.judge = judge.of(half), judge.of(~half)
 
     def run(self, output: Path) -> list[Variant]:
@@ -73,14 +74,23 @@ class Compressor:
             usual = usual_precision(graph, half=self._half)
             name = "optimized" if TREES in operators_of(graph) else name_of([usual]) if usual else ""
             return self._nothing(begun, name, {"method": "none"}, reason)
-        with TemporaryDirectory() as name:
-            material = Material(
-                self.model, self.prepared, self._decider, self.budget.seed, Path(name), self.origin, self.job
-            )
-            measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, self._part)
+        with self._aside() as name:
+            measuring = self._measuring(Path(name), self.job)
             if self.budget.search_s is None and not self.given:
                 return self._usual(graph, measuring, output, begun)
             return self._search(graph, measuring, output)
+
+    def _aside(self) -> TemporaryDirectory[str]:
+        """A folder for files of this run: graphs, and rows of the data set."""
+        return TemporaryDirectory(dir=None if self.job is None else self.job.folder)
+
+    def _measuring(self, folder: Path, job: JobContext | None = None) -> Measuring:
+        """By the rows that decide. InvalidData if an imported model is not understood by its mapping."""
+        material = Material(self.model, self.prepared, self._decider, self.budget.seed, folder, self.origin, job)
+        measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, self._part)
+        if self.origin is None:
+            measuring.check_readable()
+        return measuring
 
     def _usual(self, graph: onnx.ModelProto, measuring: Measuring, output: Path, begun: float) -> list[Variant]:
         """The one recipe that suits the graph."""
@@ -173,10 +183,8 @@ class Compressor:
 
     def anew(self, name: str, raw: bytes) -> Variant:
         """A variant that exists, measured on this host by the rows that decide; without a file."""
-        with TemporaryDirectory() as folder:
-            material = Material(self.model, self.prepared, self._decider, self.budget.seed, Path(folder), self.origin)
-            measuring = Measuring(Maker(material), self._decider, self.main_metric, self.budget, self._part)
-            found = measuring.measure([], raw, SURE)
+        with self._aside() as folder:
+            found = self._measuring(Path(folder)).measure([], raw, SURE)
         if found.failed is not None:
             return Variant(name, "rejected", {}, None, len(raw), reason=found.failed)
         state: Literal["accepted", "rejected"] = "rejected" if found.reason else "accepted"

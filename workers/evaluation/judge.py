@@ -36,6 +36,13 @@ class Judge:
         groups = None if self.groups is None else self.groups[some]
         return replace(self, inputs=take(self.inputs, some), y=self.y[some], groups=groups)
 
+    def dealt(self, hands: int, seed: int) -> Array:
+        """A number below `hands` for each row [N], of each as often; one for all rows of a group, if there are two."""
+        rng = np.random.default_rng(seed)
+        if self.groups is None or len(there := np.unique(self.groups)) < 2:  # noqa: PLR2004 - one is not divided
+            return rng.permutation(len(self.y)) % hands
+        return np.asarray((rng.permutation(len(there)) % hands)[np.searchsorted(there, self.groups)])
+
     def answers(self, model: bytes | str) -> Array:
         """What a serialised model, or the one at a path, says to these rows: probabilities [N, K] or values [N]."""
         session = open_session(model, self.threads, self.device)

@@ -4,13 +4,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats  # type: ignore[import-untyped]  # scipy has no type information
 
 from workers.evaluation.judge import Judge
 from workers.evaluation.metrics import LOWER_IS_BETTER, metric_drop
 from workers.learning import Array
 
-_SURE = 1.645  # standard errors: the one-sided 95 % point of the normal distribution
-_GROUPS = 20
+_SURE = 0.95
+_FOLDS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +62,12 @@ def worst_loss(
     name = max(names, key=lambda name: measured[name] - allowed[name])
     if measured[name] > allowed[name]:
         return Loss(name, measured[name], measured[name], allowed[name])
-    groups = np.random.default_rng(0).permutation(len(judge.y)) % _GROUPS
-    without = [_drops(judge, full, other, groups != group, names) for group in np.unique(groups)]
+    folds = judge.dealt(_FOLDS, 0)  # what rows of one group say is said once
+    without = [_drops(judge, full, other, folds != fold, names) for fold in np.unique(folds)]
     losses = []
     for name in names:
-        spread = _jackknife([drops[name] for drops in without if name in drops])
-        losses.append(Loss(name, measured[name], measured[name] + _SURE * spread, allowed[name]))
+        doubt = _doubt([drops[name] for drops in without if name in drops])
+        losses.append(Loss(name, measured[name], measured[name] + doubt, allowed[name]))
     return max(losses, key=lambda loss: loss.at_most - loss.allowed)
 
 
@@ -86,7 +87,10 @@ def _drops(
     return {name: metric_drop(name, before[name], after[name]) for name in before if name in after}
 
 
-def _jackknife(estimates: list[float]) -> float:
-    """The standard error of a statistic from its values without one group of rows each (Efron and Tibshirani 1993)."""
+def _doubt(estimates: list[float]) -> float:
+    """How far above a statistic the truth may be, from its values without one fold of rows each.
+
+    The jackknife's standard error (Efron and Tibshirani 1993), by Student's distribution, since folds are few.
+    """
     count = len(estimates)
-    return float(np.sqrt((count - 1) * np.var(estimates))) if count > 1 else 0.0
+    return float(np.sqrt((count - 1) * np.var(estimates)) * stats.t.ppf(_SURE, count - 1)) if count > 1 else 0.0

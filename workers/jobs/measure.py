@@ -33,7 +33,9 @@ def run(job: JobContext) -> dict[str, Any]:
     graphs = {name: path for name, path in version.graphs().items() if name != BASE_VARIANT}
     for at, (name, path) in enumerate(graphs.items()):
         job.progress(0.3 + 0.7 * at / len(graphs), f"measuring {name}")
-        budget = spec.budget or CompressBudget.model_validate(job.spec["budgets"].get(name, {}))
+        own = CompressBudget.model_validate(job.spec["budgets"].get(name, {}))
+        # Its seed says which rows decided: of others some would be reported that it was chosen by.
+        budget = own if spec.budget is None else spec.budget.model_copy(update={"seed": own.seed})
         compressor = Compressor(model, prepared, judge, main, budget, origin=version.origin, job=job)
         found.append(compressor.anew(name, onnx.load(path).SerializeToString()))
         job.log(f"variant {name}: {found[-1].state}" + (f", {found[-1].reason}" if found[-1].reason else ""))
