@@ -30,7 +30,7 @@ up: $(STAMP) ## run the platform until Ctrl-C
 # In two processes, whose threads must not spin for each other's cores; where the test itself learns, one thread each.
 test: $(STAMP) ## the whole test suite, with real servers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist worksteal tests/unit tests/architecture
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadgroup tests/acceptance tests/integration tests/contract tests/faults
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile tests/acceptance tests/integration tests/contract tests/faults
 
 test-slow: $(STAMP) ## what takes long and is left out of `make test`
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m slow tests

@@ -11,13 +11,6 @@ from tests.support.servers import PostgresServer, ValkeyServer
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` tests of a file stay together, and all over the platform that takes a minute to train."""
-    for item in items:
-        shares = isinstance(item, pytest.Function) and "trained" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("trained" if shares else item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets beside the repository; the test is skipped where it is absent."""

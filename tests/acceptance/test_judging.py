@@ -193,7 +193,7 @@ class TestImported:
 
 
 @pytest.fixture(scope="module")
-def learnt(platform: Platform) -> dict[str, Any]:
+def trained(platform: Platform) -> dict[str, Any]:
     return ended(
         platform, kind="train", model="own", dataset="cancer@1", task="classification", target="diagnosis",
         family="linear", compress={"max_metric_drop": 0.05},
@@ -224,12 +224,12 @@ class TestGroups:
 
 
 class TestTrained:
-    def test_its_own_data_judges_by_the_test_rows(self, platform: Platform, learnt: dict[str, Any]) -> None:
+    def test_its_own_data_judges_by_the_test_rows(self, platform: Platform, trained: dict[str, Any]) -> None:
         report = ended(platform, kind="evaluate", model="own", version=1, dataset="cancer@1")
         assert (report["part"], report["rows"]["judged"]) == ("test", 114)
-        assert report["metrics"]["fp32"] == pytest.approx(learnt["metrics"])
+        assert report["metrics"]["fp32"] == pytest.approx(trained["metrics"])
 
-    @pytest.mark.usefixtures("learnt")
+    @pytest.mark.usefixtures("trained")
     def test_new_data_judges_by_all_rows(self, platform: Platform) -> None:
         lines = breast_cancer_csv().decode().splitlines()
         unlabelled = lines[2].rsplit(",", 1)[0] + ","
@@ -241,7 +241,7 @@ class TestTrained:
         assert report["unknown_labels"] == {"other": 1}
         assert report["metrics"]["fp32"]["accuracy"] > 0.9
 
-    @pytest.mark.usefixtures("learnt")
+    @pytest.mark.usefixtures("trained")
     def test_it_knows_its_columns(self, platform: Platform, mapping: dict[str, Any]) -> None:
         spec = {"model": "own", "version": 1}
         answer = refused(platform, kind="evaluate", dataset="cancer@1", mapping=mapping, **spec)
@@ -254,13 +254,13 @@ class TestTrained:
 
 
 class TestReproduced:
-    def test_the_same_model_comes_out(self, platform: Platform, learnt: dict[str, Any]) -> None:
+    def test_the_same_model_comes_out(self, platform: Platform, trained: dict[str, Any]) -> None:
         """Byte for byte, and no version is made of it."""
         job = platform.call("POST", "/api/v1/models/own/versions/1/reproduce", 202)
         assert (job["kind"], job["spec"]["model"], job["spec"]["version"]) == ("reproduce", "own", 1)
         found = platform.wait(job["id"], "succeeded")["result"]
         assert (found["verdict"], found["same_split"], found["same_graph"]) == ("identical", True, True)
-        assert {name: metric["now"] for name, metric in found["metrics"].items()} == learnt["metrics"]
+        assert {name: metric["now"] for name, metric in found["metrics"].items()} == trained["metrics"]
         assert len(platform.call("GET", "/api/v1/models/own/versions")["items"]) == 1
 
     def test_an_imported_version_has_no_training(self, platform: Platform) -> None:
