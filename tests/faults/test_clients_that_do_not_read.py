@@ -79,7 +79,9 @@ async def test_a_connection_whose_answer_nobody_takes_is_closed(platform: Platfo
     assert await status(platform, infer(MODEL, ROWS)) == 200  # others are answered as before
 
 
-@pytest.mark.parametrize("request_", [FILE, infer(MODEL, ROWS)], ids=["file", "answer"])
+@pytest.mark.parametrize(
+    "request_", [pytest.param(FILE, marks=pytest.mark.slow), infer(MODEL, ROWS)], ids=["file", "answer"]
+)
 async def test_who_reads_slowly_gets_all_of_it(platform: Platform, request_: bytes) -> None:
     async with connected(platform) as (reader, writer):
         writer.write(request_)

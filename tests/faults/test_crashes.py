@@ -56,6 +56,7 @@ class TestChild:
         assert "resumed from epoch" in platform.logs(job["id"])
         assert platform.call("GET", "/api/v1/models/child-killed")["latest_version"] == 1
 
+    @pytest.mark.slow  # what a notebook knows after a kill is tested by itself
     def test_a_search_for_smaller_models_goes_on_after_the_last_one_that_was_measured(self, platform: Platform) -> None:
         platform.upload("digits", digits_zip(), "digits.zip")
         training = {"epochs": 6, "batch_size": 64, "optimizer": {"lr": 0.01}}
