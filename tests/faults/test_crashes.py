@@ -35,10 +35,6 @@ def until_kept(platform: Platform, job_id: str) -> None:
     wait_until(lambda: "a checkpoint is kept" in platform.logs(job_id), 60, "a checkpoint is kept")
 
 
-def states(platform: Platform, job_id: str) -> list[str]:
-    return [data["state"] for _, kind, data in platform.events(job_id) if kind == "state"]
-
-
 class TestChild:
     def test_a_killed_child_is_run_again_from_its_checkpoint(self, platform: Platform) -> None:
         job = platform.submit(
@@ -52,7 +48,7 @@ class TestChild:
         child.kill()
         ended = platform.wait(job["id"], "succeeded", 180)
         assert ended["attempt"] == 2
-        assert states(platform, job["id"]) == ["queued", "running", "queued", "running", "succeeded"]
+        assert platform.states(job["id"]) == ["queued", "running", "queued", "running", "succeeded"]
         assert "resumed from epoch" in platform.logs(job["id"])
         assert platform.call("GET", "/api/v1/models/child-killed")["latest_version"] == 1
 
@@ -149,7 +145,7 @@ class TestAgent:
         )
         ended = platform.wait(job["id"], "succeeded", 180)
         assert ended["attempt"] == 2
-        assert states(platform, job["id"]) == ["queued", "running", "queued", "running", "succeeded"]
+        assert platform.states(job["id"]) == ["queued", "running", "queued", "running", "succeeded"]
         assert "resumed from epoch" in platform.logs(job["id"])
         assert platform.call("GET", "/api/v1/models/agent-killed")["latest_version"] == 1
 

@@ -72,10 +72,6 @@ def endless(blob: Path) -> Iterator[threading.Event]:
         aside.replace(blob)
 
 
-def states(platform: Platform, job_id: str) -> list[str]:
-    return [data["state"] for _, kind, data in platform.events(job_id) if kind == "state"]
-
-
 def test_a_job_whose_inputs_are_being_laid_out_is_given_back_at_once(idle: Platform) -> None:
     with agent(idle) as worker, endless(table(idle)) as reading:
         job = idle.submit(**quick("given-back"))
@@ -87,7 +83,7 @@ def test_a_job_whose_inputs_are_being_laid_out_is_given_back_at_once(idle: Platf
         assert not list((idle.data_dir / "jobs").iterdir())
     with agent(idle):
         idle.wait(job["id"], "succeeded", 60)
-    assert states(idle, job["id"]) == ["queued", "running", "queued", "running", "succeeded"]
+    assert idle.states(job["id"]) == ["queued", "running", "queued", "running", "succeeded"]
     assert "attempt 1 has started" not in idle.logs(job["id"])
 
 

@@ -35,10 +35,6 @@ def platform(postgres: PostgresServer) -> Iterator[Platform]:
         yield running
 
 
-def states(platform: Platform, job_id: str) -> list[str]:
-    return [data["state"] for _, kind, data in platform.events(job_id) if kind == "state"]
-
-
 def until_training(platform: Platform, job_id: str) -> psutil.Process:
     """The job's child, once it has told of its first steps."""
     wait_until(lambda: platform.job(job_id)["progress"]["fraction"] > 0, 60, "the job trains")
@@ -89,7 +85,7 @@ def test_a_job_runs_on_while_postgresql_is_frozen(platform: Platform, postgres: 
     assert (now["state"], now["attempt"], runs(child)) == ("running", 1, True)
     platform.call("POST", f"/api/v1/jobs/{job['id']}/cancel", 202)
     platform.wait(job["id"], "cancelled", 30)
-    assert states(platform, job["id"]) == ["queued", "running", "cancelled"]
+    assert platform.states(job["id"]) == ["queued", "running", "cancelled"]
 
 
 def test_postgresql_stopped_and_started_again_loses_no_job(platform: Platform, postgres: PostgresServer) -> None:
@@ -118,6 +114,6 @@ def test_postgresql_stopped_and_started_again_loses_no_job(platform: Platform, p
     platform.call("POST", f"/api/v1/jobs/{sent[0]}/cancel", 202)
     for job in (running, waiting):
         assert platform.wait(job["id"], "succeeded", 120)["attempt"] == 1
-        assert states(platform, job["id"]) == ["queued", "running", "succeeded"]
+        assert platform.states(job["id"]) == ["queued", "running", "succeeded"]
     models = platform.call("GET", "/api/v1/models")["items"]
     assert {model["name"]: model["latest_version"] for model in models} == {"running": 1, "waiting": 1}

@@ -59,25 +59,31 @@ class Processes:
         return []
 
 
+def loader_of(platform: Platform) -> tuple[Loader, list[int], list[int]]:
+    """A loader, and the versions that it has let go of and put into service."""
+    let_go, in_service = list[int](), list[int]()
+
+    async def swap(loaded: int) -> None:
+        in_service.append(loaded)
+
+    host: Any = SimpleNamespace(discard=let_go.append, swap=swap, expect=lambda _: None, outages=dict)
+    processes: Any = Processes()
+    return Loader(platform, host, processes), let_go, in_service
+
+
 @pytest.mark.parametrize("change", ["put", "load"])
 async def test_an_alias_that_moves_while_its_version_is_loaded_is_followed(
     platform: Platform, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     first, second = await make_version(platform), await make_version(platform)
     await point(platform, first.version)
-    let_go, in_service = list[int](), list[int]()
-
-    async def swap(loaded: int) -> None:
-        in_service.append(loaded)
+    loader, let_go, in_service = loader_of(platform)
 
     async def load(_name: str, version: ModelVersion, *_: object) -> tuple[int, str]:
         if version.version == first.version:
             await point(platform, second.version)  # another gateway, which finds no endpoint that goes by it
         return version.version, "fp32"
 
-    host: Any = SimpleNamespace(discard=let_go.append, swap=swap, expect=lambda _: None, outages=dict)
-    processes: Any = Processes()
-    loader = Loader(platform, host, processes)
     monkeypatch.setattr(loader, "_load", load)
     if change == "load":
         await route(platform, first.version)
@@ -97,10 +103,7 @@ async def test_what_another_makes_of_an_endpoint_while_it_is_loaded_is_not_undon
     await point(platform, first.version)
     await route(platform, first.version)
     fixed = EndpointSpec(model="m", routes=[RouteSpec(version=second.version)]).model_dump(mode="json")
-    let_go, in_service = list[int](), list[int]()
-
-    async def swap(loaded: int) -> None:
-        in_service.append(loaded)
+    loader, let_go, in_service = loader_of(platform)
 
     async def load(_name: str, version: ModelVersion, *_: object) -> tuple[int, str]:
         if not let_go:  # another gateway, or a job that deploys what it has made
@@ -112,9 +115,6 @@ async def test_what_another_makes_of_an_endpoint_while_it_is_loaded_is_not_undon
                     await endpoints.put("e", "m", second.version, "fp32", fixed)
         return version.version, "fp32"
 
-    host: Any = SimpleNamespace(discard=let_go.append, swap=swap, expect=lambda _: None, outages=dict)
-    processes: Any = Processes()
-    loader = Loader(platform, host, processes)
     monkeypatch.setattr(loader, "_load", load)
     if change == "follow_alias":
         assert await loader.follow_alias("m", "prod", first.version) == []

@@ -248,6 +248,10 @@ class Platform:
                     frame = {}
         return found
 
+    def states(self, job_id: str) -> list[str]:
+        """The states that an ended job has been in, in order."""
+        return [data["state"] for _, kind, data in self.events(job_id) if kind == "state"]
+
     def logs(self, job_id: str) -> str:
         """The job's log as text."""
         return "\n".join(line["message"] for line in self.call("GET", f"/api/v1/jobs/{job_id}/logs")["items"])
